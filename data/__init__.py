@@ -1,0 +1,1 @@
+"""Corpus and tokens stages: web text in, clean deduplicated Megatron datasets out."""

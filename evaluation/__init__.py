@@ -1,0 +1,1 @@
+"""Evaluation and report: was the graft worth it."""

@@ -1,0 +1,1 @@
+"""What the stages share: configuration, run directory, manifests, stage graph, tracking, errors."""

@@ -1,0 +1,1 @@
+"""Model stages: scratch base, graft, Megatron continued pretraining, conversion, export."""

@@ -1,0 +1,1 @@
+"""The experiment's stage graph as chained Slurm jobs."""

@@ -1,0 +1,1 @@
+"""Vocabulary stage: train, select, merge, prove and report a SentencePiece extension."""

@@ -1,0 +1,287 @@
+"""Configuration of the base and train stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiment.config import Cosmetic, StrictModel
+
+
+class ScratchConfig(StrictModel):
+    """A tiny base model trained from random weights, where no real base model can be downloaded."""
+
+    architecture: Literal["llama", "mistral"] = "llama"
+    """Architecture of the model; the Hugging Face class of that family is written."""
+    tokenizer: str = "mistral-v1"
+    """`mistral-v1` (the genuine Mistral-7B-v0.1 SentencePiece model that ships in mistral-common) or the
+    path of a SentencePiece model."""
+    language: str = "en"
+    """Language of the corpus sources that the base is trained on."""
+    layers: int = Field(default=4, ge=1)
+    """Transformer layers."""
+    hidden_size: int = Field(default=128, ge=8)
+    """Width of the residual stream."""
+    ffn_size: int = Field(default=352, ge=8)
+    """Inner width of the gated feed-forward layer."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+    kv_heads: int = Field(default=2, ge=1)
+    """Key/value heads of grouped-query attention; divides heads."""
+    max_positions: int = Field(default=256, ge=8)
+    """Longest sequence the model is made for; written to config.json."""
+    tied_embeddings: bool = False
+    """Share one matrix between input and output embedding."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the random initial weights."""
+    train_tokens: int = Field(default=300_000, ge=1)
+    """Tokens to train on; the text is repeated when it is shorter."""
+    sequence_length: int = Field(default=256, ge=8)
+    """Tokens per training sequence."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Sequences per forward pass of one process; null = global_batch / processes."""
+    global_batch: int = Field(default=8, ge=1)
+    """Sequences per optimizer step."""
+    learning_rate: float = Field(default=3.0e-3, gt=0)
+    """Peak learning rate; decays to a tenth along a cosine."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of train_tokens in which the learning rate rises."""
+    processes: Annotated[int, Cosmetic] = Field(default=1, ge=1)
+    """Data-parallel processes."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+        if (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size / heads = {self.hidden_size // self.heads} must be even for rotary embeddings"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.sequence_length > self.max_positions:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds max_positions {self.max_positions}"
+            )
+        if self.global_batch % self.processes:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of processes {self.processes}"
+            )
+        if self.micro_batch is not None and self.global_batch % (self.micro_batch * self.processes):
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of micro_batch x processes = "
+                f"{self.micro_batch * self.processes}"
+            )
+        return self
+
+
+class BaseConfig(StrictModel):
+    """The base model: a Hugging Face directory, or one trained from scratch."""
+
+    path: str | None = None
+    """A Hugging Face model directory; `~` and `$VARIABLES` are expanded."""
+    scratch: ScratchConfig | None = None
+    """Train a tiny base model instead."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give either path (a Hugging Face directory) or scratch, not both or neither")
+        return self
+
+
+class ParallelConfig(StrictModel):
+    """How the model and the batch are divided over processes."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor parallelism: processes that share every matrix; divides heads and kv_heads."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline parallelism: stages of consecutive layers; divides layers."""
+    virtual_pipeline: int | None = Field(default=None, ge=2)
+    """Interleaved schedule: chunks of layers per pipeline stage; null = not interleaved."""
+    context: int = Field(default=1, ge=1)
+    """Context parallelism: processes that share one sequence; 2 x context divides sequence_length."""
+    data: int | None = Field(default=None, ge=1)
+    """Data parallelism: replicas. Null = whatever the processes started by Slurm or torchrun leave
+    over, and 1 where the stage starts its processes itself."""
+    sequence: bool = False
+    """Sequence parallelism: norms and dropouts divided along the sequence; needs tensor > 1."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sequence and self.tensor == 1:
+            raise ValueError("sequence parallelism needs tensor >= 2: set sequence: false or raise tensor")
+        if self.virtual_pipeline is not None and self.pipeline == 1:
+            raise ValueError(
+                "virtual_pipeline needs pipeline >= 2: set virtual_pipeline: null or raise pipeline"
+            )
+        return self
+
+    @property
+    def model_processes(self) -> int:
+        """Processes that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW."""
+
+    learning_rate: float = Field(default=1.0e-4, gt=0)
+    """Peak learning rate."""
+    minimum_learning_rate: float = Field(default=1.0e-5, ge=0)
+    """Learning rate at the end of the decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moments."""
+    epsilon: float = Field(default=1.0e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay of matrices and embeddings; norms and biases never decay."""
+    clip_grad_norm: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 = no clipping."""
+    distributed: bool = True
+    """Divide the optimizer state over the data-parallel processes."""
+    new_rows_learning_rate_multiplier: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate of embedding rows that the vocabulary extension added."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"minimum_learning_rate {self.minimum_learning_rate} exceeds learning_rate "
+                f"{self.learning_rate}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        return self
+
+
+class ScheduleConfig(StrictModel):
+    """Learning rate over training tokens."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up; `wsd` holds the peak and decays linearly over the last decay_tokens."""
+    warmup_tokens: int = Field(default=0, ge=0)
+    """Tokens over which the learning rate rises linearly from zero."""
+    decay_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the final decay, `wsd` only; null = a tenth of the training."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.decay_tokens is not None and self.kind != "wsd":
+            raise ValueError(f"decay_tokens belongs to kind: wsd, not to kind: {self.kind}")
+        return self
+
+
+class PhaseConfig(StrictModel):
+    """One phase of staged training: what trains, until when, at which learning rate."""
+
+    name: str = ""
+    """Shown in logs; default is phase-<number>."""
+    trains: list[Literal["new_input_rows", "new_output_rows", "embeddings", "all"] | str] = ["all"]
+    """`new_input_rows`, `new_output_rows` (rows the extension added), `embeddings` (both matrices whole),
+    `layers:0,1,-2,-1` (transformer layers, negative from the end), `final_norm`, `all`."""
+    until_tokens: int | None = Field(default=None, ge=1)
+    """Tokens, counted from the start of training, at which the phase ends; null = the end of training."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the phase; null = the optimizer's."""
+    minimum_learning_rate: float | None = Field(default=None, ge=0)
+    """Final learning rate of the phase; null = the optimizer's."""
+    schedule: ScheduleConfig | None = None
+    """Schedule of the phase, over its own tokens; null = the one of the training."""
+
+
+class AnomalyConfig(StrictModel):
+    """What to do when the loss is not finite or jumps."""
+
+    action: Literal["skip", "rollback", "stop"] = "skip"
+    """`skip` leaves the weights unchanged for that batch; `rollback` goes back to the last checkpoint
+    and skips the data from there to the anomaly; `stop` ends the training with an error."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """A loss above this multiple of the median of recent losses is an anomaly; null = only NaN and Inf."""
+    window_steps: int = Field(default=32, ge=4)
+    """Recent losses the median is taken over."""
+    maximum_anomalies: int = Field(default=10, ge=1)
+    """Training ends with an error after this many anomalies."""
+
+
+class TrainConfig(StrictModel):
+    """Continued pretraining. Its length is the mixture's total_tokens."""
+
+    parallel: Annotated[ParallelConfig, Cosmetic] = ParallelConfig()
+    """Division over processes. A run may be continued with another one."""
+    sequence_length: int = Field(default=4096, ge=8)
+    """Tokens per training sequence."""
+    micro_batch: Annotated[int, Cosmetic] = Field(default=1, ge=1)
+    """Sequences per forward pass of one process."""
+    global_batch: int = Field(default=1024, ge=1)
+    """Sequences per optimizer step."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Arithmetic of forward and backward; gradients and optimizer are fp32. fp8 needs transformer-engine."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over tokens."""
+    phases: list[PhaseConfig] = []
+    """Staged training; empty = everything trains from the start."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Coefficient of the mean squared log partition function (PaLM used 1e-4)."""
+    reset_position_ids: bool = False
+    """Positions start at 0 again after every document boundary of a packed sequence."""
+    reset_attention_mask: bool = False
+    """Tokens attend only to their own document of a packed sequence."""
+    mask_end_of_document: bool = False
+    """Do not train on predicting what follows the end-of-document token."""
+    recompute: Annotated[Literal["none", "selective", "full"], Cosmetic] = "none"
+    """Recompute activations in the backward pass: `selective` only core attention, `full` whole layers."""
+    save_interval_steps: Annotated[int, Cosmetic] = Field(default=500, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: Annotated[int, Cosmetic] = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    milestone_interval_steps: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    """Checkpoints at multiples of this are kept for ever; a multiple of save_interval_steps."""
+    log_interval_steps: Annotated[int, Cosmetic] = Field(default=10, ge=1)
+    """Steps between log lines."""
+    validation_interval_steps: Annotated[int | None, Cosmetic] = Field(default=500, ge=1)
+    """Steps between validations on the held-out documents; also at the end; null = never."""
+    validation_tokens_per_language: Annotated[int, Cosmetic] = Field(default=200_000, ge=1)
+    """Held-out tokens evaluated per language, at most."""
+    anomalies: AnomalyConfig = AnomalyConfig()
+    """NaN, Inf and loss spikes."""
+    watchdog_seconds: Annotated[float | None, Cosmetic] = Field(default=1800.0, gt=0)
+    """A step that takes longer is a hang: stacks of all processes are written and the run ends."""
+    threads: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    """CPU threads per process; null = cores / processes on a CPU."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        replicas = self.micro_batch * (self.parallel.data or 1)
+        if self.global_batch % replicas:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of micro_batch x parallel.data = "
+                f"{replicas}"
+            )
+        if self.sequence_length % (2 * self.parallel.context) and self.parallel.context > 1:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} must be a multiple of 2 x parallel.context = "
+                f"{2 * self.parallel.context}"
+            )
+        if self.parallel.sequence and (self.sequence_length // self.parallel.context) % self.parallel.tensor:
+            raise ValueError(
+                f"sequence_length / parallel.context = {self.sequence_length // self.parallel.context} must "
+                f"be a multiple of parallel.tensor = {self.parallel.tensor} for sequence parallelism"
+            )
+        if self.milestone_interval_steps is not None and (
+            self.milestone_interval_steps % self.save_interval_steps
+        ):
+            raise ValueError(
+                f"milestone_interval_steps {self.milestone_interval_steps} must be a multiple of "
+                f"save_interval_steps {self.save_interval_steps}"
+            )
+        ends = [phase.until_tokens for phase in self.phases]
+        if any(end is None for end in ends[:-1]):
+            raise ValueError("phases: every phase but the last needs until_tokens")
+        known = [end for end in ends if end is not None]
+        if known != sorted(set(known)):
+            raise ValueError(f"phases: until_tokens must grow from phase to phase, got {known}")
+        return self

@@ -1,0 +1,273 @@
+"""Configuration of the corpus and tokens stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiment.config import Cosmetic, StrictModel
+
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
+"""ISO 639 code (``ja``, ``zh``, ``fil``), optionally with a script or region (``zh-Hant``)."""
+
+SourceFormat = Literal["html", "jsonl", "text", "warc", "wet", "parquet"]
+SourceKind = Literal["text", "parallel", "instruction"]
+OnError = Literal["skip", "fail"]
+
+
+class ReaderConfig(StrictModel):
+    """How the records of a source are read; unused options of other formats are ignored."""
+
+    text_key: str = "text"
+    """JSONL, Parquet: field that holds the text; a dotted path goes into nested objects."""
+    id_key: str = "id"
+    """JSONL, Parquet: field that holds the identifier; records without it are numbered."""
+    url_key: str = "url"
+    """JSONL, Parquet: field that holds the address."""
+    messages_key: str = "messages"
+    """Instruction sources: field that holds the list of ``{"role", "content"}``."""
+    documents: Literal["file", "line", "paragraph"] = "file"
+    """Plain text: one document per file, per line, or per block between blank lines."""
+    encoding: str | None = None
+    """HTML, WARC, plain text: character encoding; null detects it per document."""
+    maximum_document_bytes: int = Field(default=50_000_000, gt=0)
+    """Longer records are counted as bad input (``oversized``) and never held in memory twice."""
+
+
+class ExtractionConfig(StrictModel):
+    """Main-content extraction of HTML and WARC sources (trafilatura)."""
+
+    precision: bool = True
+    """Prefer less text but correct; false keeps short pages and lists (favour recall)."""
+    fallback: bool = False
+    """Compare with readability and jusText: about 3x slower, better on unusual pages."""
+    tables: bool = False
+    """Keep the text of tables."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """A page that takes longer is dropped (``extraction_timeout``)."""
+
+
+class ParallelConfig(StrictModel):
+    """Rendering of translation pairs into training text, in both directions."""
+
+    source_key: str = "source"
+    """Field of the text in the source's `language`."""
+    target_key: str = "target"
+    """Field of the text in `target_language`."""
+    target_language: Language
+    """Language of the other side."""
+    template: str = "{source}\n{target}"
+    """Rendering; `{source}`, `{target}`, `{source_language}`, `{target_language}` are filled in."""
+    both_directions: bool = True
+    """Render each pair a second time with the sides exchanged."""
+
+    @model_validator(mode="after")
+    def _template_has_both_sides(self) -> Self:
+        if "{source}" not in self.template or "{target}" not in self.template:
+            raise ValueError("a template that contains {source} and {target}")
+        return self
+
+
+class SourceConfig(StrictModel):
+    """One source of text."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the source: a folder name, unique within the corpus."""
+    language: Language
+    """Language the documents should be in."""
+    format: SourceFormat
+    """How the files are read. `.gz`, `.zst`, `.bz2` and `.xz` are unpacked by their ending."""
+    path: str | list[str]
+    """File, folder, glob (`**` allowed), fsspec URL, or `debian:<package>/<glob inside the package>`."""
+    kind: SourceKind = "text"
+    """`parallel`: translation pairs; `instruction`: conversations under `reader.messages_key`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Relative share of the token mixture, used when `tokens.mixture.weights` is absent."""
+    profile: str | None = None
+    """Quality profile; null takes the one named like the language."""
+    filter: bool = True
+    """False keeps every document as it is: no language identification, no quality profile."""
+    maximum_documents: int | None = Field(default=None, gt=0)
+    """Read at most this many documents, chosen by a hash of their names, not by position."""
+    reader: ReaderConfig = ReaderConfig()
+    """Reader options."""
+    extraction: ExtractionConfig = ExtractionConfig()
+    """Extraction options (HTML, WARC)."""
+    parallel: ParallelConfig | None = None
+    """Rendering, required for `kind: parallel`."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The path or paths, as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if not self.paths or not all(self.paths):
+            raise ValueError("at least one non-empty path")
+        if (self.kind == "parallel") != (self.parallel is not None):
+            raise ValueError("a `parallel:` section exactly when `kind: parallel`")
+        if self.kind != "text" and self.format not in ("jsonl", "parquet"):
+            raise ValueError(f"`format: jsonl` or `parquet` for `kind: {self.kind}`")
+        return self
+
+
+class LanguageIdentificationConfig(StrictModel):
+    """Language identification; runs before the quality profile."""
+
+    enabled: bool = True
+    """False trusts each source's `language`."""
+    minimum_score: float | None = Field(default=None, ge=0, le=1)
+    """One threshold for all languages; null takes each profile's own."""
+    model: str | None = None
+    """Local fastText model (GlotLID, lid.176); null uses the packaged CLD2 model, no download."""
+
+
+class MinhashSettings(StrictModel):
+    """MinHash deduplication within a language across its sources (datatrove's four stages)."""
+
+    enabled: bool = True
+    """False keeps near-duplicates."""
+    ngram_words: int = Field(default=5, ge=1)
+    """Words per shingle (FineWeb: 5)."""
+    buckets: int = Field(default=14, ge=1)
+    """LSH buckets (FineWeb: 14)."""
+    hashes_per_bucket: int = Field(default=8, ge=1)
+    """Hashes per bucket (FineWeb: 8); two documents of similarity s meet with 1-(1-s^8)^14."""
+
+
+class BoilerplateConfig(StrictModel):
+    """Removal of lines repeated across the documents of one host."""
+
+    enabled: bool = False
+    """True removes such lines (menus, disclaimers, footers)."""
+    minimum_documents: int = Field(default=10, ge=2)
+    """A line is boilerplate when it occurs in at least this many documents of the host ..."""
+    minimum_share: float = Field(default=0.2, gt=0, le=1)
+    """... and in at least this share of them."""
+
+
+class DeduplicationConfig(StrictModel):
+    """Deduplication."""
+
+    exact: bool = True
+    """Drop documents whose normalised text was seen before, in any source of the language."""
+    url: bool = True
+    """Drop documents whose address was seen before, in any source of the language."""
+    minhash: MinhashSettings = MinhashSettings()
+    """Near-duplicates."""
+    boilerplate: BoilerplateConfig = BoilerplateConfig()
+    """Repeated lines of a host."""
+
+
+class DecontaminationConfig(StrictModel):
+    """Removal of documents that contain evaluation data."""
+
+    paths: list[str] = []
+    """Evaluation sets: JSON(L), TSV or text, may be compressed; every string field counts."""
+    ngram_characters: int = Field(default=50, ge=8)
+    """Length of a match, in letters and digits, for scripts without spaces counted x 0.5."""
+    action: Literal["drop", "report"] = "drop"
+    """`report` keeps the documents and only lists the hits."""
+
+
+class PiiConfig(StrictModel):
+    """Masking of personal data, counted per kind."""
+
+    enabled: bool = True
+    """False leaves the text as it is."""
+    kinds: list[Literal["email", "ip", "phone", "national_id"]] = ["email", "ip", "phone", "national_id"]
+    """What is masked; phone numbers and national ids in the formats of the language's region."""
+
+
+class HeldoutConfig(StrictModel):
+    """Held-out split by document hash: the same documents whatever the tokenizer."""
+
+    fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Share of documents held out."""
+    maximum_documents: int | None = Field(default=2000, gt=0)
+    """At most this many documents a source are held out, those of the smallest hash."""
+    salt: str = "heldout"
+    """Changes which documents are held out."""
+
+
+class CorpusConfig(StrictModel):
+    """The corpus stage: sources, filters, deduplication, held-out split."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """Where text comes from."""
+    language_identification: LanguageIdentificationConfig = LanguageIdentificationConfig()
+    """Language identification."""
+    profiles: str | list[str] = "configs/filters"
+    """Folder or folders of quality profiles (`<name>.yaml`); the first that has the name wins."""
+    blocked_urls: bool = False
+    """Drop addresses on datatrove's 4.56M-domain blocklist (862 MB of memory per worker)."""
+    deduplication: DeduplicationConfig = DeduplicationConfig()
+    """Exact and near-duplicate removal."""
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    """Evaluation sets to keep out."""
+    pii: PiiConfig = PiiConfig()
+    """Masking of personal data."""
+    heldout: HeldoutConfig = HeldoutConfig()
+    """Held-out split."""
+    on_error: OnError = "skip"
+    """Unreadable input: `skip` counts, samples and goes on; `fail` stops with file, line and reason."""
+    shard_input_bytes: int = Field(default=64_000_000, gt=0)
+    """Input files are grouped into shards of about this size: the unit of work and of resumption."""
+    shard_input_files: int = Field(default=500, gt=0)
+    """At most this many files in one shard."""
+    dropped_samples: int = Field(default=20, ge=0)
+    """Dropped documents kept as samples, per source and rule."""
+    allow_empty: bool = False
+    """False: a source with no document left after filtering is an error."""
+
+    @property
+    def profile_folders(self) -> list[str]:
+        """The profile folder or folders, as a list."""
+        return [self.profiles] if isinstance(self.profiles, str) else list(self.profiles)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"source names that are unique; written twice: {', '.join(twice)}")
+        return self
+
+
+class MixtureConfig(StrictModel):
+    """The training mixture, in tokens of the final tokenizer."""
+
+    total_tokens: int = Field(gt=0)
+    """Length of the training run in tokens."""
+    weights: dict[str, float] | Literal["temperature", "unimax"] | None = None
+    """Weights by language or source name; `temperature`; `unimax`; null takes the sources' `weight`."""
+    temperature: float = Field(default=3.33, gt=0)
+    """`temperature`: share of a language is proportional to tokens^(1/temperature)."""
+    max_epochs: float | dict[str, float] = 4.0
+    """Most repetitions of a source; a mapping by source or language (others: 4)."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if isinstance(self.weights, dict):
+            if not self.weights:
+                raise ValueError("at least one weight, or null")
+            for name, weight in self.weights.items():
+                if not weight > 0:
+                    raise ValueError(f"weights above 0; leave '{name}' out instead of {weight}")
+        limits = self.max_epochs.values() if isinstance(self.max_epochs, dict) else [self.max_epochs]
+        if any(not limit > 0 for limit in limits):
+            raise ValueError("max_epochs above 0")
+        return self
+
+
+class TokensConfig(StrictModel):
+    """The tokens stage: encoding into Megatron datasets and the mixture."""
+
+    mixture: MixtureConfig
+    """Shares and length of training."""
+    add_bos: bool = True
+    """Begin every document with the tokenizer's BOS, where it has one."""
+    batch_documents: Annotated[int, Cosmetic] = Field(default=256, gt=0)
+    """Documents encoded at a time."""

@@ -1,0 +1,407 @@
+"""Typed configuration: YAML with ``extends`` and ``--set``, errors that name the line.
+
+Each stage owns a ``config.py`` with pydantic models derived from :class:`StrictModel`; this
+module loads any of them. A document may say ``extends: other.yaml`` (relative to itself; a list
+applies in order): mappings merge key by key, everything else replaces. ``--set a.b=c`` overrides
+by dotted path; list items are named by position or by their ``name``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from experiment.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """Base of all configuration: unknown keys are errors, values are checked and immutable."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class _Cosmetic:
+    """Marker for :data:`Cosmetic`."""
+
+
+Cosmetic = _Cosmetic()
+"""``Annotated[int, Cosmetic]``: a field that cannot change what the stage produces (log interval,
+number of workers), so a new value does not redo the stage."""
+
+Model = TypeVar("Model", bound=BaseModel)
+Location = tuple[str | int, ...]
+
+
+def fingerprint(section: BaseModel | None) -> str:
+    """sha256 over the fields of a section that can change its output."""
+    return hashlib.sha256(
+        json.dumps(_essential(section), sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
+
+
+def _essential(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {
+            name: _essential(getattr(value, name))
+            for name, field in type(value).model_fields.items()
+            if not any(isinstance(item, _Cosmetic) for item in field.metadata)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _essential(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_essential(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(item) for item in value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a value of the merged configuration was written."""
+
+    file: str
+    line: int | None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass
+class RawConfig:
+    """A merged configuration before validation.
+
+    Attributes:
+        values: the plain mapping.
+        marks: file and line of every key, by location.
+    """
+
+    values: dict[str, Any]
+    marks: dict[Location, Mark]
+
+    def mark(self, location: Location) -> Mark | None:
+        """The mark of a location, or of the nearest enclosing one that has one."""
+        for end in range(len(location), -1, -1):
+            if (found := self.marks.get(location[:end])) is not None:
+                return found
+        return None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice (PyYAML would silently keep the last)."""
+
+
+def read_yaml(path: Path) -> RawConfig:
+    """Read one YAML file with the line of every key, ``extends`` not followed.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8, is not YAML or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            "no such configuration file", where=path, fix=_similar_files(path)
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot read the configuration", where=path, got=error) from error
+    try:
+        node = yaml.compose(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError("not valid YAML", where=path, got=" ".join(str(error).split())) from error
+    if node is None:
+        return RawConfig({}, {(): Mark(str(path), None)})
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError("a configuration is a mapping of keys", where=path, got=node.tag)
+    marks: dict[Location, Mark] = {(): Mark(str(path), None)}
+    values = _construct(node, (), str(path), marks)
+    return RawConfig(values, marks)
+
+
+def _construct(node: yaml.Node, location: Location, file: str, marks: dict[Location, Mark]) -> Any:
+    marks.setdefault(location, Mark(file, node.start_mark.line + 1))
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            # Keys are taken as written: language codes such as `no` must not become booleans.
+            key = str(key_node.value)
+            mark = Mark(file, key_node.start_mark.line + 1)
+            if key in mapping:
+                raise ConfigError(
+                    f"key '{key}' is written twice",
+                    where=mark,
+                    got=f"first at {marks[(*location, key)]}",
+                    fix="keep one",
+                )
+            marks[(*location, key)] = mark
+            mapping[key] = _construct(value_node, (*location, key), file, marks)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(item, (*location, position), file, marks)
+            for position, item in enumerate(node.value)
+        ]
+    return _UniqueKeyLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+
+
+def load_raw(path: Path, overrides: Sequence[str] = ()) -> RawConfig:
+    """Read a configuration, follow ``extends``, apply ``--set`` overrides.
+
+    Raises:
+        ConfigError: unreadable file, circular ``extends``, malformed override.
+    """
+    raw = _load_extended(path, ())
+    for override in overrides:
+        _apply_override(raw, override)
+    return raw
+
+
+def _load_extended(path: Path, seen: tuple[Path, ...]) -> RawConfig:
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " -> ".join(str(item) for item in (*seen, resolved))
+        raise ConfigError("circular extends", where=path, got=chain)
+    raw = read_yaml(path)
+    parents = raw.values.pop("extends", None)
+    if parents is None:
+        return raw
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(item, str) for item in parents):
+        raise ConfigError(
+            "extends names one file or a list of files",
+            where=raw.mark(("extends",)),
+            got=repr(parents),
+        )
+    merged = RawConfig({}, {})
+    for parent in parents:
+        parent_path = path.parent / parent
+        if not parent_path.is_file():
+            raise ConfigError(
+                "extends names a file that does not exist",
+                where=raw.mark(("extends",)),
+                got=parent_path,
+                expected="a path relative to the file that says extends",
+                fix=_similar_files(parent_path),
+            )
+        _merge(merged, _load_extended(parent_path, (*seen, resolved)))
+    _merge(merged, raw)
+    return merged
+
+
+def _merge(onto: RawConfig, new: RawConfig) -> None:
+    onto.values = _merged(onto.values, new.values, (), onto.marks)
+    onto.marks.update(new.marks)
+
+
+def _merged(old: Any, new: Any, location: Location, marks: dict[Location, Mark]) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        result = dict(old)
+        for key, value in new.items():
+            result[key] = _merged(old.get(key), value, (*location, key), marks)
+        return result
+    # A replaced value takes the marks below it along.
+    for stale in [item for item in marks if item[: len(location)] == location and item != location]:
+        del marks[stale]
+    return new
+
+
+def _apply_override(raw: RawConfig, override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(
+            "malformed --set", got=override, expected="dotted.path=value, e.g. train.optimizer.lr=1e-4"
+        )
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError("the value of --set is not YAML", got=override) from error
+    location: Location = ()
+    container: Any = raw.values
+    keys = name.strip().split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        step: str | int = key
+        if isinstance(container, list):
+            step = _list_position(container, key, override)
+        elif not isinstance(container, dict):
+            raise ConfigError(
+                "--set goes below a value that has no keys",
+                where=".".join(keys[:depth]),
+                got=repr(container),
+            )
+        location = (*location, step)
+        if last:
+            container[step] = value
+        else:
+            if isinstance(container, dict) and container.get(key) is None:
+                container[key] = {}
+            container = container[step]
+    for stale in [item for item in raw.marks if item[: len(location)] == location]:
+        del raw.marks[stale]
+    raw.marks[location] = Mark(f"--set {override}", None)
+
+
+def _list_position(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    valid = [str(name) if name else str(position) for position, name in enumerate(names)]
+    raise ConfigError(
+        "--set names no item of the list", got=override, expected=f"one of {', '.join(valid)}"
+    )
+
+
+def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Read, merge, override and validate a configuration.
+
+    Raises:
+        ConfigError: with one block per mistake: dotted path, value, expectation, file and line.
+    """
+    return validate(model, load_raw(path, overrides))
+
+
+def validate(model: type[Model], raw: RawConfig) -> Model:
+    """Check a merged configuration against its model.
+
+    Raises:
+        ConfigError: all mistakes at once.
+    """
+    try:
+        return model.model_validate(raw.values)
+    except ValidationError as error:
+        blocks = [_explain(model, raw, item) for item in error.errors()]
+        first, *rest = list(dict.fromkeys(blocks))
+        raise ConfigError("\n".join([first, *rest])) from error
+
+
+def _explain(model: type[BaseModel], raw: RawConfig, error: Mapping[str, Any]) -> str:
+    location = _strip_union_tags(raw.values, error["loc"])
+    dotted = ".".join(str(item) for item in location) or "(top level)"
+    lines: list[str] = []
+    if error["type"] == "extra_forbidden":
+        valid = sorted(_valid_keys(model, location[:-1]))
+        key = str(location[-1])
+        lines.append(f"unknown key '{dotted}'")
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        if near:
+            lines.append(f"  fix:      did you mean '{near[0]}'?")
+        if valid:
+            lines.append(f"  expected: one of {', '.join(valid)}")
+    elif error["type"] == "missing":
+        lines.append(f"'{dotted}' is required")
+        if (description := _description(model, location)) is not None:
+            lines.append(f"  expected: {description}")
+    else:
+        message = error["msg"].removeprefix("Value error, ")
+        lines.append(f"wrong value for '{dotted}'")
+        shown = repr(error["input"])
+        if not isinstance(error["input"], (dict, list)) or len(shown) < 80:
+            lines.append(f"  got:      {shown}")
+        lines.append(f"  expected: {message}")
+    if (mark := raw.mark(location)) is not None:
+        lines.insert(1, f"  where:    {mark}")
+    return "\n".join(lines)
+
+
+def _strip_union_tags(values: Any, location: Location) -> Location:
+    """Drop the parts pydantic adds for union members, which no user wrote."""
+    kept: list[str | int] = []
+    current = values
+    for position, step in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(current, dict) and step in current:
+            current = current[step]
+        elif isinstance(current, list) and isinstance(step, int) and step < len(current):
+            current = current[step]
+        elif not last or not isinstance(current, dict):
+            continue
+        kept.append(step)
+    return tuple(kept)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Classes in an annotation, unions, optionals and Annotated opened."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(typing.get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            yield from _members(argument)
+    else:
+        yield annotation
+
+
+def _annotations_at(model: Any, location: Location) -> list[Any]:
+    current: list[Any] = [model]
+    for step in location:
+        following: list[Any] = []
+        for annotation in current:
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                if (field := annotation.model_fields.get(str(step))) is not None:
+                    following.extend(_members(field.annotation))
+            elif typing.get_origin(annotation) in (list, dict, tuple, Mapping):
+                arguments = typing.get_args(annotation)
+                if arguments:
+                    following.extend(_members(arguments[-1]))
+        current = following
+    return current
+
+
+def _valid_keys(model: type[BaseModel], location: Location) -> set[str]:
+    return {
+        name
+        for annotation in _annotations_at(model, location)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        for name in annotation.model_fields
+    }
+
+
+def _description(model: type[BaseModel], location: Location) -> str | None:
+    for annotation in _annotations_at(model, location[:-1]):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(str(location[-1]))
+            if field is not None and field.description:
+                return " ".join(field.description.split())
+    return None
+
+
+def _similar_files(path: Path) -> str | None:
+    parent = path.parent if path.parent.is_dir() else None
+    if parent is None:
+        return f"the folder {path.parent} does not exist either"
+    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
+    return f"did you mean {parent / near[0]}?" if near else None
+
+
+def dump_yaml(model: BaseModel) -> str:
+    """A validated configuration as YAML that loads to the same values."""
+    return yaml.safe_dump(
+        model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
+
+
+def expand_path(text: str) -> Path:
+    """A path from a configuration: ``~`` and ``$VARIABLES`` expanded, else relative to the working directory.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise ConfigError("a path uses a variable that is not set", got=text)
+    return Path(expanded)

@@ -1,0 +1,470 @@
+"""The stage graph of an experiment: what is complete, what has to run, running it.
+
+A stage directory is complete when it holds a manifest and every file the manifest names. While a
+stage runs it writes to ``<stage>.partial``; at the end the manifest is written and the directory is
+renamed, so a reader sees a whole stage or none. A resumable stage finds its partial directory again
+when nothing that decides its output has changed; otherwise the partial work of training is set
+aside, never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from experiment.config import fingerprint
+from experiment.digest import ExternalDigests, sha256_json
+from experiment.errors import CheckpointError, ConfigError, TsugikiError
+from experiment.manifest import Manifest, describe_outputs, git_revision, versions
+from experiment.stage import StageContext, StageFunction, StageResult
+from experiment.tracking import MlflowTracker, NullTracker, RunStatus, TrackingConfig, open_run
+
+Action = Literal["skip", "run", "resume"]
+KEY_NAME = ".key.json"
+_SECONDARY_RANK_WAIT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A node of the graph.
+
+    Attributes:
+        name: name of the stage and of its directory.
+        config: its section of the configuration.
+        inputs: names of the stages whose directories it reads.
+        function: ``package.module:function`` of its ``run``, imported only when it runs.
+        external: directories outside the run that stand in for inputs, by input name.
+        sources: gives the files outside the run directory whose content decides the output.
+        keep_partial: partial work is found again after an interruption.
+        precious: superseded results are set aside instead of deleted.
+        version: raised when the same configuration gives another output than before.
+    """
+
+    name: str
+    config: BaseModel | None
+    inputs: tuple[str, ...]
+    function: str
+    external: Mapping[str, Path] = field(default_factory=dict)
+    sources: Callable[[], Sequence[Path]] | None = None
+    keep_partial: bool = False
+    precious: bool = False
+    version: int = 1
+
+    def load(self) -> StageFunction:
+        """Import the stage's function."""
+        module, _, name = self.function.partition(":")
+        loaded: StageFunction = getattr(importlib.import_module(module), name)
+        return loaded
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What will happen to a stage and why."""
+
+    stage: str
+    action: Action
+    reason: str
+
+
+class Graph:
+    """The stages of one experiment and their run directory.
+
+    Args:
+        stages: in an order in which every stage follows its inputs.
+        run_dir: the experiment's directory.
+        seed: seed of the experiment, part of every key.
+        context: what stages get besides configuration and inputs.
+        tracking: where to track, None to leave tracking off.
+        announce: receives lines for the console.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        run_dir: Path,
+        context: StageContext,
+        tracking: TrackingConfig | None = None,
+        announce: Callable[[str], None] = print,
+    ) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+        self.run_dir = run_dir
+        self._context = context
+        self._tracking = tracking
+        self._announce = announce
+        self._external = ExternalDigests(run_dir.parent / ".input-digests.json")
+
+    # --- what is there -------------------------------------------------------------------------
+
+    def directory(self, name: str) -> Path:
+        """Directory of a stage's finished output."""
+        stage_dir = self.run_dir / name
+        return stage_dir
+
+    def partial(self, name: str) -> Path:
+        """Directory of a stage's unfinished output."""
+        return self.run_dir / f"{name}.partial"
+
+    def input_paths(self, stage: Stage) -> dict[str, Path]:
+        """Directories the stage reads, by input name."""
+        return {name: stage.external.get(name, self.directory(name)) for name in stage.inputs}
+
+    def complete(self, name: str) -> Manifest | None:
+        """The manifest of a stage when its directory is whole, whatever made it."""
+        manifest = Manifest.load(self.directory(name))
+        return None if manifest is None or manifest.damage(self.directory(name)) else manifest
+
+    def key_parts(self, stage: Stage) -> dict[str, str]:
+        """The hashes that decide a stage's output.
+
+        Raises:
+            CheckpointError: an input stage is not complete.
+            ConfigError: an external input does not exist.
+        """
+        parts = {
+            "configuration": fingerprint(stage.config),
+            "seed": str(self._context.seed),
+            "stage version": str(stage.version),
+        }
+        for name, path in self.input_paths(stage).items():
+            if name in stage.external:
+                if not path.exists():
+                    raise ConfigError(
+                        f"the {name} given does not exist",
+                        where=f"{name}.path",
+                        got=path,
+                        expected="a Hugging Face model directory",
+                    )
+                parts[f"input {name}"] = self._external.digest([path])
+            else:
+                manifest = self.complete(name)
+                if manifest is None:
+                    raise CheckpointError(
+                        f"stage '{stage.name}' needs the output of stage '{name}', which is not complete",
+                        where=path,
+                        fix=f"run `tsugiki run CONFIG --until {stage.name}`",
+                    )
+                parts[f"input {name}"] = manifest.digest
+        if stage.sources is not None:
+            parts["source files"] = self._external.digest(stage.sources())
+        return parts
+
+    # --- what will happen ----------------------------------------------------------------------
+
+    def select(self, start: str | None, until: str | None) -> list[Stage]:
+        """Stages from ``start`` until ``until``, both included.
+
+        Raises:
+            ConfigError: a name is not a stage of this experiment, or the range is empty.
+        """
+        names = list(self.stages)
+        for flag, name in (("--from", start), ("--until", until)):
+            if name is not None and name not in names:
+                raise ConfigError(f"{flag} names no stage", got=name, expected=f"one of {', '.join(names)}")
+        first = names.index(start) if start else 0
+        last = names.index(until) if until else len(names) - 1
+        if first > last:
+            raise ConfigError("--from comes after --until", got=f"--from {start} --until {until}")
+        return [self.stages[name] for name in names[first : last + 1]]
+
+    def decide(self, stage: Stage, *, force: bool = False) -> Decision:
+        """Whether a stage has to run, its inputs being complete."""
+        parts = self.key_parts(stage)
+        key = sha256_json(parts)
+        directory = self.directory(stage.name)
+        manifest = Manifest.load(directory)
+        if manifest is not None and not force:
+            damage = manifest.damage(directory)
+            if damage is None and manifest.key == key:
+                return Decision(stage.name, "skip", "complete and unchanged")
+            reason = damage or _difference(manifest.key_parts, parts)
+        elif manifest is not None:
+            reason = "forced"
+        else:
+            reason = "not done yet"
+        if not force and stage.keep_partial and _partial_key(self.partial(stage.name)) == key:
+            return Decision(stage.name, "resume", "interrupted earlier, continues")
+        return Decision(stage.name, "run", reason)
+
+    def preview(self, stages: Sequence[Stage], *, force: bool = False) -> list[Decision]:
+        """What ``run`` would do, without doing it."""
+        decisions: list[Decision] = []
+        changing: set[str] = set()
+        for stage in stages:
+            upstream = [name for name in stage.inputs if name in changing]
+            if upstream:
+                done = self.complete(stage.name) is not None
+                reason = f"after {', '.join(upstream)}" + (", unless their output stays the same" if done else "")
+                decisions.append(Decision(stage.name, "run", reason))
+                changing.add(stage.name)
+                continue
+            try:
+                decision = self.decide(stage, force=force)
+            except CheckpointError as error:
+                decision = Decision(stage.name, "run", f"cannot start: {error.what}")
+            if decision.action != "skip":
+                changing.add(stage.name)
+            decisions.append(decision)
+        return decisions
+
+    # --- doing it ------------------------------------------------------------------------------
+
+    def run(self, stages: Sequence[Stage], config: BaseModel, *, force: bool = False) -> None:
+        """Run what has to run, in order.
+
+        Raises:
+            TsugikiError: a stage failed; earlier stages stay complete.
+        """
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if _rank() > 0:
+            for stage in stages:
+                self._join(stage)
+            return
+        with _lock(self.run_dir / ".lock"):
+            parent: MlflowTracker | None = None
+            status: RunStatus = "FAILED"
+            try:
+                for position, stage in enumerate(stages, start=1):
+                    decision = self.decide(stage, force=force)
+                    label = f"[{position}/{len(stages)}] {stage.name}"
+                    if decision.action == "skip":
+                        self._announce(f"{label}: skipped, {decision.reason}")
+                        continue
+                    self._announce(f"{label}: {decision.reason}")
+                    parent = parent or self._open_parent(config)
+                    self._execute(stage, decision, parent)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                if parent is not None:
+                    parent.terminate(status)
+
+    def _open_parent(self, config: BaseModel) -> MlflowTracker | None:
+        if self._tracking is None:
+            return None
+        known = self._tracking_ids()
+        tracker = open_run(self._tracking, self.run_dir, self._context.experiment_name, run_id=known.get("experiment"))
+        if tracker is not None and tracker.info is not None:
+            self._remember_run("experiment", tracker.info.run_id)
+            tracker.log_params(_flatten(config.model_dump(mode="json"), depth=2))
+            if (self.run_dir / "config.yaml").is_file():
+                tracker.log_artifact(self.run_dir / "config.yaml")
+        return tracker
+
+    def _execute(self, stage: Stage, decision: Decision, parent: MlflowTracker | None) -> None:
+        parts = self.key_parts(stage)
+        partial = self.partial(stage.name)
+        self._prepare_partial(stage, decision, parts)
+        tracker = self._open_child(stage, decision, parent)
+        context = StageContext(
+            seed=self._context.seed,
+            workers=self._context.workers,
+            tracker=tracker or NullTracker(),
+            experiment_name=self._context.experiment_name,
+        )
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        clock = time.monotonic()
+        status: RunStatus = "FAILED"
+        try:
+            result = stage.load()(stage.config, self.input_paths(stage), partial, context)
+            self._seal(stage, result, parts, started, time.monotonic() - clock)
+            status = "FINISHED"
+        except OSError as error:
+            raise _os_error(stage.name, partial, error) from error
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if tracker is not None:
+                tracker.terminate(status)
+        seconds = time.monotonic() - clock
+        directory = self.directory(stage.name)
+        if tracker is not None:
+            tracker.log_metrics(result.metrics)
+            tracker.log_metrics({"stage/seconds": seconds})
+            for artifact in result.artifacts:
+                if (directory / artifact).is_file():
+                    tracker.log_artifact(directory / artifact, str(Path(artifact).parent).strip("."))
+        for line in result.summary:
+            self._announce(f"  {line}")
+        self._announce(f"  {stage.name} done in {seconds:.1f} s -> {directory}")
+
+    def _open_child(self, stage: Stage, decision: Decision, parent: MlflowTracker | None) -> MlflowTracker | None:
+        if parent is None or parent.info is None or self._tracking is None:
+            return None
+        known = self._tracking_ids().get(stage.name) if decision.action == "resume" else None
+        tracker = open_run(
+            self._tracking, self.run_dir, stage.name, run_id=known, parent_run_id=parent.info.run_id
+        )
+        if tracker is not None and tracker.info is not None:
+            self._remember_run(stage.name, tracker.info.run_id)
+            if stage.config is not None:
+                tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
+        return tracker
+
+    def _prepare_partial(self, stage: Stage, decision: Decision, parts: Mapping[str, str]) -> None:
+        partial = self.partial(stage.name)
+        if partial.exists() and decision.action != "resume":
+            if stage.precious and any((partial / "checkpoints").glob("iter_*")):
+                self._set_aside(partial, stage.name)
+            else:
+                shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        _write_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
+
+    def _seal(
+        self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
+    ) -> None:
+        partial, directory = self.partial(stage.name), self.directory(stage.name)
+        shutil.rmtree(partial / ".work", ignore_errors=True)
+        (partial / KEY_NAME).unlink(missing_ok=True)
+        outputs, digest = describe_outputs(partial)
+        Manifest(
+            stage=stage.name,
+            key=sha256_json(dict(parts)),
+            key_parts=dict(parts),
+            config=None if stage.config is None else stage.config.model_dump(mode="json"),
+            inputs={name.removeprefix("input "): value for name, value in parts.items() if name.startswith("input ")},
+            outputs=outputs,
+            digest=digest,
+            versions=versions(),
+            git_revision=git_revision(),
+            counts=dict(result.counts),
+            metrics=dict(result.metrics),
+            started=started,
+            seconds=round(seconds, 3),
+        ).save(partial)
+        if directory.exists():
+            if stage.precious and Manifest.load(directory) is not None:
+                self._set_aside(directory, stage.name)
+            else:
+                shutil.rmtree(directory)
+        partial.rename(directory)
+
+    def _set_aside(self, directory: Path, name: str) -> None:
+        for number in range(1, 10_000):
+            target = self.run_dir / f"{name}.superseded-{number}"
+            if not target.exists():
+                directory.rename(target)
+                self._announce(f"  earlier checkpoints kept in {target}; delete them when no longer needed")
+                return
+
+    def _join(self, stage: Stage) -> None:
+        """A rank other than 0 of a job that Slurm or torchrun launched: work along, write no manifest."""
+        deadline = time.monotonic() + _SECONDARY_RANK_WAIT_SECONDS
+        while True:
+            parts = self.key_parts(stage)
+            manifest = self.complete(stage.name)
+            if manifest is not None and manifest.key == sha256_json(parts):
+                return
+            if _partial_key(self.partial(stage.name)) == sha256_json(parts):
+                break
+            if time.monotonic() > deadline:
+                raise TsugikiError(
+                    f"rank 0 did not start stage '{stage.name}'",
+                    where=self.partial(stage.name),
+                    got=f"no key file within {_SECONDARY_RANK_WAIT_SECONDS:.0f} s",
+                    fix="see the log of rank 0; is the run directory on a shared file system?",
+                )
+            time.sleep(0.5)
+        stage.load()(stage.config, self.input_paths(stage), self.partial(stage.name), self._context)
+
+    # --- small files ---------------------------------------------------------------------------
+
+    def _tracking_ids(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads((self.run_dir / "mlflow.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _remember_run(self, name: str, run_id: str) -> None:
+        _write_atomically(self.run_dir / "mlflow.json", {**self._tracking_ids(), name: run_id})
+
+
+def _rank() -> int:
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
+        return int(os.environ.get("SLURM_PROCID", "0"))
+    return 0
+
+
+def _partial_key(partial: Path) -> str | None:
+    try:
+        return str(json.loads((partial / KEY_NAME).read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    changed = [name for name in new if old.get(name) != new[name]]
+    changed += [name for name in old if name not in new]
+    return "changed: " + ", ".join(changed) if changed else "changed"
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item and depth > 1:
+            flat.update(_flatten(item, f"{prefix}{key}.", depth - 1))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _write_atomically(path: Path, value: object) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _os_error(stage: str, partial: Path, error: OSError) -> TsugikiError:
+    if error.errno == 28:  # ENOSPC
+        free = shutil.disk_usage(partial.parent).free
+        return TsugikiError(
+            f"no space left on the device in stage '{stage}'",
+            where=error.filename or partial,
+            got=f"{free:,} bytes free",
+            fix="free some space and run the same command again; finished stages are kept",
+        )
+    return TsugikiError(f"stage '{stage}' failed on a file", where=error.filename or partial, got=error)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the run directory; the kernel frees the lock when the process dies.
+
+    Raises:
+        ConfigError: another process works in this run directory.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ConfigError(
+                "another process works in this run directory",
+                where=path.parent,
+                got=file.read().strip() or "unknown process",
+                fix="wait for it, stop it, or give this experiment another name",
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

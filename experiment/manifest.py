@@ -1,0 +1,108 @@
+"""``manifest.json``: the file that marks a stage's directory complete, and tells where it came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from experiment.config import StrictModel
+from experiment.digest import digest_files, digest_outputs, list_files
+
+MANIFEST_NAME = "manifest.json"
+_PACKAGES = (
+    "tsugiki", "torch", "megatron-core", "transformers", "tokenizers", "sentencepiece", "datatrove", "mlflow",
+    "numpy", "safetensors", "apex", "transformer-engine",
+)  # fmt: skip
+
+
+class OutputFile(StrictModel):
+    """One file of a finished stage."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(StrictModel):
+    """What a finished stage was made from and what it made."""
+
+    schema_version: Literal[1] = 1
+    stage: str
+    key: str = Field(description="hash of configuration, inputs, seed and stage version")
+    key_parts: dict[str, str] = Field(description="the hashes the key was made of, to say what changed")
+    config: dict[str, Any] | None
+    inputs: dict[str, str] = Field(description="content hash of every input artefact")
+    outputs: dict[str, OutputFile]
+    digest: str = Field(description="content hash of the outputs, reports and logs left out")
+    versions: dict[str, str]
+    git_revision: str | None
+    counts: dict[str, Any]
+    metrics: dict[str, float]
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest | None:
+        """The manifest of a stage directory; None when absent or unreadable (then it is not complete)."""
+        try:
+            return cls.model_validate_json((directory / MANIFEST_NAME).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def save(self, directory: Path) -> None:
+        """Write the manifest atomically."""
+        temporary = directory / (MANIFEST_NAME + ".tmp")
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(directory / MANIFEST_NAME)
+
+    def damage(self, directory: Path) -> str | None:
+        """What is wrong with the files of the directory (missing, other size), or None."""
+        for name, expected in self.outputs.items():
+            try:
+                size = (directory / name).stat().st_size
+            except OSError:
+                return f"{name} is missing"
+            if size != expected.bytes:
+                return f"{name} has {size:,} bytes, expected {expected.bytes:,}"
+        return None
+
+
+def describe_outputs(directory: Path) -> tuple[dict[str, OutputFile], str]:
+    """Sizes and hashes of all files below a directory, and the content hash of the whole."""
+    names = [name for name in list_files(directory) if name != MANIFEST_NAME]
+    digests = digest_files(directory, names)
+    outputs = {
+        name: OutputFile(bytes=(directory / name).stat().st_size, sha256=digest)
+        for name, digest in digests.items()
+    }
+    return outputs, digest_outputs(digests)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_revision() -> str | None:
+    """Commit of this checkout, with ``-dirty`` when it was changed; None outside git."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

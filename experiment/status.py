@@ -1,0 +1,118 @@
+"""What a run directory says about its stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import ConfigError
+from experiment.manifest import Manifest
+
+_ORDER = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """State of one stage: complete, partial, damaged or absent."""
+
+    name: str
+    state: str
+    detail: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """State of a run directory."""
+
+    run_dir: str
+    stages: list[StageStatus]
+    training: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Lines for the console."""
+        lines = [self.run_dir]
+        for stage in self.stages:
+            took = f"{stage.seconds:.1f} s" if stage.seconds is not None else ""
+            lines.append(f"  {stage.name:<10}{stage.state:<10}{took:>10}  {stage.detail}".rstrip())
+        if self.training:
+            lines.append("  training  " + _training_line(self.training))
+        return "\n".join(lines)
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """Read the state of every stage and the last training metrics.
+
+    Raises:
+        ConfigError: there is no run here.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(
+            "no run here",
+            where=run_dir,
+            expected="a run directory with config.yaml, e.g. runs/quickstart",
+        )
+    stages = [_stage(run_dir, name) for name in _ORDER if name != "base" or _has_base(run_dir)]
+    return RunStatus(str(run_dir), stages, last_metrics(run_dir))
+
+
+def _has_base(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in ("base", "base.partial"))
+
+
+def _stage(run_dir: Path, name: str) -> StageStatus:
+    directory = run_dir / name
+    manifest = Manifest.load(directory)
+    if manifest is not None:
+        damage = manifest.damage(directory)
+        if damage:
+            return StageStatus(name, "damaged", damage)
+        return StageStatus(name, "complete", seconds=manifest.seconds)
+    if (run_dir / f"{name}.partial").is_dir():
+        return StageStatus(name, "partial", "running or interrupted")
+    return StageStatus(name, "absent")
+
+
+def metrics_file(run_dir: Path) -> Path | None:
+    """``metrics.jsonl`` of the finished or running training, None before it started."""
+    for directory in ("train.partial", "train"):
+        path = run_dir / directory / "metrics.jsonl"
+        if path.is_file():
+            return path
+    return None
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any] | None:
+    """The newest training record of ``metrics.jsonl``; a line cut short by a crash is left out."""
+    path = metrics_file(run_dir)
+    if path is None:
+        return None
+    last: dict[str, Any] | None = None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "train/loss" in record:
+                last = record
+    return last
+
+
+def _training_line(record: dict[str, Any]) -> str:
+    parts = [f"step {record.get('step')}"]
+    for key, label, form in (
+        ("train/loss", "loss", "{:.4f}"),
+        ("train/bits_per_byte", "bits/byte", "{:.4f}"),
+        ("throughput/tokens_per_second", "tokens/s", "{:,.0f}"),
+        ("eta_seconds", "seconds left", "{:,.0f}"),
+    ):
+        if isinstance(record.get(key), (int, float)):
+            parts.append(f"{label} {form.format(record[key])}")
+    return "  ".join(parts)

@@ -1,0 +1,175 @@
+"""The experiment as a whole: its configuration, composed of the stages' sections, and its stage graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from data.config import CorpusConfig, TokensConfig
+from evaluation.config import EvaluateConfig, ReportConfig
+from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
+from experiment.errors import ConfigError
+from experiment.graph import Graph, Stage
+from experiment.stage import StageContext
+from experiment.tracking import TrackingConfig
+from pretrain.config import BaseConfig, TrainConfig
+from pretrain.convert_config import ExportConfig, GraftConfig
+from tokenizer.config import TokenizerConfig
+
+STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
+
+
+class ExperimentConfig(StrictModel):
+    """One experiment: what the YAML file says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the experiment and of its run directory: letters, digits, dot, dash, underscore."""
+    seed: int = Field(default=1234, ge=0, lt=2**31)
+    """Every random choice derives from it."""
+    workers: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    """Processes of CPU stages; null is the number of cores."""
+    run_dir: Annotated[str | None, Cosmetic] = None
+    """Where artefacts go; null is ``runs/<name>``."""
+    tracking: Annotated[TrackingConfig, Cosmetic] = TrackingConfig()
+    """MLflow."""
+    base: BaseConfig
+    """The model to graft onto: ``path`` of a Hugging Face directory, or ``scratch``."""
+    corpus: CorpusConfig
+    """Sources, filters, deduplication, held-out split."""
+    tokenizer: TokenizerConfig = Field(default_factory=lambda: TokenizerConfig(extend=None))
+    """Vocabulary extension; ``extend: null`` keeps the base vocabulary."""
+    tokens: TokensConfig
+    """Encoding and mixture."""
+    graft: GraftConfig = GraftConfig()
+    """Initialisation of the new rows."""
+    train: TrainConfig = TrainConfig()
+    """Continued pretraining."""
+    export: ExportConfig = ExportConfig()
+    """Back to Hugging Face."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Base against result."""
+    report: ReportConfig = ReportConfig()
+    """The page."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked configuration with the place of its run."""
+
+    config: ExperimentConfig
+    raw: RawConfig
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the artefacts."""
+        return expand_path(self.config.run_dir) if self.config.run_dir else Path("runs") / self.config.name
+
+    def graph(self, announce: Callable[[str], None] = print) -> Graph:
+        """The stage graph of the experiment."""
+        context = StageContext(
+            seed=self.config.seed,
+            workers=self.config.workers or os.cpu_count() or 1,
+            experiment_name=self.config.name,
+        )
+        return Graph(stages(self.config), self.run_dir, context, self.config.tracking, announce)
+
+    def save_config(self) -> None:
+        """Write the resolved configuration into the run directory."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(dump_yaml(self.config), encoding="utf-8")
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read and check an experiment.
+
+    Raises:
+        ConfigError: with the dotted path, the value, what was expected, file and line.
+    """
+    raw = load_raw(path, overrides)
+    experiment = Experiment(validate(ExperimentConfig, raw), raw)
+    _check_languages(experiment)
+    _check_lengths(experiment)
+    return experiment
+
+
+def stages(config: ExperimentConfig) -> list[Stage]:
+    """The stages of an experiment, each after its inputs."""
+    external: dict[str, Path] = {}
+    if config.base.path is not None:
+        external["base"] = expand_path(config.base.path)
+    has_text = any(source.kind != "instruction" for source in config.corpus.sources)
+    graph = [
+        Stage(
+            "corpus", config.corpus, (), "data.corpus:run",
+            sources=config.corpus.source_files, keep_partial=True,
+        ),
+    ]  # fmt: skip
+    if config.base.scratch is not None:
+        graph.append(Stage("base", config.base, ("corpus",), "pretrain.base:run"))
+    graph += [
+        Stage("tokenizer", config.tokenizer, ("corpus", "base"), "tokenizer.stage:run", external),
+        Stage("tokens", config.tokens, ("corpus", "tokenizer"), "data.tokens:run", keep_partial=True),
+        Stage("graft", config.graft, ("base", "tokenizer"), "pretrain.graft:run", external),
+        Stage(
+            "train", config.train, ("graft", "tokens", "tokenizer"), "pretrain.train:run",
+            keep_partial=True, precious=True,
+        ),
+        Stage("export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"), "pretrain.export:run", external),
+        Stage("evaluate", config.evaluate, ("base", "export", "corpus"), "evaluation.evaluate:run", external),
+        Stage(
+            "report", config.report,
+            ("corpus", "tokenizer", "tokens", "train", "export", "evaluate"), "evaluation.report:run",
+        ),
+    ]  # fmt: skip
+    return graph
+
+
+def _fail(experiment: Experiment, location: tuple[str | int, ...], what: str, got: object, expected: str) -> None:
+    mark = experiment.raw.mark(location)
+    dotted = ".".join(str(item) for item in location)
+    raise ConfigError(what, where=f"{dotted} ({mark})" if mark else dotted, got=got, expected=expected)
+
+
+def _check_languages(experiment: Experiment) -> None:
+    """Languages and sources that one section names must be sources of another."""
+    config = experiment.config
+    names = [source.name for source in config.corpus.sources]
+    languages = list(dict.fromkeys(source.language for source in config.corpus.sources))
+    known = f"one of {', '.join(languages)}"
+    if config.base.scratch is not None and config.base.scratch.language not in languages:
+        location = ("base", "scratch", "language")
+        _fail(experiment, location, "no corpus source in this language", config.base.scratch.language, known)
+    if config.tokenizer.extend is not None:
+        for language in config.tokenizer.extend.languages or {}:
+            if language not in languages:
+                location = ("tokenizer", "extend", "languages", language)
+                _fail(experiment, location, "no corpus source in this language", language, known)
+    for key in config.tokens.mixture.weights or {}:
+        if key not in languages and key not in names:
+            expected = f"a source ({', '.join(names)}) or a language ({', '.join(languages)})"
+            _fail(
+                experiment, ("tokens", "mixture", "weights", key), "weight for something the corpus does not have",
+                key, expected,
+            )  # fmt: skip
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    config = experiment.config
+    scratch = config.base.scratch
+    if scratch is not None and config.train.sequence_length > scratch.max_positions:
+        _fail(
+            experiment, ("train", "sequence_length"), "sequences longer than the base model's positions",
+            config.train.sequence_length, f"at most base.scratch.max_positions = {scratch.max_positions}",
+        )  # fmt: skip
+    step_tokens = config.train.global_batch * config.train.sequence_length
+    total = config.tokens.mixture.total_tokens
+    if total is not None and total < step_tokens:
+        _fail(
+            experiment, ("tokens", "mixture", "total_tokens"), "the token budget is smaller than one step",
+            total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",
+        )  # fmt: skip

@@ -1,0 +1,201 @@
+"""Command line of Tsugiki: graft a new language onto an existing LLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from experiment.errors import ConfigError, TsugikiError
+
+if TYPE_CHECKING:
+    from pipeline import Experiment
+
+# Nothing is downloaded on the default path, and forked tokenizers must not warn into progress bars.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+app = typer.Typer(
+    name="tsugiki",
+    help="""Graft a new language onto an existing LLM.
+
+    One YAML file describes an experiment; `tsugiki run CONFIG` takes it from raw text to a Hugging Face
+    model with an extended vocabulary and a report. Finished stages are skipped, interrupted ones go on.
+
+    Start with: tsugiki run configs/quickstart.yaml""",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Extend a vocabulary, or compare tokenizers.")
+convert_app = typer.Typer(no_args_is_help=True, help="Hugging Face to Megatron and back, bit for bit.")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(convert_app, name="convert")
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the experiment.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a value by dotted path; repeatable. List items by name or position."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would happen; start nothing.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Redo the selected stages even when unchanged.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def _load(config: Path, overrides: list[str] | None) -> Experiment:
+    from pipeline import load_experiment
+
+    return load_experiment(config, overrides or ())
+
+
+def _run(
+    config: Path,
+    overrides: list[str] | None,
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+) -> None:
+    experiment = _load(config, overrides)
+    graph = experiment.graph(announce=_say)
+    selected = graph.select(start, until)
+    if dry_run:
+        typer.echo(f"{experiment.config.name}: {config} is valid; run directory {experiment.run_dir}")
+        for decision in graph.preview(selected, force=force):
+            typer.echo(f"  {decision.stage:<10}{decision.action:<8}{decision.reason}")
+        return
+    experiment.save_config()
+    graph.run(selected, experiment.config, force=force)
+    report = experiment.run_dir / "report" / "index.html"
+    if until is None and report.is_file():
+        _say(f"report: {report}")
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+    sys.stdout.flush()
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage; earlier ones must be complete and are taken as they are.")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")] = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Run an experiment: all stages, or a range of them.
+
+    Stages: corpus, base (only for base.scratch), tokenizer, tokens, graft, train, export, evaluate, report.
+    """
+    _run(config, overrides, start=start, until=until, dry_run=dry_run, force=force)
+
+
+def _add_stage_command(name: str, summary: str) -> None:
+    def command(
+        config: ConfigArgument, overrides: SetOption = None, dry_run: DryRunOption = False, force: ForceOption = False
+    ) -> None:
+        _run(config, overrides, start=name, until=name, dry_run=dry_run, force=force)
+
+    command.__doc__ = summary + " Earlier stages must be complete."
+    app.command(name)(command)
+
+
+for _name, _summary in (
+    ("corpus", "Filter, deduplicate and split the sources."),
+    ("tokens", "Encode the corpus and plan the mixture."),
+    ("graft", "Write the base model with the extended vocabulary as a Megatron checkpoint."),
+    ("train", "Continue pretraining."),
+    ("export", "Write the trained model as a Hugging Face directory and verify it."),
+    ("evaluate", "Bits per byte and samples, base against result."),
+):
+    _add_stage_command(_name, _summary)
+
+
+@tokenizer_app.command("extend")
+def tokenizer_extend(
+    config: ConfigArgument, overrides: SetOption = None, dry_run: DryRunOption = False, force: ForceOption = False
+) -> None:
+    """Train, select, merge and prove the vocabulary extension. The corpus stage must be complete."""
+    _run(config, overrides, start="tokenizer", until="tokenizer", dry_run=dry_run, force=force)
+
+
+@tokenizer_app.command("report")
+def tokenizer_report(
+    tokenizer: Annotated[list[str], typer.Option("--tokenizer", metavar="NAME=PATH", help="A Hugging Face directory, a tokenizer.json or a SentencePiece .model; repeatable.")],
+    text: Annotated[list[str], typer.Option("--text", metavar="LANG=FILE", help="Text to measure on: .txt, .jsonl, .jsonl.zst, .jsonl.gz; repeatable, also for one language.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where report.json, .csv, .md and .html go.")],
+) -> None:
+    """Measure any tokenizers on any texts: tokens per character, fertility, parity, byte fallback, and plots."""
+    from tokenizer.report import run_report
+
+    tokenizers = {name: Path(path) for name, path in _pairs("--tokenizer", tokenizer)}
+    texts: dict[str, list[Path]] = {}
+    for language, path in _pairs("--text", text):
+        texts.setdefault(language, []).append(Path(path))
+    run_report(tokenizers, texts, out)
+    _say(f"report: {out / 'report.html'}")
+
+
+def _pairs(flag: str, values: list[str]) -> list[tuple[str, str]]:
+    pairs = [tuple(value.partition("=")[::2]) for value in values]
+    for value, (name, path) in zip(values, pairs, strict=True):
+        if not name or not path:
+            raise ConfigError(f"malformed {flag}", got=value, expected="NAME=PATH")
+    return [(name, path) for name, path in pairs]
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json: JsonOption = False) -> None:
+    """Show the stages of a run, the training step, loss, speed and time left."""
+    from experiment.status import read_status
+
+    found = read_status(run_dir)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.to_text())
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say which accelerator tier is active, what is missing and how to get it."""
+    from experiment.doctor import examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([check.__dict__ for check in checks], indent=2))
+    else:
+        for check in checks:
+            typer.echo(f"{check.state:<8}{check.name:<22}{check.detail}")
+    if any(check.state == "missing" for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> NoReturn:
+    """Entry point: exit status 0 success, 1 the work failed, 2 the request was wrong."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except TsugikiError as error:
+        sys.stdout.flush()
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

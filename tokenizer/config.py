@@ -1,0 +1,115 @@
+"""Configuration of the vocabulary stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiment.config import Cosmetic, StrictModel
+
+GateName = Literal[
+    "reachable", "protected", "slow_equals_fast", "lossless", "contiguous", "loads", "specials"
+]
+Pretokeniser = Literal["none", "mecab", "jieba", "thai", "khmer", "lao", "burmese"]
+
+
+class AutoSizeConfig(StrictModel):
+    """``size: auto``: where the curve of tokens saved per added row stops paying.
+
+    A row costs parameters and FLOPs of the model that is going to be trained; the chosen size is the
+    one after which a further piece saves less compute per token than its output row costs.
+    """
+
+    minimum: int = Field(default=1024, ge=1)
+    """Smallest extension considered, in pieces."""
+    maximum: int = Field(default=65536, ge=1)
+    """Largest extension considered, in pieces."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Width of the model; null reads ``config.json`` of the base, or takes 4096 where there is none."""
+    parameters: int | None = Field(default=None, ge=1)
+    """Parameters without embedding and output rows; null derives them from ``config.json`` of the
+    base, or takes 7e9 where there is none."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) must not exceed maximum ({self.maximum})")
+        return self
+
+
+class ExtendConfig(StrictModel):
+    """How the vocabulary is extended."""
+
+    size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16384
+    """Pieces to add before rounding up, or ``auto`` for the knee of the measured curve."""
+    languages: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Target languages and their weights, e.g. ``{ja: 1.0, zh: 0.5}``: relative importance of saving
+    a given *proportion* of a language's tokens, whatever the amount of its text."""
+    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Most pieces a language may take, e.g. ``{zh: 4000}``; a language that is not named has no limit."""
+    sample_bytes: int = Field(default=50_000_000, ge=1000)
+    """UTF-8 bytes of training text in all; the budget is shared by weight and enforced while streaming."""
+    protect: list[str] = Field(default_factory=lambda: ["en"])
+    """Languages whose segmentation must not change at all; their corpus text (training and held-out)
+    vetoes every candidate piece that would change it."""
+    protect_bytes: int = Field(default=20_000_000, ge=0)
+    """UTF-8 bytes of protected text that candidates are tested on."""
+    protect_code: bool = True
+    """Also protect program code and numbers (a built-in sample plus any protected source)."""
+    multiple_of: int = Field(default=128, ge=8)
+    """The final vocabulary is rounded up to a multiple of this with reserved, never emitted pieces."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Tensor-parallel size of the training: the final size is also divisible by 8 times this."""
+    method: Literal["continued", "sentencepiece"] = "continued"
+    """``continued``: merges learned on top of the base model's own segmentation. ``sentencepiece``: an
+    independent SentencePiece BPE model whose target-script pieces are merged in (the usual recipe)."""
+    normalize: Literal["nfkc", "nfc", "none"] = "nfkc"
+    """Unicode normalisation of the training text only; the tokenizer's own normaliser is never changed."""
+    damping: float = Field(default=1.0, gt=0, le=1)
+    """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
+    maximum_piece_characters: int = Field(default=16, ge=2)
+    """Longest piece in characters."""
+    minimum_count: int = Field(default=2, ge=1)
+    """A piece must occur at least this often in the sample."""
+    pretokenise: dict[str, Pretokeniser] = Field(default_factory=dict)
+    """Word segmentation that pieces may not cross, by language, e.g. ``{ja: mecab, th: thai}``."""
+    waive: list[GateName] = Field(default_factory=list)
+    """Gates whose failure is shown in red in the report instead of stopping the run."""
+    gate_bytes_per_language: int = Field(default=1_000_000, ge=1)
+    """Held-out UTF-8 bytes per language on which the gates are checked."""
+    auto: AutoSizeConfig = AutoSizeConfig()
+    """Settings of ``size: auto``."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for field, keys in (("quotas", self.quotas), ("pretokenise", self.pretokenise)):
+            unknown = sorted(set(keys) - set(self.languages))
+            if unknown:
+                raise ValueError(
+                    f"{field} names {', '.join(unknown)}, which languages does not list "
+                    f"({', '.join(self.languages)})"
+                )
+        both = sorted(set(self.protect) & set(self.languages))
+        if both:
+            raise ValueError(
+                f"{', '.join(both)} cannot be extended and protected at once: take it out of languages or of protect"
+            )
+        if self.multiple_of % 8:
+            raise ValueError(f"multiple_of must be a multiple of 8, not {self.multiple_of}")
+        if self.quotas and set(self.quotas) == set(self.languages) and isinstance(self.size, int):
+            if sum(self.quotas.values()) < self.size:
+                raise ValueError(
+                    f"the quotas allow {sum(self.quotas.values())} pieces in all, fewer than size {self.size}: "
+                    "raise a quota, leave a language without one, or lower size"
+                )
+        return self
+
+
+class TokenizerConfig(StrictModel):
+    """The vocabulary stage."""
+
+    extend: ExtendConfig | None = None
+    """How to extend the base vocabulary; null keeps it as it is."""
+    report_bytes_per_language: Annotated[int, Cosmetic] = Field(default=1_000_000, ge=1)
+    """Held-out UTF-8 bytes per language on which the efficiency report is measured."""

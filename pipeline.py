@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from evaluation.config import EvaluateConfig, ReportConfig
 from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
-from evaluation.config import EvaluateConfig, ReportConfig
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
 from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
@@ -102,11 +103,10 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     external: dict[str, Path] = {}
     if config.base.path is not None:
         external["base"] = expand_path(config.base.path)
-    has_text = any(source.kind != "instruction" for source in config.corpus.sources)
     graph = [
         Stage(
             "corpus", config.corpus, (), "data.corpus:run",
-            sources=config.corpus.source_files, keep_partial=True,
+            sources=lambda: _source_files(config.corpus), keep_partial=True,
         ),
     ]  # fmt: skip
     if config.base.scratch is not None:
@@ -119,7 +119,10 @@ def stages(config: ExperimentConfig) -> list[Stage]:
             "train", config.train, ("graft", "tokens", "tokenizer"), "pretrain.train:run",
             keep_partial=True, precious=True,
         ),
-        Stage("export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"), "pretrain.export:run", external),
+        Stage(
+            "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"), "pretrain.export:run",
+            external,
+        ),
         Stage("evaluate", config.evaluate, ("base", "export", "corpus"), "evaluation.evaluate:run", external),
         Stage(
             "report", config.report,
@@ -129,7 +132,29 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     return graph
 
 
-def _fail(experiment: Experiment, location: tuple[str | int, ...], what: str, got: object, expected: str) -> None:
+def _source_files(corpus: CorpusConfig) -> list[Path]:
+    """Local files whose content decides what the corpus stage makes.
+
+    Remote addresses and packages are identified by the configuration alone.
+    """
+    patterns = [pattern for source in corpus.sources for pattern in source.paths]
+    patterns += corpus.decontamination.paths
+    patterns += [f"{folder}/*.yaml" for folder in corpus.profile_folders]
+    if corpus.language_identification.model is not None:
+        patterns.append(corpus.language_identification.model)
+    local = [pattern for pattern in patterns if "://" not in pattern and not pattern.startswith("debian:")]
+    return sorted(
+        {
+            Path(found)
+            for pattern in local
+            for found in glob.glob(str(expand_path(pattern)), recursive=True)  # noqa: PTH207
+        }
+    )
+
+
+def _fail(
+    experiment: Experiment, location: tuple[str | int, ...], what: str, got: object, expected: str
+) -> None:
     mark = experiment.raw.mark(location)
     dotted = ".".join(str(item) for item in location)
     raise ConfigError(what, where=f"{dotted} ({mark})" if mark else dotted, got=got, expected=expected)
@@ -149,12 +174,13 @@ def _check_languages(experiment: Experiment) -> None:
             if language not in languages:
                 location = ("tokenizer", "extend", "languages", language)
                 _fail(experiment, location, "no corpus source in this language", language, known)
-    for key in config.tokens.mixture.weights or {}:
+    weights = config.tokens.mixture.weights
+    for key in weights if isinstance(weights, dict) else ():
         if key not in languages and key not in names:
             expected = f"a source ({', '.join(names)}) or a language ({', '.join(languages)})"
             _fail(
-                experiment, ("tokens", "mixture", "weights", key), "weight for something the corpus does not have",
-                key, expected,
+                experiment, ("tokens", "mixture", "weights", key),
+                "weight for something the corpus does not have", key, expected,
             )  # fmt: skip
 
 
@@ -168,7 +194,7 @@ def _check_lengths(experiment: Experiment) -> None:
         )  # fmt: skip
     step_tokens = config.train.global_batch * config.train.sequence_length
     total = config.tokens.mixture.total_tokens
-    if total is not None and total < step_tokens:
+    if total < step_tokens:
         _fail(
             experiment, ("tokens", "mixture", "total_tokens"), "the token budget is smaller than one step",
             total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",

@@ -42,9 +42,15 @@ app.add_typer(convert_app, name="convert")
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the experiment.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override a value by dotted path; repeatable. List items by name or position."),
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="Override a value by dotted path; list items by name or position. Repeatable.",
+    ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would happen; start nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show what would happen; start nothing.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Redo the selected stages even when unchanged.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -87,7 +93,10 @@ def _say(line: str) -> None:
 @app.command()
 def run(
     config: ConfigArgument,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage; earlier ones must be complete and are taken as they are.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="First stage; earlier ones are taken as they are."),
+    ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")] = None,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
@@ -102,7 +111,10 @@ def run(
 
 def _add_stage_command(name: str, summary: str) -> None:
     def command(
-        config: ConfigArgument, overrides: SetOption = None, dry_run: DryRunOption = False, force: ForceOption = False
+        config: ConfigArgument,
+        overrides: SetOption = None,
+        dry_run: DryRunOption = False,
+        force: ForceOption = False,
     ) -> None:
         _run(config, overrides, start=name, until=name, dry_run=dry_run, force=force)
 
@@ -123,7 +135,10 @@ for _name, _summary in (
 
 @tokenizer_app.command("extend")
 def tokenizer_extend(
-    config: ConfigArgument, overrides: SetOption = None, dry_run: DryRunOption = False, force: ForceOption = False
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
 ) -> None:
     """Train, select, merge and prove the vocabulary extension. The corpus stage must be complete."""
     _run(config, overrides, start="tokenizer", until="tokenizer", dry_run=dry_run, force=force)
@@ -131,11 +146,27 @@ def tokenizer_extend(
 
 @tokenizer_app.command("report")
 def tokenizer_report(
-    tokenizer: Annotated[list[str], typer.Option("--tokenizer", metavar="NAME=PATH", help="A Hugging Face directory, a tokenizer.json or a SentencePiece .model; repeatable.")],
-    text: Annotated[list[str], typer.Option("--text", metavar="LANG=FILE", help="Text to measure on: .txt, .jsonl, .jsonl.zst, .jsonl.gz; repeatable, also for one language.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where report.json, .csv, .md and .html go.")],
+    tokenizer: Annotated[
+        list[str],
+        typer.Option(
+            "--tokenizer",
+            metavar="NAME=PATH",
+            help="Hugging Face directory, tokenizer.json or SentencePiece .model; repeatable.",
+        ),
+    ],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="LANG=FILE",
+            help="Text to measure on: .txt or .jsonl, also .gz and .zst; repeatable.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where report.json, .csv, .md and .html go.")
+    ],
 ) -> None:
-    """Measure any tokenizers on any texts: tokens per character, fertility, parity, byte fallback, and plots."""
+    """Measure any tokenizers on any texts: compression, fertility, parity, byte fallback, with plots."""
     from tokenizer.report import run_report
 
     tokenizers = {name: Path(path) for name, path in _pairs("--tokenizer", tokenizer)}

@@ -99,10 +99,6 @@ class RawConfig:
         return None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key written twice (PyYAML would silently keep the last)."""
-
-
 def read_yaml(path: Path) -> RawConfig:
     """Read one YAML file with the line of every key, ``extends`` not followed.
 
@@ -112,13 +108,11 @@ def read_yaml(path: Path) -> RawConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            "no such configuration file", where=path, fix=_similar_files(path)
-        ) from None
+        raise ConfigError("no such configuration file", where=path, fix=_similar_files(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("cannot read the configuration", where=path, got=error) from error
     try:
-        node = yaml.compose(text, Loader=_UniqueKeyLoader)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError("not valid YAML", where=path, got=" ".join(str(error).split())) from error
     if node is None:
@@ -150,10 +144,9 @@ def _construct(node: yaml.Node, location: Location, file: str, marks: dict[Locat
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [
-            _construct(item, (*location, position), file, marks)
-            for position, item in enumerate(node.value)
+            _construct(item, (*location, position), file, marks) for position, item in enumerate(node.value)
         ]
-    return _UniqueKeyLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+    return yaml.SafeLoader("").construct_object(node)
 
 
 def load_raw(path: Path, overrides: Sequence[str] = ()) -> RawConfig:
@@ -261,9 +254,7 @@ def _list_position(items: list[Any], key: str, override: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
     valid = [str(name) if name else str(position) for position, name in enumerate(names)]
-    raise ConfigError(
-        "--set names no item of the list", got=override, expected=f"one of {', '.join(valid)}"
-    )
+    raise ConfigError("--set names no item of the list", got=override, expected=f"one of {', '.join(valid)}")
 
 
 def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
@@ -323,12 +314,11 @@ def _strip_union_tags(values: Any, location: Location) -> Location:
     kept: list[str | int] = []
     current = values
     for position, step in enumerate(location):
-        last = position == len(location) - 1
         if isinstance(current, dict) and step in current:
             current = current[step]
         elif isinstance(current, list) and isinstance(step, int) and step < len(current):
             current = current[step]
-        elif not last or not isinstance(current, dict):
+        elif position < len(location) - 1 or not isinstance(current, dict):
             continue
         kept.append(step)
     return tuple(kept)
@@ -401,7 +391,7 @@ def expand_path(text: str) -> Path:
     Raises:
         ConfigError: a variable is not set.
     """
-    expanded = os.path.expandvars(os.path.expanduser(text))
+    expanded = os.path.expandvars(text)
     if "$" in expanded:
         raise ConfigError("a path uses a variable that is not set", got=text)
-    return Path(expanded)
+    return Path(expanded).expanduser()

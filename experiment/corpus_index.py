@@ -100,12 +100,12 @@ def read_jsonl_zst(path: Path) -> Iterator[dict[str, Any]]:
 
     line_number = 0
     try:
-        with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(
-            raw, read_across_frames=True
-        ) as stream:
-            for line_number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+        with (
+            path.open("rb") as raw,
+            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
+        ):
+            for line in io.TextIOWrapper(stream, encoding="utf-8"):
+                line_number += 1
                 yield json.loads(line)
     except (OSError, zstandard.ZstdError, ValueError) as error:
-        raise DataError(
-            "unreadable shard", where=f"{path}, line {line_number + 1}", got=error
-        ) from error
+        raise DataError("unreadable shard", where=f"{path}, line {line_number + 1}", got=error) from error

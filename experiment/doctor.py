@@ -23,7 +23,8 @@ class Check:
 
 
 _REQUIRED = (
-    "torch", "megatron-core", "transformers", "sentencepiece", "datatrove", "mlflow", "safetensors", "psutil", "pycld2",
+    "torch", "megatron-core", "transformers", "sentencepiece", "datatrove", "mlflow", "safetensors", "psutil",
+    "pycld2",
 )  # fmt: skip
 _COMMANDS = {
     "sbatch": "only for `tsugiki submit`: run it on a login node of the cluster",
@@ -74,13 +75,21 @@ def accelerator() -> list[Check]:
             Check("tier", "ok", "torch only; transformer-engine and apex need a CUDA device"),
         ]
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
-    checks = [Check("device", "ok", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}")]
+    checks = [
+        Check(
+            "device",
+            "ok",
+            f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}",
+        )
+    ]
     engine = importlib.util.find_spec("transformer_engine") is not None
     apex = has_nvidia_apex()
     tier = "transformer-engine" if engine else "apex" if apex else "torch only"
     checks.append(Check("tier", "ok", tier))
     if not engine:
-        checks.append(Check("transformer-engine", "absent", "bf16/fp8 layers; `slurm/environment.sh` installs it"))
+        checks.append(
+            Check("transformer-engine", "absent", "bf16/fp8 layers; `slurm/environment.sh` installs it")
+        )
     if not apex:
         checks.append(
             Check(

@@ -206,7 +206,9 @@ class Graph:
             upstream = [name for name in stage.inputs if name in changing]
             if upstream:
                 done = self.complete(stage.name) is not None
-                reason = f"after {', '.join(upstream)}" + (", unless their output stays the same" if done else "")
+                reason = f"after {', '.join(upstream)}" + (
+                    ", unless their output stays the same" if done else ""
+                )
                 decisions.append(Decision(stage.name, "run", reason))
                 changing.add(stage.name)
                 continue
@@ -257,7 +259,9 @@ class Graph:
         if self._tracking is None:
             return None
         known = self._tracking_ids()
-        tracker = open_run(self._tracking, self.run_dir, self._context.experiment_name, run_id=known.get("experiment"))
+        tracker = open_run(
+            self._tracking, self.run_dir, self._context.experiment_name, run_id=known.get("experiment")
+        )
         if tracker is not None and tracker.info is not None:
             self._remember_run("experiment", tracker.info.run_id)
             tracker.log_params(_flatten(config.model_dump(mode="json"), depth=2))
@@ -303,7 +307,9 @@ class Graph:
             self._announce(f"  {line}")
         self._announce(f"  {stage.name} done in {seconds:.1f} s -> {directory}")
 
-    def _open_child(self, stage: Stage, decision: Decision, parent: MlflowTracker | None) -> MlflowTracker | None:
+    def _open_child(
+        self, stage: Stage, decision: Decision, parent: MlflowTracker | None
+    ) -> MlflowTracker | None:
         if parent is None or parent.info is None or self._tracking is None:
             return None
         known = self._tracking_ids().get(stage.name) if decision.action == "resume" else None
@@ -338,7 +344,11 @@ class Graph:
             key=sha256_json(dict(parts)),
             key_parts=dict(parts),
             config=None if stage.config is None else stage.config.model_dump(mode="json"),
-            inputs={name.removeprefix("input "): value for name, value in parts.items() if name.startswith("input ")},
+            inputs={
+                name.removeprefix("input "): value
+                for name, value in parts.items()
+                if name.startswith("input ")
+            },
             outputs=outputs,
             digest=digest,
             versions=versions(),

@@ -51,4 +51,5 @@ class StageFunction(Protocol):
 
     def __call__(
         self, config: Any, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
-    ) -> StageResult: ...
+    ) -> StageResult:
+        """Run the stage."""

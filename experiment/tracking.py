@@ -93,11 +93,7 @@ class MlflowTracker:
         from mlflow.entities import Param
 
         known = self._client.get_run(self._run_id).data.params
-        fresh = [
-            Param(key, str(value)[:_PARAM_LENGTH])
-            for key, value in params.items()
-            if key not in known
-        ]
+        fresh = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in params.items() if key not in known]
         for start in range(0, len(fresh), _PARAMS_PER_CALL):
             self._client.log_batch(self._run_id, params=fresh[start : start + _PARAMS_PER_CALL])
 

@@ -120,8 +120,8 @@ def stages(config: ExperimentConfig) -> list[Stage]:
             keep_partial=True, precious=True,
         ),
         Stage(
-            "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"), "pretrain.export:run",
-            external,
+            "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"),
+            "pretrain.export:run", external,
         ),
         Stage("evaluate", config.evaluate, ("base", "export", "corpus"), "evaluation.evaluate:run", external),
         Stage(

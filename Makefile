@@ -1,0 +1,51 @@
+# A newcomer needs two commands: `make quickstart` and `make test`. Both set up .venv by themselves.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The pinned set for this interpreter; CONSTRAINTS= (empty) takes the newest versions pyproject allows.
+PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+CONSTRAINTS ?= constraints-$(PYTAG).txt
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: quickstart smoke test test-unit check format install clean help
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.installed  ## the whole pipeline on real text, ending with a report to open
+	$(BIN)/tsugiki run configs/quickstart.yaml
+
+smoke: $(VENV)/.installed  ## the same graph on a few hundred short documents, in about a minute
+	$(BIN)/tsugiki run configs/smoke.yaml
+
+test: $(VENV)/.installed  ## all tests
+	$(PYTEST) tests
+
+test-unit: $(VENV)/.installed  ## unit and distributed tests only
+	$(PYTEST) tests/unit tests/distributed
+
+check: $(VENV)/.installed  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed  ## set up .venv
+
+# torch goes first and alone: once a CPU build is there, nothing pulls CUDA packages afterwards.
+$(VENV)/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; give another one: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment, caches and runs of the quick start and the tests
+	rm -rf $(VENV) .venv312 .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build runs/quickstart runs/smoke
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

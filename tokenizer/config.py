@@ -61,13 +61,15 @@ class ExtendConfig(StrictModel):
     """The final vocabulary is rounded up to a multiple of this with reserved, never emitted pieces."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Tensor-parallel size of the training: the final size is also divisible by 8 times this."""
-    method: Literal["continued", "sentencepiece"] = "continued"
+    method: Literal["continued", "sentencepiece"] = "sentencepiece"
     """``continued``: merges learned on top of the base model's own segmentation. ``sentencepiece``: an
     independent SentencePiece BPE model whose target-script pieces are merged in (the usual recipe)."""
     normalize: Literal["nfkc", "nfc", "none"] = "nfkc"
     """Unicode normalisation of the training text only; the tokenizer's own normaliser is never changed."""
     damping: float = Field(default=1.0, gt=0, le=1)
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
+    scripts: dict[str, list[str]] = Field(default_factory=dict)
+    """Unicode scripts of a language that is not in the built-in table, e.g. ``{xx: [Cyrillic]}``."""
     maximum_piece_characters: int = Field(default=16, ge=2)
     """Longest piece in characters."""
     minimum_count: int = Field(default=2, ge=1)
@@ -83,7 +85,11 @@ class ExtendConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for field, keys in (("quotas", self.quotas), ("pretokenise", self.pretokenise)):
+        for field, keys in (
+            ("quotas", self.quotas),
+            ("pretokenise", self.pretokenise),
+            ("scripts", self.scripts),
+        ):
             unknown = sorted(set(keys) - set(self.languages))
             if unknown:
                 raise ValueError(
@@ -93,16 +99,17 @@ class ExtendConfig(StrictModel):
         both = sorted(set(self.protect) & set(self.languages))
         if both:
             raise ValueError(
-                f"{', '.join(both)} cannot be extended and protected at once: take it out of languages or of protect"
+                f"{', '.join(both)} cannot be extended and protected at once: take it out of one of the two"
             )
         if self.multiple_of % 8:
             raise ValueError(f"multiple_of must be a multiple of 8, not {self.multiple_of}")
-        if self.quotas and set(self.quotas) == set(self.languages) and isinstance(self.size, int):
-            if sum(self.quotas.values()) < self.size:
-                raise ValueError(
-                    f"the quotas allow {sum(self.quotas.values())} pieces in all, fewer than size {self.size}: "
-                    "raise a quota, leave a language without one, or lower size"
-                )
+        allowed = sum(self.quotas.values())
+        limited = set(self.quotas) == set(self.languages)
+        if limited and isinstance(self.size, int) and allowed < self.size:
+            raise ValueError(
+                f"the quotas allow {allowed} pieces in all, fewer than size {self.size}: "
+                "raise a quota, leave a language without one, or lower size"
+            )
         return self
 
 

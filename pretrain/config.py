@@ -83,11 +83,15 @@ class BaseConfig(StrictModel):
     """A Hugging Face model directory; `~` and `$VARIABLES` are expanded."""
     scratch: ScratchConfig | None = None
     """Train a tiny base model instead."""
+    architecture: Annotated[str | None, Cosmetic] = None
+    """Its `config.json` for `tsugiki plan`, while `path` is not on this machine; else ignored."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.path is None) == (self.scratch is None):
             raise ValueError("give either path (a Hugging Face directory) or scratch, not both or neither")
+        if self.architecture is not None and self.scratch is not None:
+            raise ValueError("architecture describes a base given by path; scratch describes itself")
         return self
 
 

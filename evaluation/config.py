@@ -1,0 +1,82 @@
+"""Configuration of the evaluate and report stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiment.config import Cosmetic, StrictModel
+
+
+class SampleConfig(StrictModel):
+    """Greedy continuations of both models, side by side."""
+
+    heldout_prompts_per_language: int = Field(default=2, ge=0)
+    """Prompts cut from the beginning of held-out documents, for languages that `prompts` does not name."""
+    prompt_characters: int = Field(default=40, gt=0)
+    """Length of a prompt cut from a document; the document's own continuation is shown beside the models'."""
+    maximum_new_tokens: int = Field(default=48, gt=0)
+    """Tokens each model adds, in its own vocabulary, before it is stopped."""
+    maximum_new_bytes: int = Field(default=200, gt=0)
+    """Text is shown up to this length, so that a model with longer tokens does not seem to say more."""
+
+
+class PerplexitySetConfig(StrictModel):
+    """A perplexity over documents of several languages together, as BiLLa reports it.
+
+    BiLLa's card: 1,000 documents of PILE ("English"), the same plus 1,000 of WuDao ("mixed"), none of them
+    trained on.
+    """
+
+    languages: list[str] = Field(min_length=1)
+    """Languages whose held-out documents belong to the set."""
+    documents_per_language: int = Field(default=1000, gt=0)
+    """The first so many held-out documents of each language."""
+
+
+class EvaluateConfig(StrictModel):
+    """Base against result on the held-out documents of the corpus."""
+
+    languages: list[str] | None = None
+    """Languages to measure; null is every language of the corpus with held-out documents."""
+    maximum_bytes_per_language: int = Field(default=200_000, gt=0)
+    """UTF-8 bytes of held-out text measured per language; the last document is cut at a character."""
+    sequence_length: int | None = Field(default=None, gt=1)
+    """Tokens per window; null is what both models can read (`max_position_embeddings`), at most 4096."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens a window moves on in documents longer than one; null is half a window."""
+    prompts: dict[str, list[str]] = Field(default_factory=dict)
+    """Prompts for the samples, by language."""
+    samples: SampleConfig = SampleConfig()
+    """Sample generations."""
+    perplexity_sets: dict[str, PerplexitySetConfig] = Field(default_factory=dict)
+    """Perplexities over several languages together, by name."""
+    bootstrap_resamples: int = Field(default=1000, ge=0)
+    """Resamples of the documents for the confidence intervals; 0 gives none."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Coverage of the confidence intervals."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the weights while evaluating; log-probabilities are always summed in higher precision."""
+    device: Annotated[str | None, Cosmetic] = None
+    """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
+    batch_bytes: Annotated[int, Field(gt=0), Cosmetic] = 400_000_000
+    """Memory for the logits of a batch: windows are batched until this is used."""
+
+    @model_validator(mode="after")
+    def _stride_within_window(self) -> Self:
+        if self.stride is not None and self.sequence_length is not None and self.stride >= self.sequence_length:
+            raise ValueError(
+                "stride below sequence_length, or tokens between two windows have no context "
+                f"(stride {self.stride}, sequence_length {self.sequence_length})"
+            )
+        return self
+
+
+class ReportConfig(StrictModel):
+    """The report page."""
+
+    title: str | None = None
+    """Heading of the page; null is the name of the experiment."""
+    samples_per_language: int = Field(default=2, ge=0)
+    """Sample generations shown per language."""

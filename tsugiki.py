@@ -167,12 +167,12 @@ def tokenizer_report(
     ],
 ) -> None:
     """Measure any tokenizers on any texts: compression, fertility, parity, byte fallback, with plots."""
-    from tokenizer.report import run_report
-
     tokenizers = {name: Path(path) for name, path in _pairs("--tokenizer", tokenizer)}
     texts: dict[str, list[Path]] = {}
     for language, path in _pairs("--text", text):
         texts.setdefault(language, []).append(Path(path))
+    from tokenizer.report import run_report
+
     run_report(tokenizers, texts, out)
     _say(f"report: {out / 'report.html'}")
 

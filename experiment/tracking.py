@@ -8,6 +8,7 @@ per interval: 1,000 points take 4 s batched and 90 s one by one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,6 +157,8 @@ def open_run(
     """
     if not config.enabled:
         return None
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID

@@ -1,0 +1,116 @@
+"""Process groups: this rank's place in the layout."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from torch import Tensor
+
+from experiment.errors import ConfigError
+from pretrain.config import ParallelConfig
+from pretrain.megatron_cpu import has_gpu
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process runs.
+
+    Attributes:
+        rank: number of the process, from 0.
+        size: number of processes.
+        local_rank: number on this machine, the index of its GPU.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> World | None:
+        """As torchrun or Slurm's srun describe it; None for a process that neither started."""
+        environment = os.environ
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            return cls(rank, size, int(environment.get("LOCAL_RANK", rank)))
+        if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+            return cls(
+                int(environment["SLURM_PROCID"]),
+                int(environment["SLURM_NTASKS"]),
+                int(environment.get("SLURM_LOCALID", "0")),
+            )
+        return None
+
+
+def initialise(
+    world: World, parallel: ParallelConfig, seed: int, store: torch.distributed.Store | None = None
+) -> None:
+    """Join the process group and divide it for the layout.
+
+    Args:
+        world: this process.
+        parallel: the layout; its `data` is ignored, replicas fill the world.
+        seed: seed of the generators of every rank.
+        store: rendezvous store; None = MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        ConfigError: the layout does not fit the number of processes.
+    """
+    if world.size % parallel.model_processes:
+        raise ConfigError(
+            "the parallel layout does not fit the number of processes",
+            where="train.parallel",
+            got=f"{world.size} processes",
+            expected=f"a multiple of tensor x pipeline x context = {parallel.model_processes}",
+        )
+    options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": _TIMEOUT}
+    if has_gpu():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    if store is not None:
+        options["store"] = store
+    torch.distributed.init_process_group("nccl" if has_gpu() else "gloo", **options)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def owns_loss() -> bool:
+    """Whether this rank reports: the first of the ranks that compute the loss."""
+    return (
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    )
+
+
+def agree(flags: list[float]) -> list[float]:
+    """Every flag's largest value over all ranks, so that all of them act alike."""
+    values = torch.tensor(flags, dtype=torch.float64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+    return [float(value) for value in values]
+
+
+def sum_over_replicas(values: Tensor) -> Tensor:
+    """Sum over data- and context-parallel ranks, then known to all pipeline stages."""
+    torch.distributed.all_reduce(
+        values, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
+    )
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            values,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return values

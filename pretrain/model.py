@@ -1,0 +1,225 @@
+"""Builds Megatron's GPTModel for an architecture read from a Hugging Face configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from experiment.errors import CheckpointError
+from pretrain.config import ParallelConfig
+from pretrain.layers import RMSNorm, RotaryPositions, SelfAttentionCore
+from pretrain.loss import vocabulary_parallel_loss
+from pretrain.megatron_cpu import has_gpu
+from pretrain.spec import ModelSpec
+
+_ROWS_PER_RANK_MULTIPLE = 8
+
+
+def padded_vocabulary(size: int, tensor_parallel: int) -> int:
+    """Rows of the running model's embedding: every rank holds the same multiple of 8.
+
+    The padding exists only while a model runs; checkpoints hold the true rows.
+    """
+    multiple = tensor_parallel * _ROWS_PER_RANK_MULTIPLE
+    return -(-size // multiple) * multiple
+
+
+class TrainingModel(GPTModel):  # type: ignore[misc]
+    """GPTModel whose loss leaves the padded vocabulary rows out and may add a z-loss.
+
+    `forward(..., labels=...)` returns what to minimise and the cross entropy, both [b, s] fp32.
+    """
+
+    true_vocabulary_size: int
+    z_loss: float = 0.0
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every token from labels [b, s] and this rank's logits [s, b, v]."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        objective, entropy = vocabulary_parallel_loss(
+            logits,
+            labels.transpose(0, 1).contiguous(),
+            first=parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1],
+            vocabulary_size=self.true_vocabulary_size,
+            z_loss=self.z_loss,
+            group=group,
+        )
+        return objective.transpose(0, 1), entropy.transpose(0, 1)
+
+
+def transformer_config(
+    spec: ModelSpec, parallel: ParallelConfig, *, precision: str = "fp32", recompute: str = "none"
+) -> TransformerConfig:
+    """Megatron's configuration of a model and its layout.
+
+    Raises:
+        CheckpointError: biases that Megatron's layers cannot express.
+    """
+    if spec.output_bias != spec.mlp_bias:
+        raise CheckpointError(
+            "cannot train this model: Megatron has one switch for the biases of the attention output and "
+            "of the feed-forward layer",
+            where="config.json",
+            got=f"attention output bias {spec.output_bias}, feed-forward bias {spec.mlp_bias}",
+            expected="both or neither",
+        )
+    half = precision != "fp32"
+    recomputation: dict[str, Any] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
+        "full": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        },
+    }[recompute]
+    config = TransformerConfig(
+        num_layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        ffn_hidden_size=spec.ffn_size,
+        num_attention_heads=spec.heads,
+        num_query_groups=spec.kv_heads,
+        kv_channels=spec.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=spec.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu if spec.activation == "silu" else _gelu_tanh,
+        add_bias_linear=spec.mlp_bias,
+        add_qkv_bias=spec.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=torch.bfloat16 if half else torch.float32,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        bf16=half,
+        use_cpu_initialization=not has_gpu(),
+        perform_initialization=True,
+        attention_softmax_in_fp32=True,
+        attention_backend=AttnBackend.unfused,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        # Gradients are sums over tokens, divided once by the tokens of the whole global batch: exact
+        # with masked labels, whatever the layout.
+        calculate_per_token_loss=True,
+        **recomputation,
+    )
+    config.norm_offset = spec.norm_offset
+    config.sliding_window = spec.sliding_window
+    return config
+
+
+def _gelu_tanh(value: Tensor) -> Tensor:
+    return F.gelu(value, approximate="tanh")
+
+
+def build_model(
+    spec: ModelSpec,
+    parallel: ParallelConfig,
+    *,
+    precision: str = "fp32",
+    recompute: str = "none",
+    z_loss: float = 0.0,
+) -> list[TrainingModel]:
+    """The chunks of the model that this rank holds: one, or one for each virtual pipeline stage.
+
+    Megatron's process groups must exist. Weights are random (Megatron's own initialisation).
+
+    Raises:
+        CheckpointError: an architecture that Megatron's layers cannot express.
+    """
+    config = transformer_config(spec, parallel, precision=precision, recompute=recompute)
+    chunks = []
+    for stage in range(parallel.virtual_pipeline or 1):
+        virtual_stage = stage if parallel.virtual_pipeline else None
+        chunks.append(_build_chunk(spec, parallel, config, virtual_stage, z_loss))
+    return chunks
+
+
+def _build_chunk(
+    spec: ModelSpec,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    virtual_stage: int | None,
+    z_loss: float,
+) -> TrainingModel:
+    rotary = RotaryPositions(spec)
+    config.rope_attention_factor = rotary.attention_factor
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = SelfAttentionCore
+    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    first = parallel_state.is_pipeline_first_stage(ignore_virtual=True) and virtual_stage in (None, 0)
+    last = parallel_state.is_pipeline_last_stage(ignore_virtual=True) and (
+        virtual_stage is None or virtual_stage == (parallel.virtual_pipeline or 1) - 1
+    )
+    model = TrainingModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm),
+        vocab_size=padded_vocabulary(spec.vocabulary_size, parallel.tensor),
+        max_sequence_length=spec.max_positions,
+        pre_process=first,
+        post_process=last,
+        parallel_output=True,
+        share_embeddings_and_output_weights=spec.tied_embeddings,
+        position_embedding_type="rope",
+        vp_stage=virtual_stage,
+    )
+    model.rotary_pos_emb = rotary
+    model.true_vocabulary_size = spec.vocabulary_size
+    model.z_loss = z_loss
+    if first and spec.embedding_scale != 1.0:
+        _scale_embedding(model.embedding, spec.embedding_scale)
+    return model
+
+
+def _scale_embedding(embedding: torch.nn.Module, scale: float) -> None:
+    """Multiply what the embedding returns; the factor is rounded to the dtype, as transformers does."""
+
+    def scaled(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * torch.tensor(scale, dtype=output.dtype, device=output.device)
+
+    embedding.register_forward_hook(scaled)
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    """Parameters without padding."""
+    return spec.parameters
+
+
+def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float]:
+    """Floating-point operations of one token's forward and backward pass.
+
+    Matrices: 6 per parameter that multiplies (2 forward, 4 backward), the output layer included, the
+    input embedding not. Attention scores and their use: 12 x heads x head width x keys per layer.
+
+    Returns:
+        With every key counted (full s^2: NeMo <= 24.12, torchtitan), and with the causal half
+        (Megatron-Bridge >= 25.09); a sliding window bounds the keys in both.
+    """
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    layer = spec.hidden_size * (2 * queries + 2 * keys) + 3 * spec.hidden_size * spec.ffn_size
+    matrices = 6.0 * (spec.layers * layer + spec.vocabulary_size * spec.hidden_size)
+    window = min(spec.sliding_window or sequence_length, sequence_length)
+    full = 12.0 * spec.layers * queries * window
+    # Mean keys of a causal token: s/2, or w - w^2 / 2s under a window w.
+    mean_keys = window - window * window / (2 * sequence_length) if math.isfinite(window) else window
+    causal = 12.0 * spec.layers * queries * mean_keys
+    return matrices + full, matrices + causal

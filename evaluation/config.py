@@ -65,7 +65,11 @@ class EvaluateConfig(StrictModel):
 
     @model_validator(mode="after")
     def _stride_within_window(self) -> Self:
-        if self.stride is not None and self.sequence_length is not None and self.stride >= self.sequence_length:
+        if (
+            self.stride is not None
+            and self.sequence_length is not None
+            and self.stride >= self.sequence_length
+        ):
             raise ValueError(
                 "stride below sequence_length, or tokens between two windows have no context "
                 f"(stride {self.stride}, sequence_length {self.sequence_length})"

@@ -1,0 +1,241 @@
+"""The evaluate stage: base against result on held-out text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.config import EvaluateConfig
+from evaluation.heldout import Document, heldout_documents, measured_languages
+from evaluation.intervals import Interval, Resampler
+from evaluation.language_model import LanguageModel, common_window, load_language_model
+from evaluation.results import markdown
+from evaluation.samples import choose_prompts, continue_greedily
+from evaluation.scoring import Score, bits_per_byte, perplexity, score_documents
+from experiment.corpus_index import CorpusIndex
+from experiment.progress import Progress
+from experiment.stage import StageContext, StageResult
+
+MODELS = ("base", "result")
+RESULTS_NAME = "results.json"
+SAMPLES_NAME = "samples.jsonl"
+MARKDOWN_NAME = "results.md"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one model gave."""
+
+    scores: dict[str, list[Score]]
+    perplexity_sets: dict[str, list[Score]]
+    continuations: list[str]
+
+
+def run(
+    config: EvaluateConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Measure the base and the exported model on the corpus' held-out documents.
+
+    Writes ``results.json``, ``results.md`` and ``samples.jsonl``.
+
+    Args:
+        config: the evaluate section.
+        inputs: ``base`` and ``export`` (Hugging Face directories), ``corpus``.
+        output_dir: where to write.
+        context: seed and tracker.
+
+    Raises:
+        ConfigError: a language without held-out documents, a window no model can read.
+        DataError: no held-out documents at all.
+        CheckpointError: a model that cannot be loaded or gives no finite loss.
+    """
+    corpus_dir = inputs["corpus"]
+    index = CorpusIndex.load(corpus_dir)
+    documents = {
+        language: heldout_documents(
+            index, corpus_dir, language, maximum_bytes=config.maximum_bytes_per_language
+        )
+        for language in measured_languages(index, config.languages)
+    }
+    set_documents = {
+        name: _set_documents(index, corpus_dir, entry.languages, entry.documents_per_language)
+        for name, entry in config.perplexity_sets.items()
+    }
+    prompts = choose_prompts(config.prompts, documents, config.samples)
+
+    directories = {"base": inputs["base"], "result": inputs["export"]}
+    window = common_window(list(directories.values()), config.sequence_length)
+    stride = config.stride or max(1, window // 2)
+    measured: dict[str, _Measured] = {}
+    for name in MODELS:
+        model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
+        measured[name] = _Measured(
+            scores={
+                language: _score(model, f"{name} {language}", items, window, stride, config)
+                for language, items in documents.items()
+            },
+            perplexity_sets={
+                set_name: _score(model, f"{name} {set_name}", items, window, stride, config)
+                for set_name, items in set_documents.items()
+            },
+            continuations=[continue_greedily(model, prompt.text, config.samples) for prompt in prompts],
+        )
+        del model  # one model in memory at a time
+
+    results = _results(config, context.seed, window, stride, documents, measured)
+    samples = [
+        {**prompt.as_record(), **{name: measured[name].continuations[position] for name in MODELS}}
+        for position, prompt in enumerate(prompts)
+    ]
+    (output_dir / RESULTS_NAME).write_text(
+        json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (output_dir / SAMPLES_NAME).write_text(
+        "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
+    )
+    (output_dir / MARKDOWN_NAME).write_text(markdown(results, context.experiment_name), encoding="utf-8")
+    return StageResult(
+        counts={
+            "documents": {language: len(items) for language, items in documents.items()},
+            "bytes": results["bytes"],
+            "samples": len(samples),
+        },
+        metrics={
+            f"{name}/bits_per_byte/{language}": value
+            for name in MODELS
+            for language, value in results[name]["bits_per_byte"].items()
+        },
+        artifacts=(RESULTS_NAME, MARKDOWN_NAME, SAMPLES_NAME),
+        summary=_summary(results),
+    )
+
+
+def _set_documents(
+    index: CorpusIndex, corpus_dir: Path, languages: Sequence[str], per_language: int
+) -> list[Document]:
+    return [
+        document
+        for language in measured_languages(index, languages)
+        for document in heldout_documents(index, corpus_dir, language, maximum_documents=per_language)
+    ]
+
+
+def _score(
+    model: LanguageModel,
+    label: str,
+    documents: Sequence[Document],
+    window: int,
+    stride: int,
+    config: EvaluateConfig,
+) -> list[Score]:
+    with Progress(f"evaluate {label}", sum(document.bytes for document in documents), "bytes") as progress:
+        return score_documents(
+            model,
+            documents,
+            window=window,
+            stride=stride,
+            batch_bytes=config.batch_bytes,
+            advance=progress.advance,
+        )
+
+
+def _results(
+    config: EvaluateConfig,
+    seed: int,
+    window: int,
+    stride: int,
+    documents: Mapping[str, Sequence[Document]],
+    measured: Mapping[str, _Measured],
+) -> dict[str, Any]:
+    """Contents of ``results.json``."""
+    resamplers = {
+        language: Resampler(len(items), config.bootstrap_resamples, config.confidence, seed, language)
+        for language, items in documents.items()
+    }
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "protocol": {
+            "text": "held-out documents of the corpus, the same for both models",
+            "tokens": "[BOS] and the document's tokens in the model's own vocabulary; every token of the "
+            "text is scored once, the end of the document is not",
+            "window_tokens": window,
+            "stride_tokens": stride,
+            "bits_per_byte": "sum of nats / ln 2 / UTF-8 bytes",
+            "perplexity": "exp(sum of nats / tokens of the model's own vocabulary)",
+            "perplexity_per_base_token": "exp(sum of nats / tokens of the base's vocabulary)",
+            "interval": "percentile bootstrap over documents",
+            "bootstrap_resamples": config.bootstrap_resamples,
+            "confidence": config.confidence,
+            "dtype": config.dtype,
+        },
+        "documents": {language: len(items) for language, items in documents.items()},
+        "bytes": {language: sum(item.bytes for item in items) for language, items in documents.items()},
+    }
+    base_scores = measured["base"].scores
+    for name in MODELS:
+        scores = measured[name].scores
+        results[name] = {
+            "bits_per_byte": {language: bits_per_byte(items) for language, items in scores.items()},
+            "bits_per_byte_interval": {
+                language: resamplers[language].bits_per_byte(items) for language, items in scores.items()
+            },
+            "perplexity": {language: perplexity(items) for language, items in scores.items()},
+            "perplexity_per_base_token": {
+                language: perplexity(_with_tokens_of(items, base_scores[language]))
+                for language, items in scores.items()
+            },
+            "nats": {language: sum(item.nats for item in items) for language, items in scores.items()},
+            "tokens": {language: sum(item.tokens for item in items) for language, items in scores.items()},
+            "unknown_tokens": {
+                language: sum(item.unknown_tokens for item in items) for language, items in scores.items()
+            },
+        }
+    results["difference"] = {
+        language: {
+            "bits_per_byte": results["result"]["bits_per_byte"][language]
+            - results["base"]["bits_per_byte"][language],
+            "interval": resamplers[language].difference(
+                base_scores[language], measured["result"].scores[language]
+            ),
+        }
+        for language in documents
+    }
+    results["perplexity_sets"] = {
+        name: {
+            "languages": entry.languages,
+            "documents": len(measured["base"].perplexity_sets[name]),
+            **{
+                model: {
+                    "perplexity": perplexity(measured[model].perplexity_sets[name]),
+                    "bits_per_byte": bits_per_byte(measured[model].perplexity_sets[name]),
+                    "tokens": sum(item.tokens for item in measured[model].perplexity_sets[name]),
+                }
+                for model in MODELS
+            },
+        }
+        for name, entry in config.perplexity_sets.items()
+    }
+    return results
+
+
+def _with_tokens_of(scores: Sequence[Score], other: Sequence[Score]) -> list[Score]:
+    return [
+        Score(score.nats, reference.tokens, score.bytes, score.unknown_tokens)
+        for score, reference in zip(scores, other, strict=True)
+    ]
+
+
+def _summary(results: Mapping[str, Any]) -> tuple[str, ...]:
+    lines = ["bits per byte on held-out text, base -> result:"]
+    for language, difference in results["difference"].items():
+        before = results["base"]["bits_per_byte"][language]
+        after = results["result"]["bits_per_byte"][language]
+        interval: Interval | None = difference["interval"]
+        spread = "" if interval is None else f"  [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+        lines.append(
+            f"  {language:<6} {before:.3f} -> {after:.3f}  {difference['bits_per_byte']:+.3f}{spread}"
+        )
+    return tuple(lines)

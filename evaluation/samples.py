@@ -1,0 +1,114 @@
+"""Greedy continuations of the same prompts by every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.config import SampleConfig
+from evaluation.heldout import Document
+from evaluation.language_model import LanguageModel
+
+CONFIGURED = "configuration"
+HELDOUT = "held-out document"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text to continue.
+
+    Attributes:
+        language: language of the prompt.
+        text: the prompt.
+        origin: :data:`CONFIGURED` or :data:`HELDOUT`.
+        reference: how the document it was cut from goes on; None for a configured prompt.
+    """
+
+    language: str
+    text: str
+    origin: str
+    reference: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The prompt as a line of ``samples.jsonl`` begins."""
+        return {
+            "language": self.language,
+            "prompt": self.text,
+            "origin": self.origin,
+            "reference": self.reference,
+        }
+
+
+def choose_prompts(
+    configured: Mapping[str, Sequence[str]], documents: Mapping[str, Sequence[Document]], config: SampleConfig
+) -> list[Prompt]:
+    """Configured prompts, and openings of held-out documents for languages without any."""
+    prompts: list[Prompt] = []
+    for language in dict.fromkeys([*documents, *configured]):
+        if language in configured:
+            prompts.extend(Prompt(language, text, CONFIGURED) for text in configured[language])
+            continue
+        # A document shorter than two prompts leaves nothing to continue.
+        long_enough = [
+            document for document in documents[language] if len(document.text) >= 2 * config.prompt_characters
+        ]
+        for document in long_enough[: config.heldout_prompts_per_language]:
+            text, rest = _cut(document.text, config.prompt_characters)
+            prompts.append(Prompt(language, text, HELDOUT, clip(rest, config.maximum_new_bytes)))
+    return prompts
+
+
+def _cut(text: str, characters: int) -> tuple[str, str]:
+    """Split after about so many characters; between words where the script has spaces."""
+    space = text.rfind(" ", characters // 2, characters + 1)
+    position = space if space > 0 else characters
+    # A combining mark belongs to the letter before it.
+    while position < len(text) and _is_mark(text[position]):
+        position += 1
+    return text[:position].rstrip(), text[position:]
+
+
+def _is_mark(character: str) -> bool:
+    import unicodedata
+
+    return unicodedata.category(character).startswith("M")
+
+
+def clip(text: str, maximum_bytes: int) -> str:
+    """The beginning of a text, cut at a character, with an ellipsis when something is missing."""
+    encoded = text.encode()
+    if len(encoded) <= maximum_bytes:
+        return text
+    return encoded[:maximum_bytes].decode("utf-8", "ignore") + "…"
+
+
+def continue_greedily(model: LanguageModel, prompt: str, config: SampleConfig) -> str:
+    """The model's most likely continuation, token by token.
+
+    The prompt is cut at its beginning when it and the new tokens do not fit the model's positions.
+    """
+    import torch
+
+    ids = model.codec.encode(prompt)
+    new_tokens = config.maximum_new_tokens
+    if model.max_positions is not None:
+        new_tokens = min(new_tokens, model.max_positions - 2)
+        ids = ids[-(model.max_positions - new_tokens - 1) :]
+    given = torch.tensor([[model.start_id, *ids]], device=model.device)
+    with torch.inference_mode():
+        output = model.network.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=new_tokens,
+            eos_token_id=sorted(model.stop_ids) or None,
+            pad_token_id=min(model.stop_ids, default=0),
+        )
+    generated: list[int] = output[0, given.shape[1] :].tolist()
+    # Decoded together with the prompt: on its own, a first piece would lose the space before it.
+    before = model.codec.decode(ids)
+    whole = model.codec.decode([*ids, *generated])
+    text = whole[len(before) :] if whole.startswith(before) else model.codec.decode(generated)
+    return clip(text, config.maximum_new_bytes)

@@ -44,6 +44,8 @@ class ExtractionConfig(StrictModel):
     """Compare with readability and jusText: about 3x slower, better on unusual pages."""
     tables: bool = False
     """Keep the text of tables."""
+    remove: list[str] = []
+    """XPath expressions of parts to remove before extraction (menus of a known site)."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """A page that takes longer is dropped (``extraction_timeout``)."""
 

@@ -1,0 +1,255 @@
+"""The corpus stage: raw sources to clean, deduplicated shards with a held-out split and a report.
+
+Passes, each over independent tasks with completion markers, so that a killed run continues:
+
+1. ``filter``: read, extract, identify the language, apply the quality profile; per shard.
+2. ``exact``: find repeated texts and addresses; per language.
+3. ``signatures``, ``buckets``, ``clusters``: MinHash; per shard, per bucket, per language.
+4. ``heldout``: choose the held-out documents; per source.
+5. ``write``: drop duplicates, write the shards.
+
+What is done depends on the files and the configuration only, never on the number of workers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from datatrove.pipeline.base import PipelineStep
+
+from data.config import CorpusConfig, SourceConfig
+from data.corpus_report import CorpusReport, write_report
+from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
+from data.execution import ProcessExecutor, Stopwatch, available_workers
+from data.finalise import FinaliseShards, shard_paths
+from data.heldout import SelectHeldout
+from data.ledger import Ledger
+from data.profiles import Profile, load_profile
+from data.segmentation import Segmentation
+from data.shardfile import read_json, write_json
+from data.shards import FilterShards, Workspace
+from data.sources import Shard, plan_fingerprint, plan_shards
+from experiment.corpus_index import CorpusIndex, CorpusSource
+from experiment.errors import DataError
+from experiment.progress import Progress
+from experiment.stage import StageContext, StageResult
+
+WORK_FOLDER = ".work"
+
+
+def run(
+    config: CorpusConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Build the corpus.
+
+    Args:
+        config: the corpus section.
+        inputs: none.
+        output_dir: gets the shards, ``index.json``, ``report.json`` and ``report.html``; ``.work``
+            below it holds intermediate files and lets a killed run continue.
+        context: workers and tracking.
+
+    Raises:
+        ConfigError: a source without files, an unknown profile.
+        DataError: bad input with ``on_error: fail``; a source with no document left.
+        EnvironmentError_: a full disk, a killed worker, a Debian package that cannot be had.
+    """
+    profiles = {
+        source.name: load_profile(source.profile or source.language, config.profile_folders)
+        for source in config.sources
+        if source.filter and source.kind == "text"
+    }
+    shards = plan_shards(config)
+    workspace = _open_workspace(config, shards, output_dir)
+    stages = _Passes(config, shards, profiles, workspace, context)
+    stages.run_all(output_dir)
+    ledgers = _collect(config, shards, workspace)
+    index = _index(config, shards, ledgers, output_dir)
+    _require_documents(config, index, ledgers)
+    _write_dropped(config, ledgers, output_dir)
+    index.save(output_dir)
+    report = CorpusReport.build(config, profiles, ledgers, stages.watch.seconds)
+    artifacts = write_report(report, output_dir)
+    return StageResult(
+        counts=report.totals(), metrics=report.metrics(), artifacts=artifacts, summary=report.summary()
+    )
+
+
+class _Passes:
+    """Runs the passes in order."""
+
+    def __init__(
+        self,
+        config: CorpusConfig,
+        shards: list[Shard],
+        profiles: dict[str, Profile],
+        workspace: Workspace,
+        context: StageContext,
+    ) -> None:
+        self.config = config
+        self.shards = shards
+        self.profiles = profiles
+        self.workspace = workspace
+        self.watch = Stopwatch()
+        self.input_bytes = sum(shard.size_bytes for shard in shards)
+        self.workers = available_workers(context.workers, self.input_bytes)
+        sources = {source.name: source for source in config.sources}
+        self.groups: Groups = {}
+        for shard in shards:
+            self.groups.setdefault(_group(sources[shard.source]), []).append(shard)
+
+    def run_all(self, output_dir: Path) -> None:
+        """All passes; those that are complete are skipped by their markers."""
+        config, shards, workspace, groups = self.config, self.shards, self.workspace, self.groups
+        self._run("filter", FilterShards(config, shards, self.profiles, workspace), len(shards), shards)
+        self._run("exact", FindExactDuplicates(config, groups, workspace), len(groups))
+        near = self._minhash_groups()
+        if near:
+            order = [shard for group in sorted(near) for shard in near[group]]
+            segmentations = {group: self._segmentation(near[group]) for group in near}
+            signatures = Signatures(config, near, segmentations, workspace)
+            self._run("signatures", signatures, len(order), order)
+            buckets = len(near) * config.deduplication.minhash.buckets
+            self._run("buckets", Buckets(config, near, workspace), buckets)
+            self._run("clusters", Clusters(config, near, workspace), len(near))
+        self._run("heldout", SelectHeldout(config, shards, groups, workspace), len(config.sources))
+        finalise = FinaliseShards(config, shards, groups, near, workspace, output_dir)
+        self._run("write", finalise, len(shards), shards)
+
+    def _run(
+        self, name: str, step: PipelineStep, tasks: int, shards: Sequence[Shard] | None = None
+    ) -> None:
+        start = time.monotonic()
+        executor = ProcessExecutor([step], tasks, self.workers, self.workspace.logs(name), f"corpus {name}")
+        if shards is None:
+            executor.run()
+        else:
+            total = sum(shard.size_bytes for shard in shards) / 1e6
+            with Progress(f"corpus {name}", total, "MB") as progress:
+                executor.run(_advance(progress, shards, self.workspace))
+        self.watch.measure(name, start)
+
+    def _minhash_groups(self) -> Groups:
+        if not self.config.deduplication.minhash.enabled:
+            return {}
+        return {name: shards for name, shards in self.groups.items() if "+" not in name}
+
+    def _segmentation(self, shards: list[Shard]) -> Segmentation:
+        for shard in shards:
+            if shard.source in self.profiles:
+                return self.profiles[shard.source].segmentation
+        language = next(s.language for s in self.config.sources if s.name == shards[0].source)
+        return default_segmentation(language)
+
+
+def default_segmentation(language: str) -> Segmentation:
+    """Segmentation of a language whose sources name no profile."""
+    base = language.split("-")[0]
+    if base == "ja":
+        return "script_runs"
+    if base in ("zh", "yue", "wuu"):
+        return "characters"
+    return "syllables" if base in ("th", "lo", "km", "my") else "words"
+
+
+def _advance(
+    progress: Progress, shards: Sequence[Shard], workspace: Workspace
+) -> Callable[[int], None]:
+    def finished(rank: int) -> None:
+        progress.advance(shards[rank].size_bytes / 1e6)
+
+    return finished
+
+
+def _group(source: SourceConfig) -> str:
+    """Documents are compared within a language; rendered pairs and chats among themselves."""
+    return source.language if source.kind == "text" else f"{source.language}+{source.kind}"
+
+
+def _open_workspace(config: CorpusConfig, shards: list[Shard], output_dir: Path) -> Workspace:
+    """The folder of intermediate files; what another plan left there is removed."""
+    root = output_dir / WORK_FOLDER
+    plan = plan_fingerprint(config, shards)
+    marker = root / "plan.json"
+    if not marker.is_file() or read_json(marker) != plan:
+        for item in output_dir.iterdir():
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+        write_json(marker, plan)
+    return Workspace(root)
+
+
+def _collect(
+    config: CorpusConfig, shards: list[Shard], workspace: Workspace
+) -> dict[str, tuple[Ledger, Ledger]]:
+    """Per source, the ledgers of the first and of the last pass, shards added up."""
+    limit = config.dropped_samples
+    result = {source.name: (Ledger(limit), Ledger(limit)) for source in config.sources}
+    for shard in shards:
+        for phase, total in zip(("filtered", "final"), result[shard.source], strict=True):
+            total.merge(Ledger.from_json(read_json(workspace.ledger(phase, shard)), limit))
+    return result
+
+
+def _index(
+    config: CorpusConfig,
+    shards: list[Shard],
+    ledgers: dict[str, tuple[Ledger, Ledger]],
+    output_dir: Path,
+) -> CorpusIndex:
+    entries: list[CorpusSource] = []
+    for source in config.sources:
+        paths = [shard_paths(output_dir, shard) for shard in shards if shard.source == source.name]
+        counters = ledgers[source.name][1].counters
+        entries.append(
+            CorpusSource(
+                name=source.name,
+                language=source.language,
+                kind=source.kind,
+                weight=source.weight,
+                train=[str(path.relative_to(output_dir)) for path, _ in paths if path.exists()],
+                heldout=[str(path.relative_to(output_dir)) for _, path in paths if path.exists()],
+                **{
+                    key: counters.get(key, 0)
+                    for key in ("train_documents", "train_bytes", "heldout_documents", "heldout_bytes")
+                },
+            )
+        )
+    return CorpusIndex(sources=entries)
+
+
+def _require_documents(
+    config: CorpusConfig, index: CorpusIndex, ledgers: dict[str, tuple[Ledger, Ledger]]
+) -> None:
+    if config.allow_empty:
+        return
+    for entry in index.sources:
+        if entry.train_documents:
+            continue
+        first, last = ledgers[entry.name]
+        dropped = {**first.dropped, **last.dropped}
+        ranking = sorted(dropped.items(), key=lambda item: (-item[1].documents, item[0]))[:3]
+        reasons = ", ".join(f"{rule} {count.documents}" for rule, count in ranking)
+        raise DataError(
+            f"no documents of source '{entry.name}' are left after filtering",
+            where=f"corpus.sources.{entry.name}",
+            got=f"{first.read.documents} documents read; removed by {reasons or 'nothing'}",
+            expected=f"at least one document in language '{entry.language}'",
+            fix="check `language` and `reader.text_key`, relax the profile, or set `filter: false`; "
+            "corpus.allow_empty=true goes on without it",
+        )
+
+
+def _write_dropped(
+    config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path
+) -> None:
+    from data.shardfile import ShardWriter
+
+    for source in config.sources:
+        samples = [record for ledger in ledgers[source.name] for record in ledger.samples()]
+        with ShardWriter(output_dir / source.name / "dropped.jsonl.zst") as writer:
+            for record in samples:
+                text, identifier = record.pop("text"), record.pop("id")
+                writer.write(identifier, text, record)

@@ -1,0 +1,142 @@
+"""``report.json`` and ``report.html`` of the corpus: what was removed, by which rule, and why."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.config import CorpusConfig
+from data.ledger import Ledger
+from data.profiles import Profile
+from data.shardfile import atomic_file, write_json
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """Numbers of the corpus stage.
+
+    Attributes:
+        values: what ``report.json`` holds.
+    """
+
+    values: dict[str, Any]
+
+    @classmethod
+    def build(
+        cls,
+        config: CorpusConfig,
+        profiles: dict[str, Profile],
+        ledgers: dict[str, tuple[Ledger, Ledger]],
+        seconds: dict[str, float],
+    ) -> CorpusReport:
+        """Add up the ledgers of all sources."""
+        sources = []
+        for source in config.sources:
+            first, last = ledgers[source.name]
+            sources.append(
+                {
+                    "name": source.name,
+                    "language": source.language,
+                    "kind": source.kind,
+                    "read": vars(first.read),
+                    "extracted": vars(first.extracted),
+                    "filtered": vars(first.kept),
+                    "kept": vars(last.kept),
+                    "train": _pair(last, "train"),
+                    "heldout": _pair(last, "heldout"),
+                    "dropped": {
+                        rule: vars(count)
+                        for ledger in (first, last)
+                        for rule, count in sorted(ledger.dropped.items())
+                    },
+                    "counters": {
+                        name: value
+                        for name, value in sorted({**first.counters, **last.counters}.items())
+                        if not name.startswith(("train_", "heldout_"))
+                    },
+                    "histograms": {**first.histograms, **last.histograms},
+                    "seconds": {name: round(value, 3) for name, value in first.seconds.items()},
+                    "samples": [*first.samples(), *last.samples()],
+                }
+            )
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
+        return cls({"schema_version": 1, "sources": sources, "seconds": rounded})
+
+    def totals(self) -> dict[str, int]:
+        """Counts for the manifest."""
+        sources = self.values["sources"]
+        return {
+            f"{part}_{unit}": sum(source[part][unit] for source in sources)
+            for part in ("read", "extracted", "kept", "train", "heldout")
+            for unit in ("documents", "bytes")
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The same numbers for tracking, by source and rule."""
+        result: dict[str, float] = {}
+        for source in self.values["sources"]:
+            name = source["name"]
+            for part in ("read", "extracted", "kept", "train", "heldout"):
+                result[f"corpus/{name}/{part}_documents"] = source[part]["documents"]
+                result[f"corpus/{name}/{part}_bytes"] = source[part]["bytes"]
+            for rule, count in source["dropped"].items():
+                result[f"corpus/{name}/dropped/{rule}"] = count["documents"]
+        return result
+
+    def summary(self) -> tuple[str, ...]:
+        """One line per source."""
+        lines = []
+        for source in self.values["sources"]:
+            worst = sorted(source["dropped"].items(), key=lambda item: (-item[1]["documents"], item[0]))
+            reasons = ", ".join(f"{rule} {count['documents']:,}" for rule, count in worst[:3])
+            lines.append(
+                f"{source['name']}: kept {source['kept']['documents']:,} of "
+                f"{source['read']['documents']:,} documents, {source['kept']['bytes'] / 1e6:,.2f} MB, "
+                f"{source['heldout']['documents']:,} held out"
+                + (f"; dropped by {reasons}" if reasons else "")
+            )
+        return tuple(lines)
+
+
+def _pair(ledger: Ledger, split: str) -> dict[str, int]:
+    return {
+        "documents": ledger.counters.get(f"{split}_documents", 0),
+        "bytes": ledger.counters.get(f"{split}_bytes", 0),
+    }
+
+
+def write_report(report: CorpusReport, output_dir: Path) -> tuple[str, ...]:
+    """Write both files; returns their names."""
+    write_json(output_dir / "report.json", report.values)
+    with atomic_file(output_dir / "report.html") as file:
+        file.write(_page(report.values).encode())
+    return ("report.json", "report.html")
+
+
+def _page(values: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(source['name'])}<td>{source['language']}"
+        f"<td>{source['read']['documents']:,}<td>{source['extracted']['documents']:,}"
+        f"<td>{source['filtered']['documents']:,}<td>{source['kept']['documents']:,}"
+        f"<td>{source['kept']['bytes'] / 1e6:,.2f}<td>{source['heldout']['documents']:,}</tr>"
+        for source in values["sources"]
+    )
+    rules = "".join(
+        f"<h2>{html.escape(source['name'])}</h2><table><tr><th>rule<th>documents<th>MB</tr>"
+        + "".join(
+            f"<tr><td>{html.escape(rule)}<td>{count['documents']:,}<td>{count['bytes'] / 1e6:,.3f}</tr>"
+            for rule, count in source["dropped"].items()
+        )
+        + "</table>"
+        for source in values["sources"]
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Corpus report</title>"
+        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;"
+        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}</style>"
+        "<h1>Corpus report</h1><table><tr><th>source<th>language<th>read<th>with text<th>filtered"
+        f"<th>kept<th>MB<th>held out</tr>{rows}</table>{rules}</html>\n"
+    )

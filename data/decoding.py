@@ -1,0 +1,133 @@
+"""Character encodings of web pages.
+
+Order of trust: byte order mark, strict UTF-8, what the page or its server declares, detection.
+UTF-8 comes before the declaration because text that decodes as UTF-8 with non-ASCII characters is
+practically never anything else, while declarations are wrong often enough. The declared name is
+read as browsers do (WHATWG: ``gb2312`` means GB18030, ``shift_jis`` means CP932, ``tis-620`` means
+CP874, ``iso-8859-1`` means CP1252).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# https://encoding.spec.whatwg.org/#names-and-labels, those that matter for the languages here
+_WHATWG = {
+    "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "x-sjis": "cp932",
+    "windows-31j": "cp932", "ms932": "cp932", "ms_kanji": "cp932",
+    "euc-jp": "euc_jp", "x-euc-jp": "euc_jp", "iso-2022-jp": "iso2022_jp",
+    "gb2312": "gb18030", "gbk": "gb18030", "gb_2312-80": "gb18030", "x-gbk": "gb18030",
+    "chinese": "gb18030", "gb18030": "gb18030",
+    "big5": "big5hkscs", "big5-hkscs": "big5hkscs", "x-x-big5": "big5hkscs", "cn-big5": "big5hkscs",
+    "tis-620": "cp874", "windows-874": "cp874", "iso-8859-11": "cp874", "dos-874": "cp874",
+    "iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252",
+    "windows-1252": "cp1252", "euc-kr": "cp949", "ks_c_5601-1987": "cp949",
+}
+_LANGUAGE_ENCODINGS = {
+    "ja": ("cp932", "euc_jp", "iso2022_jp"),
+    "zh": ("gb18030", "big5hkscs"),
+    "th": ("cp874",),
+    "vi": ("cp1258",),
+    "ko": ("cp949",),
+}
+_META_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{2,40})""", re.I)
+_XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_:.-]{2,40})""", re.I)
+_HEADER_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{2,40})", re.I)
+_MAXIMUM_BAD_SHARE = 0.002
+
+
+class UndecodableInput(Exception):
+    """No encoding fits the bytes."""
+
+
+def decode_page(data: bytes, *, content_type: str | None = None, language: str | None = None) -> str:
+    """Text of an HTML page whatever its encoding.
+
+    Args:
+        data: the page.
+        content_type: HTTP header of that name.
+        language: expected language, to choose among encodings that all decode.
+
+    Raises:
+        UndecodableInput: binary data, or an encoding nobody declared and detection misses.
+    """
+    for mark, name in _BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(name, errors="replace")
+    declared = _declared(data, content_type)
+    try:
+        text = data.decode("utf-8")
+        if declared != "iso2022_jp" or b"\x1b$" not in data:  # ISO-2022-JP is ASCII bytes throughout
+            return text
+    except UnicodeDecodeError:
+        pass
+    candidates = [declared] if declared else []
+    detected = _detected(data)
+    if detected is not None:
+        candidates.append(detected)
+    candidates.extend(_LANGUAGE_ENCODINGS.get((language or "").split("-")[0], ()))
+    best: tuple[float, str] | None = None
+    for name in dict.fromkeys(candidates):
+        text = data.decode(name, errors="replace")
+        bad = text.count("\ufffd") / max(1, sum(byte > 127 for byte in data[:100_000]) or len(text))
+        if bad <= _MAXIMUM_BAD_SHARE:
+            return text
+        if best is None or bad < best[0]:
+            best = (bad, text)
+    # A UTF-8 page with a few broken bytes (cut in the middle of a character) is still UTF-8.
+    text = data.decode("utf-8", errors="replace")
+    bad = text.count("\ufffd") / max(1, len(text))
+    if bad <= 0.01:
+        return text
+    raise UndecodableInput(
+        f"{bad:.0%} of the characters are invalid as UTF-8"
+        + (f", {best[0]:.1%} as the best of {', '.join(dict.fromkeys(candidates))}" if best else "")
+    )
+
+
+def decode_text(data: bytes, encoding: str | None, language: str | None = None) -> str:
+    """Text of a plain file: the given encoding strictly, else as :func:`decode_page`.
+
+    Raises:
+        UndecodableInput: the bytes are not in that encoding.
+    """
+    if encoding is None:
+        return decode_page(data, language=language)
+    try:
+        return data.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise UndecodableInput(str(error)) from error
+
+
+def _declared(data: bytes, content_type: str | None) -> str | None:
+    head = data[:4096]
+    for match in (_META_CHARSET.search(head), _XML_ENCODING.search(head)):
+        if match is not None and (name := _python_codec(match[1].decode("ascii"))) is not None:
+            return name
+    if content_type and (found := _HEADER_CHARSET.search(content_type)) is not None:
+        return _python_codec(found[1])
+    return None
+
+
+def _detected(data: bytes) -> str | None:
+    import cchardet
+
+    name = cchardet.detect(data[:200_000])["encoding"]
+    return None if name is None else _python_codec(name)
+
+
+def _python_codec(label: str) -> str | None:
+    lowered = label.strip().lower()
+    name = _WHATWG.get(lowered, lowered)
+    try:
+        return name if name in _WHATWG.values() else codecs.lookup(name).name
+    except LookupError:
+        return None

@@ -1,0 +1,267 @@
+"""Deduplication between the documents of a language: exact by hash, near by MinHash.
+
+The first document in the order of sources, shards and positions stays, whatever the number of
+workers. MinHash is datatrove's four stages over the documents that exact deduplication leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupSignature,
+)
+from datatrove.utils.hashing import HashConfig
+from datatrove.utils.text import TextNormConfig
+from numpy.typing import NDArray
+
+from data.config import CorpusConfig, MinhashSettings
+from data.segmentation import Segmentation, tokenizer_for
+from data.shardfile import atomic_file, read_documents
+from data.shards import KEY_TYPE, Workspace
+from data.sources import Shard
+
+_KEYS_IN_MEMORY = 8_000_000
+
+Groups = dict[str, list[Shard]]
+
+
+def minhash_config(settings: MinhashSettings) -> MinhashConfig:
+    """datatrove's configuration.
+
+    Diacritics stay: stripping combining marks would delete the vowels of Thai, Khmer and Burmese
+    and turn Japanese ``が`` into ``か``. 64-bit hashes as FineWeb-2.
+    """
+    return MinhashConfig(
+        n_grams=settings.ngram_words,
+        num_buckets=settings.buckets,
+        hashes_per_bucket=settings.hashes_per_bucket,
+        norm_config=TextNormConfig(norm_unicode_diacritics=False),
+        hash_config=HashConfig(precision=64),
+    )
+
+
+class FindExactDuplicates(PipelineStep):  # type: ignore[misc]
+    """Task ``rank`` finds the repeated texts and addresses of group ``rank``.
+
+    Hashes are compared one range at a time, so memory stays bounded however large the group is.
+    """
+
+    name = "exact duplicates"
+    type = "corpus"
+
+    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace) -> None:
+        super().__init__()
+        self.config = config
+        self.groups = groups
+        self.workspace = workspace
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Write the positions to drop for each shard of the group; yields nothing."""
+        shards = self.groups[sorted(self.groups)[rank]]
+        keys = [np.load(self.workspace.keys(shard), mmap_mode="r") for shard in shards]
+        texts = urls = [np.empty(0, np.int64) for _ in shards]
+        if self.config.deduplication.exact:
+            texts = repeated(keys, ("text_high", "text_low"))
+        if self.config.deduplication.url:
+            urls = repeated(keys, ("url",), ignore_zero=True)
+        for shard, by_text, by_url in zip(shards, texts, urls, strict=True):
+            with atomic_file(self.workspace.exact(shard)) as file:
+                np.savez(file, text=by_text, url=np.setdiff1d(by_url, by_text))
+        yield from ()
+
+
+def repeated(
+    keys: list[NDArray[np.void]],
+    fields: tuple[str, ...],
+    *,
+    ignore_zero: bool = False,
+    keys_in_memory: int = _KEYS_IN_MEMORY,
+) -> list[NDArray[np.int64]]:
+    """Positions, per array, of records whose fields occurred before (earlier array or position).
+
+    Args:
+        keys: arrays of :data:`~data.shards.KEY_TYPE`.
+        fields: fields that must all agree.
+        ignore_zero: records whose first field is 0 are never repeated.
+        keys_in_memory: records compared at a time.
+    """
+    total = sum(len(array) for array in keys)
+    ranges = max(1, -(-total // keys_in_memory))
+    found: list[list[NDArray[np.int64]]] = [[] for _ in keys]
+    first = fields[0]
+    for part in range(ranges):
+        low, high = (part << 64) // ranges, ((part + 1) << 64) // ranges - 1
+        rows: list[NDArray[np.void]] = []
+        places: list[NDArray[np.int64]] = []
+        for number, array in enumerate(keys):
+            column = array[first]
+            inside = (column >= np.uint64(low)) & (column <= np.uint64(high))
+            if ignore_zero:
+                inside &= column != 0
+            position = np.flatnonzero(inside)
+            rows.append(array[list(fields)][position])
+            places.append(np.stack([np.full(len(position), number), position], axis=1))
+        columns = np.concatenate(rows)
+        place = np.concatenate(places)  # [records, 2]: array, position; ascending
+        order = np.lexsort([columns[field] for field in reversed(fields)])  # stable: first stays first
+        ordered = columns[order]
+        again = np.zeros(len(ordered), bool)
+        if len(ordered) > 1:
+            again[1:] = np.logical_and.reduce(
+                [ordered[field][1:] == ordered[field][:-1] for field in fields]
+            )
+        hits = place[order[again]]
+        for number in range(len(keys)):
+            found[number].append(hits[hits[:, 0] == number, 1])
+    return [np.sort(np.concatenate(parts)).astype(np.int64) for parts in found]
+
+
+class ExactFilter(PipelineStep):  # type: ignore[misc]
+    """Documents of a shard without its exact duplicates.
+
+    Args:
+        workspace: where :class:`FindExactDuplicates` wrote.
+        shard: the shard.
+    """
+
+    name = "duplicate"
+    type = "corpus"
+
+    def __init__(self, workspace: Workspace, shard: Shard) -> None:
+        super().__init__()
+        self.workspace = workspace
+        self.shard = shard
+        self.removed: list[tuple[str, Document]] = []
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Pass on what is not a duplicate; the others can be taken from :attr:`removed`."""
+        with np.load(self.workspace.exact(self.shard)) as saved:
+            texts, urls = set(saved["text"].tolist()), set(saved["url"].tolist())
+        for position, document in enumerate(data):
+            if position in texts:
+                self.removed.append(("duplicate.text", document))
+            elif position in urls:
+                self.removed.append(("duplicate.url", document))
+            else:
+                yield document
+
+
+class Signatures(PipelineStep):  # type: ignore[misc]
+    """MinHash stage 1: task ``rank`` signs shard ``rank`` of all groups, in order."""
+
+    name = "minhash signatures"
+    type = "corpus"
+
+    def __init__(
+        self,
+        config: CorpusConfig,
+        groups: Groups,
+        segmentations: dict[str, Segmentation],
+        workspace: Workspace,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tasks = [
+            (group, number, shard)
+            for group in sorted(groups)
+            for number, shard in enumerate(groups[group])
+        ]
+        self.segmentations = segmentations
+        self.workspace = workspace
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Sign one shard; yields nothing."""
+        group, number, shard = self.tasks[rank]
+        signature = MinhashDedupSignature(
+            str(self.workspace.minhash(group, "signatures")),
+            minhash_config(self.config.deduplication.minhash),
+            language=tokenizer_for(self.segmentations[group]),
+        )
+        unique = ExactFilter(self.workspace, shard)
+        signature.run(unique.run(read_documents(self.workspace.filtered(shard))), number)
+        yield from ()
+
+
+class Buckets(PipelineStep):  # type: ignore[misc]
+    """MinHash stage 2: task ``rank`` is one bucket of one group."""
+
+    name = "minhash buckets"
+    type = "corpus"
+
+    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace) -> None:
+        super().__init__()
+        self.settings = config.deduplication.minhash
+        self.groups = sorted(groups)
+        self.workspace = workspace
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Find equal signatures in a bucket; yields nothing."""
+        group, bucket = divmod(rank, self.settings.buckets)
+        MinhashDedupBuckets(
+            str(self.workspace.minhash(self.groups[group], "signatures")),
+            str(self.workspace.minhash(self.groups[group], "buckets")),
+            config=minhash_config(self.settings),
+            lines_to_buffer=1000,
+        ).run(None, bucket, self.settings.buckets)
+        yield from ()
+
+
+class Clusters(PipelineStep):  # type: ignore[misc]
+    """MinHash stage 3: task ``rank`` clusters group ``rank``."""
+
+    name = "minhash clusters"
+    type = "corpus"
+
+    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace) -> None:
+        super().__init__()
+        self.settings = config.deduplication.minhash
+        self.groups = sorted(groups)
+        self.workspace = workspace
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Join the pairs of all buckets into clusters; yields nothing."""
+        group = self.groups[rank]
+        cluster = MinhashDedupCluster(
+            str(self.workspace.minhash(group, "buckets")),
+            str(self.workspace.minhash(group, "clusters")),
+            config=minhash_config(self.settings),
+            save_cluster_size=True,
+            lines_to_buffer=1000,
+        )
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            cluster.run(None, 0, 1)
+        yield from ()
+
+
+def removed_by_minhash(clusters: Path, number: int) -> NDArray[np.int64]:
+    """Positions, among the exact-unique documents of a shard, that clustering removes."""
+    path = clusters / f"{number:06d}.remove"
+    if not path.exists():
+        return np.empty(0, np.int64)
+    return np.fromfile(path, dtype="<u4").astype(np.int64)
+
+
+__all__ = [
+    "KEY_TYPE", "Buckets", "Clusters", "ExactFilter", "FindExactDuplicates", "Signatures",
+    "minhash_config", "removed_by_minhash", "repeated",
+]

@@ -1,0 +1,150 @@
+"""Main-content extraction and text normalisation, as datatrove steps."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.extractors.base import ExtractorSandbox
+from datatrove.pipeline.extractors.trafilatura import Trafilatura
+
+from data.config import ExtractionConfig
+from data.ledger import Ledger
+
+_LINE_ENDS = re.compile(r"\r\n?|[\x85\u2028\u2029\x0b\x0c]")
+# C0/C1 controls without tab and newline, byte order mark, replacement of lone surrogates below.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
+_TRAILING_SPACES = re.compile(r"[ \t\u00a0\u3000]+\n")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class ContentExtractor(Trafilatura):  # type: ignore[misc]
+    """datatrove's trafilatura step with counts and samples of what yields no text.
+
+    Pages are extracted in a sandbox process, so that one that loops or crashes the parser costs
+    its timeout and nothing else.
+    """
+
+    name = "extraction"
+
+    def __init__(self, config: ExtractionConfig, ledger: Ledger) -> None:
+        options: dict[str, Any] = {
+            "no_fallback": not config.fallback,
+            "include_tables": config.tables,
+            "prune_xpath": list(config.remove) or None,
+        }
+        super().__init__(
+            favour_precision=config.precision,
+            timeout=config.timeout_seconds,
+            deduplicate=False,  # keeps state across pages: results would depend on the sharding
+            **options,
+        )
+        self.ledger = ledger
+
+    def extract(self, text: str) -> str:
+        """Text of a page; empty when there is none or the page cannot be parsed."""
+        if not text:  # the sandbox warms up with an empty page
+            import trafilatura  # noqa: F401
+
+            return ""
+        try:
+            return super().extract(text) or ""
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            return ""
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Replace markup by text; drop pages without text."""
+        import trafilatura  # noqa: F401  (imported here so that each sandbox inherits it)
+
+        with ExtractorSandbox(timeout=self.timeout, warmup_text="") as sandbox:
+            for document in data:
+                with self.track_time():
+                    try:
+                        text = sandbox.process_document(document.text, self.extract)
+                    except TimeoutError:
+                        self.ledger.drop(f"{self.name}.timeout", document)
+                        continue
+                    except (EOFError, OSError):
+                        self.ledger.drop(f"{self.name}.crash", document)
+                        continue
+                if not text.strip():
+                    self.ledger.drop(f"{self.name}.no_content", document)
+                    continue
+                document.text = text
+                yield document
+
+
+def normalise(text: str) -> str:
+    """Line ends to ``\\n``, controls and lone surrogates out, at most one blank line in a row.
+
+    Line rules take a CRLF document for one of a single line and drop it, so this comes first.
+    """
+    text = _LINE_ENDS.sub("\n", text)
+    text = _CONTROLS.sub("", text)
+    text = text.encode("utf-8", errors="ignore").decode("utf-8")
+    text = _TRAILING_SPACES.sub("\n", text)
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+class Normaliser(PipelineStep):  # type: ignore[misc]
+    """Applies :func:`normalise`; drops what is empty after it."""
+
+    name = "normalise"
+    type = "formatter"
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Normalise each document and count the text that enters the filters."""
+        for document in data:
+            with self.track_time():
+                document.text = normalise(document.text)
+            if not document.text:
+                self.ledger.drop("read.empty_text", document)
+                continue
+            self.ledger.extracted.documents += 1
+            self.ledger.extracted.bytes += len(document.text.encode())
+            yield document
+
+
+class Timed:
+    """Wraps a step's generator and adds the time spent inside it, upstream excluded, to a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._inside: list[str] = ["read"]
+        self._since = time.perf_counter()
+
+    def _switch(self, name: str) -> None:
+        now = time.perf_counter()
+        current = self._inside[-1]
+        seconds = self.ledger.seconds
+        seconds[current] = seconds.get(current, 0.0) + now - self._since
+        self._since = now
+        self._inside[-1] = name
+
+    def pulled(self, data: Iterator[Document], upstream: str, name: str) -> Iterator[Document]:
+        """``data``, with the clock switched to ``upstream`` while it is being produced."""
+        while True:
+            self._switch(upstream)
+            try:
+                document = next(data)
+            except StopIteration:
+                self._switch(name)
+                return
+            self._switch(name)
+            yield document
+
+    def finish(self) -> None:
+        """Book the time since the last switch."""
+        self._switch(self._inside[-1])

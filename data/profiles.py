@@ -1,0 +1,193 @@
+"""Quality profiles: one YAML per language, the rules it names and where their thresholds come from.
+
+Adding a language is adding a file: see ``docs/corpus.md``. A section that is absent or null is not
+run. Every section carries ``source``: one text for all its thresholds, or one per threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from data.config import Language
+from experiment.config import StrictModel, expand_path, load_config
+from experiment.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data.segmentation import Segmentation
+else:
+    from typing import Literal
+
+    Segmentation = Literal["words", "script_runs", "characters", "syllables"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RuleSection(StrictModel):
+    """Common to all sections."""
+
+    source: str | dict[str, str]
+    """Where the thresholds come from: one text, or one per threshold (`default` for the others)."""
+
+    @model_validator(mode="after")
+    def _every_threshold_has_a_source(self) -> Self:
+        if isinstance(self.source, dict):
+            given = self.model_fields_set - {"source"}
+            unknown = set(self.source) - set(type(self).model_fields) - {"default"}
+            if unknown:
+                raise ValueError(f"sources of existing thresholds, not of {', '.join(sorted(unknown))}")
+            missing = given - set(self.source) if "default" not in self.source else set()
+            if missing:
+                raise ValueError(f"a source for {', '.join(sorted(missing))}, or `default`")
+        return self
+
+
+class LanguageSection(RuleSection):
+    """Language identification."""
+
+    accept: list[Language] = []
+    """Labels that count as the language besides itself, e.g. `zh-Hant` for `zh`."""
+    minimum_share: Share = 0.5
+    """Least share of the text in the language, by the packaged CLD2 model."""
+    minimum_probability: Share = 0.65
+    """Least probability of the language, by a fastText model given by path."""
+
+
+class LengthSection(RuleSection):
+    """Length of the document."""
+
+    minimum_characters: int | None = None
+    """Least characters."""
+    maximum_characters: int | None = None
+    """Most characters."""
+    minimum_letters: int = Field(default=1, ge=1)
+    """Least letters of any script."""
+
+
+class RepetitionSection(RuleSection):
+    """datatrove's GopherRepetitionFilter; n-grams are of the profile's segmentation."""
+
+    duplicate_line_share: Share | None = 0.30
+    """Most duplicate lines."""
+    duplicate_paragraph_share: Share | None = 0.30
+    """Most duplicate paragraphs."""
+    duplicate_line_characters: Share | None = 0.20
+    """Most characters in duplicate lines."""
+    duplicate_paragraph_characters: Share | None = 0.20
+    """Most characters in duplicate paragraphs."""
+    top_ngrams: dict[int, Share] = {2: 0.20, 3: 0.18, 4: 0.16}
+    """Most characters in the most frequent n-gram, by n."""
+    duplicate_ngrams: dict[int, Share] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    """Most characters in repeated n-grams, by n."""
+
+
+class GopherSection(RuleSection):
+    """datatrove's GopherQualityFilter."""
+
+    minimum_words: int | None = 50
+    """Least words (units of the segmentation) that are not symbols."""
+    maximum_words: int | None = 100_000
+    """Most words."""
+    minimum_word_length: float | None = 3
+    """Least mean word length."""
+    maximum_word_length: float | None = 10
+    """Most mean word length."""
+    maximum_symbol_share: Share | None = 0.1
+    """Most `#` or ellipses per word."""
+    maximum_bullet_lines: Share | None = 0.9
+    """Most lines that begin with a bullet."""
+    maximum_ellipsis_lines: Share | None = 0.3
+    """Most lines that end in an ellipsis."""
+    minimum_alphabetic_words: Share | None = 0.8
+    """Least words with a letter."""
+    minimum_stop_words: int | None = 2
+    """Least different stop words."""
+    stop_words: list[str] = []
+    """Stop words, as the segmentation yields them."""
+
+
+class FinewebSection(RuleSection):
+    """datatrove's FineWebQualityFilter."""
+
+    minimum_punctuated_lines: Share = 0.12
+    """Least lines that end in punctuation."""
+    no_punctuation_is_fine: bool = False
+    """Do not apply it to documents without any end punctuation (Thai, Lao)."""
+    maximum_short_lines: Share = 0.67
+    """Most short lines."""
+    short_line_characters: int = 30
+    """What a short line is."""
+    maximum_duplicate_characters: Share = 0.01
+    """Most characters in repeated lines."""
+    maximum_newlines_per_word: float = 0.3
+    """Most newlines per word."""
+
+
+class CharacterSection(RuleSection):
+    """Shares of characters."""
+
+    minimum_script_share: Share | None = None
+    """Least share of the letters in the language's own scripts."""
+    minimum_script_letters: int | None = None
+    """Least letters in the language's own scripts."""
+    maximum_digit_share: Share | None = None
+    """Most digits among the characters that are not spaces."""
+    maximum_symbol_share: Share | None = None
+    """Most characters that are neither letters, marks, digits nor spaces."""
+    minimum_hiragana_share: Share | None = None
+    """Japanese: least hiragana among Japanese letters."""
+    maximum_katakana_share: Share | None = None
+    """Japanese: most katakana among Japanese letters."""
+
+
+class Profile(StrictModel):
+    """A quality profile."""
+
+    language: Language
+    """Language the profile is for."""
+    scripts: list[str]
+    """Scripts the language is written in, as `regex` names them (`Han`, `Hiragana`, `Latin`)."""
+    segmentation: Segmentation = "words"
+    """What a word is for the filters: see `data/segmentation.py`."""
+    language_identification: LanguageSection | None = None
+    """Language identification."""
+    length: LengthSection | None = None
+    """Length."""
+    characters: CharacterSection | None = None
+    """Character shares."""
+    repetition: RepetitionSection | None = None
+    """Repetition within the document."""
+    fineweb: FinewebSection | None = None
+    """Line structure."""
+    gopher: GopherSection | None = None
+    """Word statistics and stop words."""
+
+
+def load_profile(name: str, folders: Sequence[str]) -> Profile:
+    """Read ``<folder>/<name>.yaml`` from the first folder that has it.
+
+    Relative folders are looked up from the working directory, then from the checkout.
+
+    Raises:
+        ConfigError: no folder has it, or it does not validate.
+    """
+    tried: list[Path] = []
+    for folder in folders:
+        path = expand_path(folder)
+        bases = [path] if path.is_absolute() else [path, Path(__file__).parents[1] / path]
+        for base in bases:
+            candidate = base / f"{name}.yaml"
+            if candidate.is_file():
+                return load_config(Profile, candidate)
+            tried.append(candidate)
+    available = sorted({item.stem for path in tried for item in path.parent.glob("*.yaml")})
+    raise ConfigError(
+        f"no quality profile '{name}'",
+        where="corpus.profiles",
+        got=", ".join(folders),
+        expected=f"one of {', '.join(available)}" if available else "a folder of profiles",
+        fix=f"add {name}.yaml (see docs/corpus.md), or set `filter: false` on the source",
+    )

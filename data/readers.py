@@ -1,0 +1,257 @@
+"""Reads the files of a shard into datatrove documents; bad input is counted or stops the run.
+
+Every problem has a name (``read.truncated``, ``read.invalid_json``, …) under which the report
+counts and samples it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from data.config import OnError, SourceConfig
+from data.decoding import UndecodableInput, decode_page, decode_text
+from data.ledger import Ledger
+from data.sources import InputFile
+from data.streams import TruncatedInput, open_stream, read_limited, read_lines
+from experiment.errors import DataError
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """Something in the input that is not a document.
+
+    Attributes:
+        rule: its name in the report.
+        where: file name and line or record.
+        detail: the reason, for people.
+        excerpt: the beginning of the record.
+        size_bytes: length of the record where known.
+    """
+
+    rule: str
+    where: str
+    detail: str
+    excerpt: str = ""
+    size_bytes: int = 0
+
+
+Records = Iterator[Document | BadRecord]
+
+
+class SourceReader(PipelineStep):  # type: ignore[misc]
+    """Yields the documents of some files of a source.
+
+    Args:
+        source: the source.
+        files: what to read, in order.
+        ledger: where counts and bad input go.
+        on_error: ``skip`` counts bad input, ``fail`` raises.
+
+    Raises:
+        DataError: bad input with ``on_error: fail``; the message names file, line and reason.
+    """
+
+    name = "read"
+    type = "reader"
+
+    def __init__(
+        self, source: SourceConfig, files: tuple[InputFile, ...], ledger: Ledger, on_error: OnError
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.files = files
+        self.ledger = ledger
+        self.on_error = on_error
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Documents of all files; ``data`` (documents of an earlier step) passes through first."""
+        if data:
+            yield from data
+        for file in self.files:
+            for record in self._checked(file):
+                if isinstance(record, BadRecord):
+                    self._refuse(record)
+                    continue
+                self.ledger.read.documents += 1
+                self.ledger.read.bytes += record.metadata.pop("input_bytes")
+                yield record
+
+    def _checked(self, file: InputFile) -> Records:
+        """Records of a file; the end of a damaged file becomes a bad record."""
+        try:
+            empty = True
+            for record in read_file(self.source, file):
+                empty = False
+                yield record
+            if empty:
+                yield BadRecord("read.empty_file", file.name, "no records in the file")
+        except TruncatedInput as error:
+            yield BadRecord("read.truncated", file.name, str(error))
+        except OSError as error:
+            yield BadRecord("read.unreadable", file.name, f"{error.strerror or error}")
+
+    def _refuse(self, record: BadRecord) -> None:
+        if self.on_error == "fail":
+            raise DataError(
+                f"bad input in source '{self.source.name}': {record.rule.removeprefix('read.')}",
+                where=record.where,
+                got=record.detail,
+                fix="correct the file, or set corpus.on_error=skip to count and skip such records",
+            )
+        self.ledger.bad_input(
+            record.rule, record.where, record.detail, record.excerpt, record.size_bytes
+        )
+
+
+def read_file(source: SourceConfig, file: InputFile) -> Records:
+    """Records of one file, by the source's format.
+
+    Raises:
+        TruncatedInput: the compressed data is cut short or corrupt.
+        OSError: the file cannot be opened.
+    """
+    if source.format == "parquet":
+        from data.parquet import read_parquet
+
+        yield from read_parquet(source, file)
+        return
+    if source.format in ("warc", "wet"):
+        from data.warc import read_warc
+
+        yield from read_warc(source, file)
+        return
+    with open_stream(file.path) as stream:
+        if source.format == "jsonl":
+            yield from _read_jsonl(source, file, stream)
+        elif source.format == "text" and source.reader.documents == "line":
+            yield from _read_text_lines(source, file, stream)
+        else:
+            yield from _read_whole(source, file, stream)
+
+
+def new_document(
+    source: SourceConfig, identifier: str, text: str, input_bytes: int, **metadata: Any
+) -> Document:
+    """A document with the metadata every document has."""
+    known = {"language": source.language, "source": source.name}
+    extra = {key: value for key, value in metadata.items() if value is not None}
+    return Document(text=text, id=identifier, metadata=known | extra | {"input_bytes": input_bytes})
+
+
+def _read_whole(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+    limit = source.reader.maximum_document_bytes
+    data = read_limited(stream, limit)
+    if data is None:
+        yield BadRecord("read.oversized", file.name, f"more than {limit:,} bytes", size_bytes=file.size_bytes)
+        return
+    try:
+        if source.format == "html" and source.reader.encoding is None:
+            text = decode_page(data, language=source.language)
+        else:
+            text = decode_text(data, source.reader.encoding, source.language)
+    except UndecodableInput as error:
+        yield BadRecord("read.undecodable", file.name, str(error), repr(data[:200]), len(data))
+        return
+    if source.format == "html" or source.reader.documents == "file":
+        if text.strip():
+            yield new_document(source, f"{source.name}/{file.name}", text, len(data), file=file.name)
+        return
+    for number, block in enumerate(_blocks(text)):
+        identifier = f"{source.name}/{file.name}#{number}"
+        yield new_document(source, identifier, block, len(block.encode(errors="replace")), file=file.name)
+
+
+def _blocks(text: str) -> Iterator[str]:
+    block: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+
+
+def _read_text_lines(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+    limit = source.reader.maximum_document_bytes
+    for number, line in read_lines(stream, limit):
+        where = f"{file.name}, line {number}"
+        if line is None:
+            yield BadRecord("read.oversized", where, f"a line of more than {limit:,} bytes", size_bytes=limit)
+            continue
+        if not line.strip():
+            continue
+        try:
+            text = line.decode(source.reader.encoding or "utf-8")
+        except (UnicodeDecodeError, LookupError) as error:
+            yield BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
+            continue
+        yield new_document(source, f"{source.name}/{file.name}#{number}", text, len(line), file=file.name)
+
+
+def _read_jsonl(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+    limit = source.reader.maximum_document_bytes
+    for number, line in read_lines(stream, limit):
+        where = f"{file.name}, line {number}"
+        if line is None:
+            yield BadRecord("read.oversized", where, f"a line of more than {limit:,} bytes", size_bytes=limit)
+            continue
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except UnicodeDecodeError as error:
+            yield BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
+            continue
+        except (ValueError, RecursionError) as error:
+            excerpt = line[:200].decode(errors="replace")
+            yield BadRecord("read.invalid_json", where, str(error), excerpt, len(line))
+            continue
+        yield document_of_record(source, file, record, where, number, len(line))
+
+
+def document_of_record(
+    source: SourceConfig, file: InputFile, record: Any, where: str, number: int, size: int
+) -> Document | BadRecord:
+    """A JSONL or Parquet record as a document, by the source's kind and reader options."""
+    if not isinstance(record, dict):
+        return BadRecord("read.wrong_type", where, f"a {type(record).__name__}, not an object", str(record), size)
+    options = source.reader
+    url = record.get(options.url_key)
+    identifier = record.get(options.id_key)
+    if isinstance(identifier, int):
+        identifier = str(identifier)
+    if not isinstance(identifier, str) or not identifier:
+        identifier = f"{file.name}#{number}"
+    metadata = {"url": url if isinstance(url, str) else None, "file": file.name}
+    identifier = f"{source.name}/{identifier}"
+    text = lookup(record, options.text_key)
+    if text is None:
+        available = ", ".join(list(record)[:12])
+        return BadRecord(
+            "read.missing_field", where, f"no field '{options.text_key}'; the record has: {available}",
+            str(record), size,
+        )
+    if not isinstance(text, str):
+        detail = f"field '{options.text_key}' is a {type(text).__name__}, not a string"
+        return BadRecord("read.wrong_type", where, detail, str(record), size)
+    return new_document(source, identifier, text, size, **metadata)
+
+
+def lookup(record: dict[str, Any], dotted: str) -> Any:
+    """Value of a field; a dotted path goes into nested objects unless the name itself is a field."""
+    if dotted in record:
+        return record[dotted]
+    value: Any = record
+    for key in dotted.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value

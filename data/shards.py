@@ -1,0 +1,164 @@
+"""First pass of the corpus: each shard is read, extracted and filtered on its own."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import orjson
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from data.config import CorpusConfig, SourceConfig
+from data.extraction import ContentExtractor, Normaliser, Timed
+from data.filters import build_filters
+from data.ledger import DropWriter, Ledger
+from data.profiles import Profile
+from data.readers import SourceReader
+from data.shardfile import ShardWriter, atomic_file, write_json
+from data.sources import Shard
+
+KEY_TYPE = np.dtype(
+    [("text_high", "<u8"), ("text_low", "<u8"), ("url", "<u8"), ("heldout", "<u8"), ("bytes", "<u8")]
+)
+"""Per kept document: 128-bit hash of the normalised text, 64-bit hash of the address (0: none),
+64-bit hash that decides the held-out split, UTF-8 bytes of text. 40 bytes."""
+
+
+class Workspace:
+    """Paths of the intermediate files of a run, below ``<output>/.work``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def filtered(self, shard: Shard) -> Path:
+        """Documents after the first pass."""
+        return self.root / "filtered" / f"{shard.name}.jsonl.zst"
+
+    def keys(self, shard: Shard) -> Path:
+        """Hashes of those documents, in their order (:data:`KEY_TYPE`)."""
+        return self.root / "filtered" / f"{shard.name}.keys.npy"
+
+    def ledger(self, phase: str, shard: Shard) -> Path:
+        """Counts of a phase."""
+        return self.root / phase / f"{shard.name}.ledger.json"
+
+    def exact(self, shard: Shard) -> Path:
+        """Positions of exact duplicates."""
+        return self.root / "exact" / f"{shard.name}.npz"
+
+    def heldout(self, shard: Shard) -> Path:
+        """Positions of held-out documents."""
+        return self.root / "heldout" / f"{shard.name}.npy"
+
+    def minhash(self, group: str, stage: str) -> Path:
+        """Folder of a MinHash stage."""
+        return self.root / "minhash" / group / stage
+
+    def logs(self, phase: str) -> Path:
+        """Completion markers, statistics and logs of a phase."""
+        return self.root / "logs" / phase
+
+
+class FilterShards(PipelineStep):  # type: ignore[misc]
+    """Task ``rank`` reads shard ``rank`` and writes what passes the filters.
+
+    Args:
+        config: the corpus section.
+        shards: the plan.
+        profiles: profile of each source that is filtered, by source name.
+        workspace: where results go.
+    """
+
+    name = "filter shard"
+    type = "corpus"
+
+    def __init__(
+        self,
+        config: CorpusConfig,
+        shards: list[Shard],
+        profiles: dict[str, Profile],
+        workspace: Workspace,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.shards = shards
+        self.profiles = profiles
+        self.workspace = workspace
+
+    def run(
+        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Process one shard; yields nothing."""
+        shard = self.shards[rank]
+        source = next(item for item in self.config.sources if item.name == shard.source)
+        ledger = Ledger(self.config.dropped_samples)
+        clock = Timed(ledger)
+        steps = self.steps(source, shard, ledger)
+        documents = steps[0].run(None)
+        for before, step in zip(steps, steps[1:], strict=False):
+            documents = step.run(clock.pulled(documents, _label(before), _label(step)))
+        documents = clock.pulled(documents, _label(steps[-1]), "write")
+        keys: list[tuple[int, int, int, int, int]] = []
+        with ShardWriter(self.workspace.filtered(shard)) as writer:
+            for document in documents:
+                document.metadata.pop("language_found", None)
+                writer.write(document.id, document.text, document.metadata)
+                keys.append(document_key(document, self.config.heldout.salt))
+        clock.finish()
+        ledger.kept.documents, ledger.kept.bytes = writer.documents, writer.bytes
+        with atomic_file(self.workspace.keys(shard)) as file:
+            np.save(file, np.array(keys, dtype=KEY_TYPE))
+        write_json(self.workspace.ledger("filtered", shard), ledger.to_json())
+        yield from ()
+
+    def steps(self, source: SourceConfig, shard: Shard, ledger: Ledger) -> list[PipelineStep]:
+        """The datatrove pipeline of a source."""
+        config = self.config
+        steps: list[PipelineStep] = [SourceReader(source, shard.files, ledger, config.on_error)]
+        if source.kind == "instruction":
+            return steps
+        if source.format in ("html", "warc"):
+            steps.append(ContentExtractor(source.extraction, ledger))
+        steps.append(Normaliser(ledger))
+        if (profile := self.profiles.get(source.name)) is not None:
+            identification = config.language_identification
+            steps.extend(
+                build_filters(
+                    profile, ledger,
+                    identify=identification.enabled,
+                    minimum_score=identification.minimum_score,
+                    model=identification.model,
+                )
+            )
+        return steps
+
+
+def _label(step: PipelineStep) -> str:
+    """What the report calls a step; datatrove's own names carry pictures."""
+    writer = getattr(step, "exclusion_writer", None)
+    return writer.step if isinstance(writer, DropWriter) else str(step.name)
+
+
+def normalised(text: str) -> str:
+    """Text for exact comparison: canonical composition, lower case, whitespace as single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def document_key(document: Document, salt: str) -> tuple[int, int, int, int, int]:
+    """One row of :data:`KEY_TYPE`."""
+    content = document.text
+    if not content and "messages" in document.metadata:
+        content = orjson.dumps(document.metadata["messages"]).decode()
+    text = normalised(content).encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    heldout = hashlib.blake2b(text, digest_size=8, key=salt.encode()[:64]).digest()
+    url = document.metadata.get("url")
+    address = hashlib.blake2b(url.encode(errors="replace"), digest_size=8).digest() if url else bytes(8)
+    return (
+        int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"),
+        int.from_bytes(address, "little"), int.from_bytes(heldout, "little"), len(content.encode()),
+    )

@@ -1,0 +1,192 @@
+"""Input files of the sources and their grouping into shards, the unit of work and of resumption.
+
+The plan depends on the files and the configuration only, never on the number of workers: that is
+what makes the corpus the same however it was computed.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import heapq
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data import debian
+from data.config import CorpusConfig, SourceConfig
+from experiment.config import expand_path, fingerprint
+from experiment.errors import ConfigError, DataError
+
+_MAGIC = ("*", "?", "[")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a source.
+
+    Attributes:
+        path: local path or fsspec URL.
+        name: path relative to the fixed part of the source's pattern: goes into document ids.
+        size_bytes: size on disk, compressed.
+        modified: modification time in ns (0 for URLs): a changed file is a changed plan.
+    """
+
+    path: str
+    name: str
+    size_bytes: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Input files that are processed together.
+
+    Attributes:
+        rank: position among all shards.
+        source: name of the source.
+        number: position among the shards of the source.
+        files: what to read, in order.
+    """
+
+    rank: int
+    source: str
+    number: int
+    files: tuple[InputFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def name(self) -> str:
+        """``<source>/<number>``, the stem of the shard's files."""
+        return f"{self.source}/{self.number:05d}"
+
+
+def plan_shards(config: CorpusConfig) -> list[Shard]:
+    """Find the files of every source and group them.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+        EnvironmentError_: a Debian package cannot be had.
+    """
+    shards: list[Shard] = []
+    for source in config.sources:
+        files = find_files(source)
+        if source.maximum_documents is not None and _one_document_per_file(source):
+            files = _chosen(files, source.maximum_documents)
+        groups = _grouped(files, config.shard_input_bytes, config.shard_input_files)
+        for number, group in enumerate(groups):
+            shards.append(Shard(len(shards), source.name, number, tuple(group)))
+    return shards
+
+
+def plan_fingerprint(config: CorpusConfig, shards: Sequence[Shard]) -> str:
+    """sha256 over configuration and input files: partial work of another plan is not continued."""
+    listing = json.dumps([asdict(shard) for shard in shards], sort_keys=True)
+    return hashlib.sha256((fingerprint(config) + listing).encode()).hexdigest()
+
+
+def find_files(source: SourceConfig) -> list[InputFile]:
+    """Files of a source in the order of their names.
+
+    Raises:
+        ConfigError: a path or pattern matches no file.
+        EnvironmentError_: a Debian package cannot be had.
+        DataError: a URL cannot be listed.
+    """
+    found: dict[str, InputFile] = {}
+    for path in source.paths:
+        if "://" in path:
+            files = list(_remote_files(path))
+        elif path.startswith(debian.SCHEME):
+            package, inside = debian.split_path(path)
+            files = list(_local_files(debian.unpacked(package), inside))
+        else:
+            files = list(_local_files(Path(), str(expand_path(path))))
+        if not files:
+            raise ConfigError(
+                f"source '{source.name}' has no input files",
+                where=f"corpus.sources.{source.name}.path",
+                got=path,
+                expected="a file, a folder or a glob that matches files",
+                fix=f"relative paths start at {Path.cwd()}" if not os.path.isabs(path) else None,
+            )
+        found.update((file.path, file) for file in files)
+    return sorted(found.values(), key=lambda file: (file.name, file.path))
+
+
+def _one_document_per_file(source: SourceConfig) -> bool:
+    return source.format == "html" or (source.format == "text" and source.reader.documents == "file")
+
+
+def name_hash(*parts: str) -> int:
+    """Stable 64-bit hash of a name, for choices that must not depend on order."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _chosen(files: list[InputFile], count: int) -> list[InputFile]:
+    kept = set(heapq.nsmallest(count, files, key=lambda file: (name_hash(file.name), file.name)))
+    return [file for file in files if file in kept]
+
+
+def _grouped(
+    files: Sequence[InputFile], maximum_bytes: int, maximum_files: int
+) -> Iterator[list[InputFile]]:
+    group: list[InputFile] = []
+    size = 0
+    for file in files:
+        if group and (size + file.size_bytes > maximum_bytes or len(group) >= maximum_files):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size_bytes
+    if group:
+        yield group
+
+
+def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
+    full = os.path.join(base, pattern)
+    if os.path.isdir(full):
+        root, matches = full, glob.iglob(os.path.join(glob.escape(full), "**", "*"), recursive=True)
+    elif any(sign in pattern for sign in _MAGIC):
+        root = str(base)
+        for part in Path(pattern).parts:
+            if any(sign in part for sign in _MAGIC):
+                break
+            root = os.path.join(root, part)
+        inside = os.path.relpath(full, root)
+        matches = glob.iglob(os.path.join(glob.escape(root), inside), recursive=True)
+    else:
+        root, matches = os.path.dirname(full), iter([full] if os.path.isfile(full) else [])
+    for match in matches:
+        if os.path.isfile(match):
+            status = os.stat(match)
+            name = Path(os.path.relpath(match, root)).as_posix()
+            yield InputFile(match, name, status.st_size, status.st_mtime_ns)
+
+
+def _remote_files(url: str) -> Iterator[InputFile]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        if any(sign in path for sign in _MAGIC):
+            listing = filesystem.glob(path, detail=True)
+        else:
+            listing = filesystem.find(path, detail=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError("cannot list the files of a URL", where=url, got=error) from error
+    root = path.split("*", 1)[0].rsplit("/", 1)[0]
+    for name in sorted(listing):
+        entry = listing[name]
+        if entry.get("type") == "directory":
+            continue
+        relative = name.removeprefix(root).lstrip("/")
+        address = filesystem.unstrip_protocol(name)
+        yield InputFile(address, relative or name, int(entry.get("size") or 0), 0)

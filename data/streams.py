@@ -1,0 +1,165 @@
+"""Byte streams of input files: local or fsspec, unpacked by their ending, truncation noticed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_CHUNK_BYTES = 1 << 20
+
+
+class TruncatedInput(Exception):
+    """A compressed stream ends before its end mark, or is corrupt."""
+
+
+class ZstdStream(io.RawIOBase):
+    """Decompresses zstandard frames one after another.
+
+    zstandard's own ``stream_reader`` takes a truncated frame for the end of the file; a corpus
+    would become shorter without a word.
+
+    Args:
+        raw: compressed bytes.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._zstd = zstandard
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._fresh = True  # nothing of the current frame was fed yet
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer; 0 at the end.
+
+        Raises:
+            TruncatedInput: corrupt data, or the end of the file within a frame.
+        """
+        while not self._ready:
+            if not self._more():
+                return 0
+        target = memoryview(buffer).cast("B")
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _more(self) -> bool:
+        if self._frame.eof:
+            rest = self._frame.unused_data
+            self._frame = self._zstd.ZstdDecompressor().decompressobj()
+            self._fresh = True
+        else:
+            rest = b""
+        data = rest or self._raw.read(_CHUNK_BYTES)
+        if not data:
+            if self._fresh:
+                return False
+            raise TruncatedInput("the file ends within a zstandard frame")
+        self._fresh = False
+        try:
+            self._ready = memoryview(self._frame.decompress(data))
+        except self._zstd.ZstdError as error:
+            raise TruncatedInput(f"zstandard: {error}") from error
+        return True
+
+
+class _CheckedStream(io.RawIOBase):
+    """Turns the errors of the standard decompressors into :class:`TruncatedInput`."""
+
+    def __init__(self, inner: BinaryIO, kind: str) -> None:
+        self._inner = inner
+        self._kind = kind
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        try:
+            data = self._inner.read(len(memoryview(buffer).cast("B")))
+        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
+            raise TruncatedInput(f"{self._kind}: {error}") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise TruncatedInput(f"{self._kind}: {error}") from error  # bz2 raises a bare OSError
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
+    """Open a file or URL for reading bytes; ``.gz .zst .bz2 .xz`` are unpacked.
+
+    Args:
+        path: local path or fsspec URL.
+        unpack: False gives the bytes as stored.
+
+    Raises:
+        OSError: it cannot be opened.
+        TruncatedInput: while reading, when the compressed data is cut short or corrupt.
+    """
+    raw: BinaryIO
+    if "://" in path:
+        import fsspec
+
+        raw = cast(BinaryIO, fsspec.open(path, "rb").open())
+    else:
+        raw = open(path, "rb")
+    with raw:
+        kind = path.rsplit(".", 1)[-1].lower() if unpack else ""
+        if kind == "zst":
+            yield io.BufferedReader(ZstdStream(raw), _CHUNK_BYTES)
+        elif kind == "gz":
+            with gzip.open(raw) as stream:
+                yield _buffered(cast(BinaryIO, stream), "gzip")
+        elif kind == "bz2":
+            with bz2.open(raw) as stream:
+                yield _buffered(cast(BinaryIO, stream), "bzip2")
+        elif kind == "xz":
+            with lzma.open(raw) as stream:
+                yield _buffered(cast(BinaryIO, stream), "xz")
+        else:
+            yield raw
+
+
+def _buffered(stream: BinaryIO, kind: str) -> BinaryIO:
+    return io.BufferedReader(_CheckedStream(stream, kind), _CHUNK_BYTES)
+
+
+def read_lines(stream: BinaryIO, maximum_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their number from 1, without the line end; None for a line that is too long.
+
+    A line that is too long is skipped in pieces, so memory stays below ``maximum_bytes``.
+    """
+    number = 0
+    while line := stream.readline(maximum_bytes + 1):
+        number += 1
+        if len(line) > maximum_bytes and not line.endswith(b"\n"):
+            while piece := stream.readline(_CHUNK_BYTES):
+                if piece.endswith(b"\n"):
+                    break
+            yield number, None
+        else:
+            yield number, line.rstrip(b"\r\n")
+
+
+def read_limited(stream: BinaryIO, maximum_bytes: int) -> bytes | None:
+    """The whole stream, or None when it is longer than ``maximum_bytes``."""
+    data = stream.read(maximum_bytes + 1)
+    return None if len(data) > maximum_bytes else data

@@ -20,6 +20,9 @@ class GraftConfig(StrictModel):
     sub-token's row (copy_first)."""
     dtype: WeightDtype | None = None
     """Type of the weights in the checkpoint; null keeps the type of every tensor of the base."""
+    trim_padding_rows: bool = False
+    """Without an extension, drop the rows that the matrices have beyond the tokenizer (Qwen2 pads
+    its own); false refuses such a base."""
 
 
 class ExportConfig(StrictModel):

@@ -269,7 +269,7 @@ class _Reader:
         return _ACTIVATIONS[name]
 
     def rope(self) -> tuple[float, dict[str, Any] | None]:
-        """Base and scaling, from ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling``."""
+        """Base and scaling: ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling``."""
         parameters = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         if not isinstance(parameters, Mapping):
             raise self.unsupported("rope_parameters", parameters, "a mapping")

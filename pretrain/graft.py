@@ -1,0 +1,51 @@
+"""The graft stage: Hugging Face base -> Megatron checkpoint with the extended vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiment.stage import StageContext, StageResult
+from pretrain.convert_config import GraftConfig
+from pretrain.convert_import import REPORT_NAME, write_import
+
+
+def run(
+    config: GraftConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Write ``checkpoint/``, ``model.json``, ``hf_config.json`` and ``graft.json``.
+
+    Args:
+        config: the ``graft`` section.
+        inputs: ``base`` (Hugging Face directory) and ``tokenizer`` (its ``pieces.tsv`` names the
+            added ids).
+        output_dir: exists and is empty.
+        context: seed and workers.
+
+    Raises:
+        CheckpointError: the base is damaged, incomplete or of an unknown architecture.
+        DataError: tokenizer and matrix do not fit.
+        EnvironmentError_: not enough disk space.
+    """
+    report = write_import(
+        inputs["base"],
+        output_dir,
+        tokenizer_dir=inputs["tokenizer"],
+        config=config,
+        workers=min(context.workers, 4),
+        seed=context.seed,
+    )
+    summary = [
+        f"{report['parameters']:,} parameters, {report['vocabulary_size']:,} vocabulary rows"
+        f" ({report['base_rows']:,} in the base, {report['new_rows']:,} new)"
+    ]
+    for name, norms in report["row_norms"].items():
+        summary.append(
+            f"{name}: mean row length {norms['base_mean']:.3f} in the base, {norms['new_mean']:.3f} new"
+        )
+    return StageResult(
+        counts={key: report[key] for key in ("parameters", "vocabulary_size", "new_rows", "bytes")},
+        metrics={"model/parameters": float(report["parameters"])},
+        artifacts=(REPORT_NAME,),
+        summary=tuple(summary),
+    )

@@ -195,6 +195,41 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json:
 
 
 @app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="What to plan for: a100-40gb, a100-80gb, h100, h200, b200, l40s.")
+    ] = "h100",
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=1, help="GPUs in all; default: train.parallel.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", min=1)] = 8,
+    mfu: Annotated[
+        float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPU's peak that training reaches.")
+    ] = 0.4,
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters, GPU memory per pipeline stage, tokens, steps, hours, storage; starts nothing."""
+    from pretrain.plan import make_plan
+    from pretrain.plan_compute import find_gpu
+    from pretrain.plan_layouts import Machine
+
+    experiment = _load(config, overrides)
+    made = make_plan(
+        name=experiment.config.name,
+        base=experiment.config.base,
+        extension=experiment.config.tokenizer.extend,
+        total_tokens=experiment.config.tokens.mixture.total_tokens,
+        train=experiment.config.train,
+        machine=Machine(find_gpu(gpu), gpus_per_node, mfu),
+        run_dir=experiment.run_dir,
+        world_size=gpus,
+    )
+    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else made.to_text())
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say which accelerator tier is active, what is missing and how to get it."""
     from experiment.doctor import examine

@@ -157,12 +157,12 @@ def open_run(
     """
     if not config.enabled:
         return None
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = config.uri or default_uri(run_dir)
     try:
         client = MlflowClient(tracking_uri=uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,42 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
+class JobStatus:
+    """State of one batch job of the run.
+
+    Attributes:
+        job_id: number of the job.
+        stage: stage it runs.
+        kind: ``stage``, or ``array`` for a job array.
+        state: the scheduler's state, FAILED or COMPLETED by the job's own last words, or UNKNOWN.
+        restarts: times it was requeued.
+        elapsed: time since its last start, as the scheduler writes it.
+        nodes: where it runs or ran.
+        detail: what it waits for, or why it ended.
+    """
+
+    job_id: int
+    stage: str
+    kind: str
+    state: str
+    restarts: int = 0
+    elapsed: str = ""
+    nodes: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """State of a run directory."""
 
     run_dir: str
     stages: list[StageStatus]
     training: dict[str, Any] | None
+    jobs: list[JobStatus] = field(default_factory=list)
+
+    def with_jobs(self, jobs: list[JobStatus]) -> RunStatus:
+        """The same state with the jobs that were submitted."""
+        return replace(self, jobs=jobs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -43,6 +73,13 @@ class RunStatus:
             lines.append(f"  {stage.name:<10}{stage.state:<10}{took:>10}  {stage.detail}".rstrip())
         if self.training:
             lines.append("  training  " + _training_line(self.training))
+        if self.jobs:
+            lines.append("  jobs")
+        for job in self.jobs:
+            restarts = f"{job.restarts} restarts" if job.restarts != 1 else "1 restart"
+            parts = [job.elapsed, job.nodes, restarts if job.restarts else "", job.detail]
+            text = "  ".join(part for part in parts if part)
+            lines.append(f"    {job.job_id:<9}{job.stage:<10}{job.state:<11}{text}".rstrip())
         return "\n".join(lines)
 
 

@@ -1,0 +1,162 @@
+"""Slurm's commands as functions. Works from 22.05 on, with and without accounting."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiment.errors import ConfigError, EnvironmentError_
+
+LIVE_STATES = frozenset(
+    {
+        "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT",
+        "RESIZING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT",
+    }
+)  # fmt: skip
+"""States of a job that will still do something."""
+
+_SECONDS = 60
+_FORMAT = "%i\t%T\t%r\t%M\t%l\t%N"
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says about a job.
+
+    Attributes:
+        state: Slurm's state, e.g. RUNNING.
+        reason: why it waits or how it ended; empty when Slurm gives none.
+        elapsed: time it has run since its last start.
+        limit: its time limit.
+        nodes: where it runs or ran.
+    """
+
+    state: str
+    reason: str = ""
+    elapsed: str = ""
+    limit: str = ""
+    nodes: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in LIVE_STATES
+
+
+def available() -> bool:
+    """Whether Slurm's commands are on this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise EnvironmentError_(
+            f"{command[0]} is not on this machine",
+            fix="run this on a login node of the cluster, or use `tsugiki run` without Slurm",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentError_(
+            f"{command[0]} did not answer within {_SECONDS} s", fix="is slurmctld up? try `scontrol ping`"
+        ) from error
+
+
+def sbatch(script: Path, arguments: Sequence[str], flags: Sequence[str] = (), *, what: str = "job") -> int:
+    """Submit a script and return the job's number.
+
+    Raises:
+        ConfigError: Slurm refused; its message is part of the error.
+        EnvironmentError_: no sbatch, or slurmctld does not answer.
+    """
+    answer = _call(["sbatch", "--parsable", *flags, str(script), *arguments])
+    found = re.match(r"(\d+)", answer.stdout.strip())
+    if answer.returncode == 0 and found:
+        return int(found[1])
+    raise ConfigError(
+        f"Slurm refused the {what}",
+        where=script,
+        got=_messages(answer.stderr) or f"exit status {answer.returncode}",
+        fix=_advice(answer.stderr),
+    )
+
+
+def test_only(script: Path, arguments: Sequence[str]) -> tuple[bool, str]:
+    """Whether Slurm would take the script, and what it says (when and where it would start)."""
+    answer = _call(["sbatch", "--test-only", str(script), *arguments])
+    return answer.returncode == 0, _messages(answer.stderr + answer.stdout)
+
+
+def _messages(text: str) -> str:
+    return "; ".join(line.removeprefix("sbatch: ").strip() for line in text.splitlines() if line.strip())
+
+
+def _advice(text: str) -> str | None:
+    lowered = text.lower()
+    if "partition" in lowered:
+        known = _call(["sinfo", "-h", "-o", "%R"])
+        names = ", ".join(dict.fromkeys(known.stdout.split()))
+        return f"set `partition` in the cluster file; partitions here: {names}" if names else None
+    if "account" in lowered:
+        return "set `account` in the cluster file; `sacctmgr show associations user=$USER` lists yours"
+    if "qos" in lowered:
+        return "set `qos` in the cluster file; `sacctmgr show qos` lists them"
+    if "node count" in lowered or "configuration is not available" in lowered:
+        return (
+            "ask for no more nodes, GPUs, cores and memory in the cluster file than `sinfo` shows"
+        )
+    if "time limit" in lowered:
+        return "lower `time_limit_hours` in the cluster file; `sinfo` shows the partition's limit"
+    return None
+
+
+def states(job_ids: Iterable[int]) -> dict[int, JobState]:
+    """States of jobs, from squeue and, for those it has forgotten, from accounting where there is one.
+
+    Jobs that nobody knows any more are left out. The tasks of an array come together: the first live one,
+    else the first that did not complete, else any.
+    """
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return {}
+    listing = ",".join(map(str, wanted))
+    rows: dict[int, list[JobState]] = {}
+    # One unknown id makes squeue say nothing but an error when it was the only one asked for.
+    for line in _call(["squeue", "-h", "-t", "all", "-o", _FORMAT, f"--jobs={listing}"]).stdout.splitlines():
+        fields = line.split("\t")
+        if len(fields) == 6 and (number := re.match(r"\d+", fields[0])):
+            reason = "" if fields[2] in ("None", "") else fields[2]
+            state = JobState(fields[1], reason, fields[3], fields[4], fields[5])
+            rows.setdefault(int(number[0]), []).append(state)
+    forgotten = [number for number in wanted if number not in rows]
+    if forgotten and shutil.which("sacct"):
+        listing = ",".join(map(str, forgotten))
+        columns = "JobID,State,Elapsed,Timelimit,NodeList"
+        for line in _call(["sacct", "-n", "-X", "-P", "-j", listing, "-o", columns]).stdout.splitlines():
+            fields = line.split("|")
+            if len(fields) == 5 and (number := re.match(r"\d+", fields[0])):
+                state = JobState(fields[1].split()[0], "", fields[2], fields[3], fields[4])
+                rows.setdefault(int(number[0]), []).append(state)
+    return {number: _together(found) for number, found in rows.items()}
+
+
+def _together(found: list[JobState]) -> JobState:
+    live = [state for state in found if state.live]
+    failed = [state for state in found if state.state != "COMPLETED"]
+    running = [state for state in live if state.state == "RUNNING"]
+    return (running or live or failed or found)[0]
+
+
+def cancel(job_ids: Sequence[int]) -> None:
+    """Cancel jobs; those that have ended already are no error."""
+    if job_ids:
+        _call(["scancel", *map(str, job_ids)])
+
+
+def signal_batch(job_id: int, name: str) -> None:
+    """Send a signal to the batch script of a running job (and to nothing else)."""
+    _call(["scancel", f"--signal={name}", "--batch", str(job_id)])

@@ -1,0 +1,225 @@
+"""Configuration of a Slurm site: what ``configs/clusters/*.yaml`` says."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiment.config import RawConfig, StrictModel, load_raw, validate
+from experiment.errors import ConfigError
+
+CLUSTERS_FOLDER = Path("configs/clusters")
+OVERRIDE_PREFIX = "cluster."
+
+Role = Literal["cpu", "gpu", "train"]
+
+ROLES: dict[str, Role] = {"base": "gpu", "evaluate": "gpu", "train": "train"}
+"""Role of each stage; stages that are not named here are ``cpu``."""
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+class Resources(StrictModel):
+    """What one job asks for. Everything has a default; only what is written overrides."""
+
+    partition: str | None = None
+    """Partition (queue); null lets Slurm take its default."""
+    account: str | None = None
+    """Account (project) the hours are charged to."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Node features, in Slurm's syntax (``a100&ib``)."""
+    reservation: str | None = None
+    """Reservation."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes; only training uses more than one."""
+    tasks_per_node: int | None = Field(default=None, ge=1)
+    """Processes per node; null = one per GPU, or one where there is no GPU."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    """Cores per process; null lets Slurm take its default."""
+    memory: str | None = Field(default=None, pattern=r"^(0|\d+[KMGT]?)$")
+    """Memory per node, in Slurm's syntax (``64G``; ``0`` = all of it)."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs per node. Given to the node, not to the task, so that every process sees all of them and its
+    local rank is its device."""
+    gpu_type: str | None = None
+    """Type of GPU where the site names types (``gpu:h100:8``)."""
+    time_limit_hours: float = Field(default=24.0, gt=0)
+    """Wall time of one job; a longer training goes on in the next (see ``restart``)."""
+    exclusive: bool = False
+    """Take whole nodes."""
+    exclude_nodes: list[str] = []
+    """Nodes never to be used, in Slurm's syntax."""
+    sbatch_flags: list[str] = []
+    """Further flags of sbatch, e.g. ``--licenses=scratch``."""
+    srun_flags: list[str] = []
+    """Further flags of srun, e.g. ``--cpu-bind=cores``, ``--mpi=none``."""
+
+    @property
+    def processes_per_node(self) -> int:
+        """Tasks on each node."""
+        return self.tasks_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def processes(self) -> int:
+        """Tasks of the job."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def time_limit_minutes(self) -> int:
+        """The time limit in Slurm's resolution, rounded up."""
+        return max(1, -int(-self.time_limit_hours * 60 // 1))
+
+    def over(self, base: Resources) -> Resources:
+        """These resources where they say something, ``base`` for the rest."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+class ContainerConfig(StrictModel):
+    """A container in which the stages run; the batch script itself stays outside."""
+
+    kind: Literal["apptainer", "pyxis"]
+    """``apptainer exec IMAGE`` around every process, or ``srun --container-image`` (Pyxis/Enroot)."""
+    image: str
+    """Image: a .sif file or docker:// address (Apptainer), a .sqsh file or address (Pyxis)."""
+    mounts: list[str] = []
+    """``/path`` or ``/outside:/inside``; the checkout, the run directory and the data must be visible."""
+    flags: list[str] = []
+    """Further flags of ``apptainer exec``, or of srun for Pyxis (``--container-writable``)."""
+
+
+class EnvironmentConfig(StrictModel):
+    """How a job gets at Python and its libraries. In this order: modules, conda, venv, setup, variables."""
+
+    modules: list[str] = []
+    """Loaded with ``module load``."""
+    conda: str | None = None
+    """Conda environment, by name or path."""
+    venv: str | None = None
+    """Virtual environment, by path."""
+    setup: list[str] = []
+    """Further lines of bash."""
+    variables: dict[Annotated[str, Field(pattern=_VARIABLE)], str | int | float] = {}
+    """Exported variables: ``NCCL_SOCKET_IFNAME``, ``NCCL_IB_HCA``, ``HF_HOME``. ``$NAMES`` are expanded on
+    the node."""
+    container: ContainerConfig | None = None
+    """Container; null runs on the node."""
+    command: str | None = None
+    """How Tsugiki is started inside the environment. Null = ``python -m tsugiki``, and with no modules,
+    conda, venv or container the very Python that submits."""
+    node_scratch: str | None = None
+    """Node-local folder for temporary files and compiler caches, made when missing; ``$NAMES`` are
+    expanded on the node (``/scratch/$USER/$SLURM_JOB_ID``)."""
+
+    @model_validator(mode="after")
+    def _command_is_one(self) -> Self:
+        if self.command is None:
+            return self
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"command that the shell can read: {error}") from error
+        if not words:
+            raise ValueError("command with at least one word")
+        return self
+
+
+class RestartConfig(StrictModel):
+    """How a job survives time limits, preemption and dead nodes."""
+
+    requeue: bool = True
+    """The site lets jobs requeue themselves. False: training is submitted as ``links`` jobs in a row."""
+    links: int = Field(default=4, ge=1)
+    """Jobs in a row, each going on where the one before stopped; used when requeue is false."""
+    stop_seconds_before_limit: int = Field(default=300, ge=10)
+    """Training is asked this long before the time limit to save a checkpoint and stop. Slurm may ask up to
+    a minute earlier."""
+    maximum_restarts_without_progress: int = Field(default=3, ge=0)
+    """The job gives up after this many restarts that found no newer checkpoint than the one before."""
+    exclude_node_after_failures: int = Field(default=2, ge=1)
+    """A node whose rank was the first to fail this many times is left out of the next attempt."""
+    node_check: str | None = 'bash "$TSUGIKI_HOME/slurm/check-node.sh"'
+    """Run once on every node before training; a node where it fails is left out. Null = no check."""
+
+
+class ArrayConfig(StrictModel):
+    """A stage divided over the tasks of a job array."""
+
+    tasks: int = Field(default=16, ge=1)
+    """Array tasks; each takes its share of the stage's shards."""
+    maximum_running: int | None = Field(default=None, ge=1)
+    """Tasks that run at a time; null = no limit of ours."""
+
+
+class ClusterConfig(StrictModel):
+    """A Slurm site."""
+
+    name: str = Field(default="cluster", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name shown in job listings and tags."""
+    common: Resources = Resources()
+    """Resources of every job."""
+    cpu: Resources = Resources()
+    """Over ``common`` for corpus, tokenizer, tokens, graft, export and report."""
+    gpu: Resources = Resources()
+    """Over ``common`` for base and evaluate."""
+    train: Resources = Resources()
+    """Over ``common`` for training."""
+    stages: dict[str, Resources] = {}
+    """Over all of these for one stage, e.g. ``export: {memory: 512G}``."""
+    arrays: dict[Literal["corpus"], ArrayConfig] = {}
+    """Stages divided over job arrays."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """Modules, Python, container, variables."""
+    restart: RestartConfig = RestartConfig()
+    """Requeue, time limit, bad nodes."""
+
+    def resources(self, stage: str) -> Resources:
+        """What the job of a stage asks for."""
+        role: Resources = getattr(self, ROLES.get(stage, "cpu"))
+        found = role.over(self.common)
+        return self.stages[stage].over(found) if stage in self.stages else found
+
+
+def cluster_path(name: str) -> Path:
+    """The file of a cluster given by name (``gpu``) or by path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        if not path.is_file():
+            raise ConfigError("no such cluster file", where=path, fix="see configs/clusters/template.yaml")
+        return path
+    folders = dict.fromkeys([CLUSTERS_FOLDER, Path(__file__).resolve().parent.parent / CLUSTERS_FOLDER])
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise ConfigError(
+        "no such cluster", where="--cluster", got=name,
+        expected=f"a path of a YAML file, or one of {', '.join(known)}",
+        fix="copy configs/clusters/template.yaml and adapt it",
+    )  # fmt: skip
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> tuple[ClusterConfig, RawConfig]:
+    """Read a cluster file; overrides are ``cluster.a.b=c``, the prefix included.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    raw = load_raw(cluster_path(name), [item.removeprefix(OVERRIDE_PREFIX) for item in overrides])
+    config = validate(ClusterConfig, raw)
+    return config, raw
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``--set`` values divided into those of the experiment and those of the cluster."""
+    ours = [item for item in overrides if item.startswith(OVERRIDE_PREFIX)]
+    return [item for item in overrides if item not in ours], ours

@@ -1,0 +1,212 @@
+# shellcheck shell=bash
+# What every job does around its stage: launch, pass signals on, requeue, give up. Sourced by the .sbatch files.
+#
+# Set by the caller (the .sbatch files give defaults, `tsugiki submit` fills them in):
+#   TSUGIKI_COMMAND   array: how Tsugiki is started, e.g. (python -m tsugiki)
+#   CONTAINER         array: prefix of every process, e.g. (apptainer exec --nv image.sif); may be empty
+#   SRUN_FLAGS        array: further flags of srun
+#   TSUGIKI_REQUEUE   1: the job may requeue itself; 0: it is followed by another link
+#   TSUGIKI_RUN_DIR   run directory; found with `tsugiki run --dry-run` when unset
+#   TSUGIKI_CHAIN     name of the submission; restarts are counted within it
+#   TSUGIKI_MAX_IDLE_RESTARTS, TSUGIKI_EXCLUDE_AFTER, TSUGIKI_NODE_CHECK, TSUGIKI_MASTER_BASE_PORT
+#
+# Files in $TSUGIKI_RUN_DIR/slurm:
+#   history.tsv        time, job, restart, stage, event, nodes, detail: one line per event, read by `tsugiki status`
+#   <stage>.starts     chain, job, restart, progress: one line per start; the restart guard reads it
+#   <stage>.owner      job.restart that may write; a rank that outlived its job sees another name and dies
+#   <stage>.failures   chain, time, rank, node, status of every failed rank
+#   <stage>.stop       chain that must not start again, and why
+#   cancel             written by `tsugiki cancel`: jobs named there do not requeue
+
+say() { printf '%s %s: %s\n' "$(date +%FT%T)" "${SLURM_JOB_NAME:-job}" "$*"; }
+
+record() { # EVENT DETAIL
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%s)" "$job" "$restart" "$stage" "$1" \
+    "${SLURM_JOB_NODELIST:-}" "${2:-}" >>"$state/history.tsv"
+}
+
+progress() { # a number that grows while the stage gets on: training step, or finished tasks of a pipeline
+  local partial="$TSUGIKI_RUN_DIR/$stage.partial" step
+  step=$(sed -n 's/.*"iteration": *\([0-9]*\).*/\1/p' "$partial/checkpoints/latest.json" 2>/dev/null | head -n1)
+  if [ -n "$step" ]; then
+    echo "$step"
+  elif [ -d "$partial" ]; then
+    find "$partial" -path '*/completions/*' -type f | wc -l
+  else
+    echo 0
+  fi
+}
+
+idle_restarts() { # starts of this chain, counted from the newest backwards, that found the same progress as now
+  tac "$state/$stage.starts" 2>/dev/null | awk -F'\t' -v chain="$TSUGIKI_CHAIN" -v now="$1" '
+    $1 == chain { if ($4 == now) n++; else exit } END { print n + 0 }'
+}
+
+owned() { [ "$(cat "$state/$stage.owner" 2>/dev/null)" = "$token" ]; }
+
+cancelled() { grep -qsx "$job" "$state/cancel"; }
+
+give_up() { # WHY STATUS: no link and no restart of this chain starts again
+  say "$1"
+  printf '%s\t%s\n' "$TSUGIKI_CHAIN" "$1" >"$state/$stage.stop"
+  record gave-up "$1"
+  exit "$2"
+}
+
+on_stop() { # slurmd and the scheduler may send several signals, in any order: acting twice must not hurt
+  interrupted=1 stopping=$1
+  [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true # srun passes it on to every rank
+}
+
+bad_nodes() { # nodes whose rank failed first in at least $TSUGIKI_EXCLUDE_AFTER attempts, or that failed the check
+  [ -f "$state/$stage.failures" ] || return 0
+  # the first failure of an attempt (token) is the cause; the others follow from it
+  sort -t $'\t' -k3,3 "$state/$stage.failures" | awk -F'\t' -v after="${TSUGIKI_EXCLUDE_AFTER:-2}" '
+    $4 == "check" { bad[$5] = 1; next }
+    !($2 in seen) { seen[$2] = 1; if (++count[$5] >= after) bad[$5] = 1 }
+    END { for (node in bad) print node }' | sort | paste -sd,
+}
+
+report_failure() { # the first failing rank at the top, then the end of its error file
+  local when rank node code
+  IFS=$'\t' read -r _ _ when rank node code < <(
+    awk -F'\t' -v token="$token" '$2 == token && $4 != "check"' "$state/$stage.failures" 2>/dev/null | sort -t $'\t' -k3,3)
+  [ -n "${rank:-}" ] || return 0
+  first_status=$code
+  failure="rank $rank on $node failed first, status $code"
+  local file
+  file="$logs/$stage-$token-rank$(printf %05d "$rank").err"
+  {
+    echo "FIRST FAILURE: $failure, $(date -d "@${when%.*}" +%FT%T)"
+    echo "  its errors: $file"
+    tail -n 15 "$file" 2>/dev/null | sed 's/^/  | /'
+    echo "all failed ranks of this attempt (rank, node, status), in order:"
+    awk -F'\t' -v token="$token" '$2 == token' "$state/$stage.failures" | sort -t $'\t' -k3,3 | cut -f4- | head -n 64
+  } | tee "$logs/$stage-$token-failure.txt"
+}
+
+again() { # WHY: requeue, or leave the rest to the next link
+  local bad
+  if ! owned; then
+    say "a newer start of this job owns the run; leaving it alone"
+    exit 1
+  fi
+  bad=$(bad_nodes)
+  if [ "${TSUGIKI_REQUEUE:-1}" != 1 ]; then
+    record next-link "$1"
+    say "$1; the next job of the chain goes on from the last checkpoint"
+    exit 1
+  fi
+  record requeue "$1"
+  say "$1; requeueing"
+  trap '' TERM USR1 # requeue ends this script; the line after it must still run
+  if ! scontrol requeue "$SLURM_JOB_ID"; then
+    record failed "Slurm refused to requeue: $1"
+    exit 1
+  fi
+  if [ -n "$bad" ]; then
+    say "leaving out $bad"
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad" && record excluded "$bad"
+  fi
+  sleep 30
+  exit 1
+}
+
+check_nodes() { # run the site's check once on every node; 1 when a node failed it
+  [ -n "${TSUGIKI_NODE_CHECK:-}" ] || return 0
+  local answer status=0
+  # shellcheck disable=SC2016  # expanded on the node
+  answer=$(srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --input=none \
+    bash -c 'eval "$TSUGIKI_NODE_CHECK" 2>&1 | sed "s/^/$SLURMD_NODENAME: /"; exit 0; ' 2>&1) || status=$?
+  local bad
+  bad=$(sed -n 's/^\([^: ]*\): BAD NODE.*/\1/p' <<<"$answer" | sort -u)
+  [ -n "$bad$answer" ] && [ -z "$bad" ] && [ "$status" = 0 ] && { say "nodes checked"; return 0; }
+  [ -n "$answer" ] || [ "$status" != 0 ] || return 0
+  say "node check: ${answer:-failed with status $status}"
+  local node
+  for node in $bad; do
+    printf '%s\t%s\t%s\tcheck\t%s\t1\n' "$TSUGIKI_CHAIN" "$token" "$(date +%s.%N)" "$node" >>"$state/$stage.failures"
+  done
+  [ -z "$bad" ]
+}
+
+run_stage() { # STAGE CONFIG [--set A.B=C]...
+  set -uo pipefail
+  stage=${1:?stage} config=${2:?configuration file}
+  shift 2
+  job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} restart=${SLURM_RESTART_COUNT:-0} token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+  step="" stopping="" interrupted="" failure="" first_status=""
+  if [ -z "${TSUGIKI_RUN_DIR:-}" ]; then
+    TSUGIKI_RUN_DIR=$("${CONTAINER[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" "$@" --dry-run |
+      sed -n 's/.* is valid; run directory //p' | head -n1)
+    [ -n "$TSUGIKI_RUN_DIR" ] || { say "$config is not a valid experiment"; exit 2; }
+  fi
+  state=$TSUGIKI_RUN_DIR/slurm logs=$TSUGIKI_RUN_DIR/slurm/logs
+  mkdir -p "$logs" || exit 1
+  export TSUGIKI_RUN_DIR TSUGIKI_CHAIN=${TSUGIKI_CHAIN:-$job} TSUGIKI_TOKEN=$token TSUGIKI_STAGE=$stage
+  export TSUGIKI_NODE_CHECK=${TSUGIKI_NODE_CHECK:-} PYTHONPATH=$TSUGIKI_HOME${PYTHONPATH:+:$PYTHONPATH}
+  trap 'on_stop USR1' USR1
+  trap 'on_stop TERM' TERM
+
+  local now idle earlier
+  if [ "$(cut -f1 "$state/$stage.stop" 2>/dev/null)" = "$TSUGIKI_CHAIN" ]; then
+    say "not started: $(cut -f2 "$state/$stage.stop")"
+    record refused "$(cut -f2 "$state/$stage.stop")"
+    exit 1
+  fi
+  now=$(progress)
+  idle=$(idle_restarts "$now")
+  earlier=$(grep -cs "^$TSUGIKI_CHAIN$(printf '\t')" "$state/$stage.starts")
+  if [ "$idle" -gt "${TSUGIKI_MAX_IDLE_RESTARTS:-3}" ]; then
+    give_up "gave up after $((idle - 1)) restarts without progress (still at $now); see $logs" 1
+  fi
+  printf '%s\t%s\t%s\t%s\n' "$TSUGIKI_CHAIN" "$job" "$restart" "$now" >>"$state/$stage.starts"
+  printf '%s\n' "$token" >"$state/$stage.owner.$job" && mv "$state/$stage.owner.$job" "$state/$stage.owner"
+  # Ranks that outlived the node daemon of an earlier start look at the owner every 5 s and leave.
+  [ "${earlier:-0}" = 0 ] || sleep "${TSUGIKI_STALE_SECONDS:-12}"
+  record start "progress $now"
+  say "stage $stage on ${SLURM_JOB_NODELIST:-?}, job $job, restart $restart, progress $now"
+
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+  # Another port after every restart: nothing left over from the last attempt can join.
+  MASTER_PORT=$((${TSUGIKI_MASTER_BASE_PORT:-20000} + (SLURM_JOB_ID + 1009 * restart) % 10000))
+  export MASTER_ADDR MASTER_PORT
+  tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+  [ "$tasks" -le 1 ] || check_nodes || again "a node failed its check"
+  [ -z "$stopping" ] || again "asked to stop ($stopping) before the stage began"
+
+  # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05.
+  srun --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+    "${SRUN_FLAGS[@]}" bash "$TSUGIKI_HOME/slurm/rank.sh" \
+    "${CONTAINER[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
+  step=$!
+  local status=0 answer
+  while :; do # a trapped signal ends `wait` early: wait again until srun itself has ended
+    interrupted=""
+    wait "$step"
+    answer=$?
+    [ "$answer" = 127 ] || status=$answer
+    [ -n "$interrupted" ] || break
+  done
+  step=""
+
+  if [ "$status" = 0 ]; then
+    record complete ""
+    say "stage $stage is complete"
+    exit 0
+  fi
+  report_failure
+  if cancelled; then
+    record cancelled "status $status"
+    say "cancelled; the last checkpoint is kept"
+    exit 1
+  fi
+  if [ -n "$stopping" ]; then again "stopped by $stopping"; fi
+  # 2: the request was wrong, another attempt would be wrong too. 1 of a single process likewise: it is an
+  # error with a message, while many ranks also report 1 when the network or a GPU failed one of them.
+  if [ "${first_status:-$status}" = 2 ]; then give_up "the request was wrong: ${failure:-status 2}" 2; fi
+  if [ "$tasks" = 1 ] && [ "$status" -lt 128 ] && [ "$status" != 75 ]; then
+    give_up "${failure:-status $status}" "$status"
+  fi
+  again "${failure:-srun ended with status $status}"
+}

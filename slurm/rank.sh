@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# One process of a stage: srun starts this script once per rank with the command as its arguments.
+#
+# Rank 0 writes to the job's log. Every rank's errors also go to its own file, and how it ended to
+# <stage>.failures, from which the job names the first rank that failed.
+set -uo pipefail
+state=$TSUGIKI_RUN_DIR/slurm
+rank=${SLURM_PROCID:-0}
+errors=$(printf '%s/logs/%s-%s-rank%05d.err' "$state" "$TSUGIKI_STAGE" "$TSUGIKI_TOKEN" "$rank")
+
+if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then # torch.distributed's env:// rendezvous; MASTER_ADDR comes from the job
+  export RANK=$rank WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+  export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-1}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+fi
+
+if [ -n "${TSUGIKI_NODE_SCRATCH:-}" ] && mkdir -p "$TSUGIKI_NODE_SCRATCH"; then
+  export TMPDIR=$TSUGIKI_NODE_SCRATCH
+  export TRITON_CACHE_DIR=$TMPDIR/triton TORCHINDUCTOR_CACHE_DIR=$TMPDIR/inductor
+fi
+
+# Slurm signals this shell together with the command. A handler, unlike `ignore`, is not inherited.
+trap : USR1 TERM INT
+if [ "$rank" = 0 ]; then
+  "$@" 2> >(tee -a "$errors" >&2) &
+else
+  "$@" >>"$errors" 2>&1 &
+fi
+child=$!
+
+# A rank can outlive its job when only the node's slurmd died; the requeued job then has another owner token,
+# and this rank must not write checkpoints beside it.
+(
+  trap - USR1 TERM INT
+  while sleep 5; do
+    owner=$(cat "$state/$TSUGIKI_STAGE.owner" 2>/dev/null) || continue
+    if [ -n "$owner" ] && [ "$owner" != "$TSUGIKI_TOKEN" ]; then
+      echo "rank $rank: this run now belongs to job start $owner, not $TSUGIKI_TOKEN; leaving" >>"$errors"
+      kill -KILL "$child"
+    fi
+  done
+) &
+watcher=$!
+
+status=0
+while :; do # `wait` returns early on a trapped signal
+  wait "$child"
+  status=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+kill "$watcher" 2>/dev/null
+
+if [ "$status" != 0 ]; then
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$TSUGIKI_CHAIN" "$TSUGIKI_TOKEN" "$(date +%s.%N)" "$rank" \
+    "${SLURMD_NODENAME:-$(hostname -s)}" "$status" >>"$state/$TSUGIKI_STAGE.failures"
+fi
+[ -s "$errors" ] || rm -f "$errors"
+exit "$status"

@@ -1,0 +1,283 @@
+"""``tsugiki submit``: the experiment's stages as jobs that wait for each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiment.config import RawConfig, dump_yaml
+from experiment.errors import ConfigError
+from experiment.graph import Graph, Stage
+from slurm import client
+from slurm.config import ClusterConfig, load_cluster, split_overrides
+from slurm.jobs import FOLDER, Job, JobRecord, locked
+from slurm.scripts import Script, render
+
+if TYPE_CHECKING:
+    from pipeline import Experiment
+
+_UNSUBMITTED = "<{}>"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submission does with one stage.
+
+    Attributes:
+        stage: name of the stage.
+        action: ``skip`` (complete), ``keep`` (its jobs wait or run already) or ``submit``.
+        reason: why.
+        script: script to submit, for ``submit``.
+        kept: last job to wait for, for ``keep``.
+    """
+
+    stage: str
+    action: str
+    reason: str
+    script: Script | None = None
+    kept: int | None = None
+
+
+@dataclass
+class Submission:
+    """What was, or with ``dry_run`` would be, submitted.
+
+    Attributes:
+        run_dir: run directory, absolute.
+        plans: one for each stage, in order.
+        jobs: jobs submitted now.
+    """
+
+    run_dir: Path
+    plans: list[Plan]
+    jobs: list[Job] = field(default_factory=list)
+
+
+def submit(
+    config_path: Path,
+    cluster: str,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    announce: Callable[[str], None] = print,
+) -> Submission:
+    """Submit an experiment as chained jobs.
+
+    Complete and unchanged stages are skipped, stages whose jobs wait or run already are left alone.
+
+    Args:
+        config_path: YAML file of the experiment.
+        cluster: name of a file in ``configs/clusters``, or the path of one.
+        overrides: ``a.b=c`` for the experiment, ``cluster.a.b=c`` for the cluster file.
+        dry_run: print every script and what Slurm would say; submit nothing.
+        announce: receives lines for the console.
+
+    Raises:
+        ConfigError: a configuration is wrong, Slurm refuses a job (its message is included), or jobs of
+            this run with another configuration wait or run.
+        EnvironmentError_: Slurm's commands are missing.
+    """
+    from pipeline import load_experiment
+
+    ours, theirs = split_overrides(overrides)
+    experiment = load_experiment(config_path, ours)
+    site, raw = load_cluster(cluster, theirs)
+    check_processes(experiment, site, raw)
+    return submit_experiment(experiment, site, dry_run=dry_run, announce=announce)
+
+
+def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig) -> None:
+    """The processes of the training job must be a whole number of model copies.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    train = experiment.config.train
+    copies, resources = train.parallel.model_processes, site.resources("train")
+    shape = (
+        f"{resources.processes} processes = {resources.nodes} nodes x {resources.processes_per_node} per node"
+    )
+    where = raw.mark(("train", "nodes")) or raw.mark(())
+    if train.parallel.data is not None and copies * train.parallel.data != resources.processes:
+        raise ConfigError(
+            "the training job does not have the processes that the experiment divides over",
+            where=where, got=shape,
+            expected=f"tensor x pipeline x context x data = {copies * train.parallel.data}",
+            fix="set train.parallel.data: null to use what is there, or --set cluster.train.nodes=N",
+        )  # fmt: skip
+    if resources.processes % copies:
+        raise ConfigError(
+            "the training job does not hold a whole number of model copies",
+            where=where, got=shape, expected=f"a multiple of tensor x pipeline x context = {copies}",
+        )  # fmt: skip
+    replicas = resources.processes // copies
+    if train.global_batch % (train.micro_batch * replicas):
+        raise ConfigError(
+            "the global batch cannot be divided over the training job",
+            where=where, got=f"train.global_batch {train.global_batch}, {replicas} model copies",
+            expected=f"a multiple of micro_batch x copies = {train.micro_batch * replicas}",
+        )  # fmt: skip
+
+
+def submit_experiment(
+    experiment: Experiment,
+    site: ClusterConfig,
+    *,
+    dry_run: bool = False,
+    announce: Callable[[str], None] = print,
+) -> Submission:
+    """:func:`submit` for an experiment and a site that are loaded."""
+    run_dir = experiment.run_dir.resolve()
+    graph = experiment.graph(announce=announce)
+    # One job at a time works in a run directory, so the stages are one chain.
+    decisions = {decision.stage: decision for decision in graph.preview(list(graph.stages.values()))}
+    digest = hashlib.sha256(dump_yaml(experiment.config).encode()).hexdigest()
+    config = run_dir / FOLDER / "config.yaml"
+    chain = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest[:6]}"
+    if dry_run:
+        record = JobRecord.load(run_dir)
+        plans = list(_plan(graph, decisions, record, site, experiment, run_dir, config, chain))
+        _show(Submission(run_dir, plans), announce)
+        return Submission(run_dir, plans)
+    with locked(run_dir):
+        record = JobRecord.load(run_dir)
+        plans = list(_plan(graph, decisions, record, site, experiment, run_dir, config, chain))
+        if any(plan.action == "keep" for plan in plans) and record.configuration != digest:
+            kept = ", ".join(f"{plan.stage} ({plan.kept})" for plan in plans if plan.action == "keep")
+            raise ConfigError(
+                "jobs of this run with another configuration wait or run",
+                where=run_dir, got=kept, fix=f"`tsugiki cancel {experiment.run_dir}` first, or change `name`",
+            )  # fmt: skip
+        submission = Submission(run_dir, plans)
+        if any(plan.action == "submit" for plan in plans):
+            experiment.save_config()
+            (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
+            config.write_text(dump_yaml(experiment.config), encoding="utf-8")
+            submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest)
+    _summarise(submission, experiment.run_dir, announce)
+    return submission
+
+
+def _plan(
+    graph: Graph,
+    decisions: dict[str, Any],
+    record: JobRecord,
+    site: ClusterConfig,
+    experiment: Experiment,
+    run_dir: Path,
+    config: Path,
+    chain: str,
+) -> Iterator[Plan]:
+    states = client.states(job.job_id for job in record.jobs) if record.jobs and client.available() else {}
+    upstream_changes = False
+    stages: list[Stage] = list(graph.stages.values())
+    for stage in stages:
+        jobs = [job for job in record.jobs if job.stage == stage.name]
+        live = [job for job in jobs if job.job_id in states and states[job.job_id].live]
+        if live:
+            listing = ", ".join(f"{job.job_id} {states[job.job_id].state}" for job in live)
+            upstream_changes = True
+            yield Plan(stage.name, "keep", f"submitted already: {listing}", kept=live[-1].job_id)
+            continue
+        decision = decisions[stage.name]
+        if decision.action == "skip" and not upstream_changes:
+            yield Plan(stage.name, "skip", decision.reason)
+            continue
+        upstream_changes = True
+        script = render(site, stage.name, experiment.config.name, run_dir, config, chain)
+        yield Plan(stage.name, "submit", decision.reason, script)
+
+
+def _submit_all(
+    plans: Sequence[Plan], record: JobRecord, run_dir: Path, chain: str, cluster: str, digest: str
+) -> list[Job]:
+    """Submit in order; when Slurm refuses one, the ones before it are cancelled again."""
+    submitted: list[Job] = []
+    kept = {plan.stage for plan in plans if plan.action == "keep"}
+    previous: int | None = None
+    try:
+        for plan in plans:
+            if plan.kept is not None:
+                previous = plan.kept
+            if plan.script is None:
+                continue
+            path = run_dir / FOLDER / f"{plan.stage}.sbatch"
+            path.write_text(plan.script.text, encoding="utf-8")
+            for link in range(plan.script.links):
+                flags = _dependency(previous, link)
+                number = client.sbatch(
+                    path, plan.script.arguments, flags, what=f"job of stage '{plan.stage}'"
+                )
+                job = Job(
+                    job_id=number, stage=plan.stage, link=link, after=[previous] if previous else [],
+                    chain=chain, cluster=cluster, submitted=datetime.now(UTC).isoformat(timespec="seconds"),
+                )  # fmt: skip
+                submitted.append(job)
+                previous = number
+    except BaseException:
+        client.cancel([job.job_id for job in submitted])
+        raise
+    # A stage's earlier jobs have ended; the record keeps those that matter now.
+    replaced = {job.stage for job in submitted}
+    JobRecord(
+        configuration=digest,
+        jobs=[job for job in record.jobs if job.stage in kept or job.stage not in replaced] + submitted,
+    ).save(run_dir)
+    return submitted
+
+
+def _dependency(previous: int | None, link: int) -> list[str]:
+    if previous is None:
+        return []
+    # A later link starts whatever became of the one before; everything else needs success. Without
+    # --kill-on-invalid-dep a job whose predecessor failed would wait for ever.
+    return [f"--dependency={'afterany' if link else 'afterok'}:{previous}", "--kill-on-invalid-dep=yes"]
+
+
+def _show(submission: Submission, announce: Callable[[str], None]) -> None:
+    """The scripts as they would be submitted, and what Slurm would say."""
+    previous: str | None = None
+    can_ask = client.available()
+    for plan in submission.plans:
+        if plan.script is None:
+            announce(f"# {plan.stage}: {plan.action}, {plan.reason}")
+            previous = str(plan.kept) if plan.kept is not None else previous
+            continue
+        path = submission.run_dir / FOLDER / f"{plan.stage}.sbatch"
+        announce(f"# {plan.stage}: submit, {plan.reason}")
+        for link in range(plan.script.links):
+            kind = "afterany" if link else "afterok"
+            wait = [f"--dependency={kind}:{previous}", "--kill-on-invalid-dep=yes"] if previous else []
+            announce("# " + " ".join(["sbatch", *wait, str(path), *plan.script.arguments]))
+            previous = _UNSUBMITTED.format(plan.stage if link == 0 else f"{plan.stage}-{link + 1}")
+        announce(plan.script.text)
+        if can_ask:
+            announce("# Slurm says: " + _ask(plan.script))
+    if not can_ask:
+        announce("# no Slurm on this machine: the scripts were not tested with `sbatch --test-only`")
+
+
+def _ask(script: Script) -> str:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch", encoding="utf-8") as file:
+        file.write(script.text)
+        file.flush()
+        accepted, message = client.test_only(Path(file.name), script.arguments)
+    return message if accepted else f"REFUSED: {message}"
+
+
+def _summarise(submission: Submission, shown: Path, announce: Callable[[str], None]) -> None:
+    for plan in submission.plans:
+        mine = [str(job.job_id) for job in submission.jobs if job.stage == plan.stage]
+        text = f"job {' -> '.join(mine)}" if mine else f"{plan.action}, {plan.reason}"
+        announce(f"  {plan.stage:<10}{text}")
+    if not submission.jobs:
+        announce("nothing to submit")
+    announce(f"follow:  tsugiki status {shown}")
+    if submission.jobs:
+        announce(f"         tail -F {shown}/{FOLDER}/logs/*.log")
+    announce(f"stop:    tsugiki cancel {shown}")

@@ -1,0 +1,53 @@
+"""The report stage: one self-contained page about an experiment, from the JSON the other stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.artefacts import Artefacts
+from evaluation.config import ReportConfig
+from evaluation.html import page
+from evaluation.report_data import corpus_section, mixture_section, tokenizer_section
+from evaluation.report_model import (
+    environment_section,
+    export_section,
+    headline,
+    quality_section,
+    samples_section,
+)
+from evaluation.report_training import training_section
+from experiment.stage import StageContext, StageResult
+
+PAGE_NAME = "index.html"
+
+
+def run(
+    config: ReportConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Write ``index.html``.
+
+    Args:
+        config: the report section.
+        inputs: directories of the stages, any of which may be missing: the page then says so.
+        output_dir: where to write.
+        context: name of the experiment.
+
+    Raises:
+        DataError: an artefact that is there cannot be read.
+    """
+    artefacts = Artefacts.load(inputs)
+    sections = [
+        quality_section(artefacts),
+        samples_section(artefacts, config.samples_per_language),
+        tokenizer_section(artefacts),
+        corpus_section(artefacts),
+        mixture_section(artefacts),
+        training_section(artefacts),
+        export_section(artefacts),
+        environment_section(artefacts),
+    ]
+    title = config.title or context.experiment_name
+    subtitle, lead = headline(artefacts)
+    (output_dir / PAGE_NAME).write_text(page(title, subtitle, lead, sections), encoding="utf-8")
+    return StageResult(counts={"sections": len(sections)}, artifacts=(PAGE_NAME,))

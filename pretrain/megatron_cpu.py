@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,7 +84,11 @@ def import_megatron() -> None:
     A process that forks its ranks calls this first: importing takes seconds, forking does not.
     """
     install()
-    with _without_compiler() if not has_gpu() else contextlib.nullcontext():
+    # torch's optimizers import it on their first step; better once, before ranks are forked.
+    import torch._dynamo
+
+    with _without_compiler() if not has_gpu() else contextlib.nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that apex and transformer-engine are absent: `doctor` says so
         import megatron.core.datasets.blended_megatron_dataset_builder
         import megatron.core.datasets.gpt_dataset
         import megatron.core.dist_checkpointing
@@ -190,8 +195,12 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 
 def _patch_cuda() -> None:
-    def nothing(*_: Any, **__: Any) -> None:
-        return None
+    def nothing() -> Callable[..., None]:
+        # One function each: the compiler, where something imports it, refuses one under two names.
+        def do_nothing(*_: Any, **__: Any) -> None:
+            return None
+
+        return do_nothing
 
     def seed(value: int) -> None:
         # Not torch.manual_seed, which itself calls torch.cuda.manual_seed_all.
@@ -199,9 +208,9 @@ def _patch_cuda() -> None:
 
     replacements: dict[str, Any] = {
         "current_device": lambda: _CPU,
-        "set_device": nothing,
-        "synchronize": nothing,
-        "empty_cache": nothing,
+        "set_device": nothing(),
+        "synchronize": nothing(),
+        "empty_cache": nothing(),
         "Stream": _Stream,
         "Event": _Event,
         "current_stream": lambda *_: _Stream(),
@@ -210,7 +219,7 @@ def _patch_cuda() -> None:
         "get_rng_state": _get_rng_state,
         "set_rng_state": _set_rng_state,
         "manual_seed": seed,
-        "manual_seed_all": nothing,
+        "manual_seed_all": nothing(),
     }
     for name, replacement in replacements.items():
         setattr(torch.cuda, name, replacement)

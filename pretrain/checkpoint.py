@@ -1,0 +1,379 @@
+"""Checkpoints: Megatron's distributed format, written in this process, whole or not at all.
+
+    checkpoints/
+      latest.json              {"iteration": 500}; moves only when iter_0000500 is whole
+      iter_0000500/
+        checkpoint.json        written last: marks the directory whole; sizes and sha256 of its files
+        .metadata *.distcp     tensors and objects (torch.distributed.checkpoint)
+        common.pt metadata.json
+
+Tensors are stored whole and unpadded, under the names of GPTModel.sharded_state_dict(), so a
+checkpoint loads under any layout. Megatron's own writer starts processes whose death it does not
+notice; this one writes in the training process: a failed write is an error, never a wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint import FileSystemWriter
+
+from experiment.errors import CheckpointError
+from pretrain.megatron_cpu import has_gpu
+
+LATEST_NAME = "latest.json"
+MARK_NAME = "checkpoint.json"
+_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
+_READ_BYTES = 1 << 22
+
+ShardedState = dict[str, Any]
+
+
+class _WriteHere(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """Writes the shards of this rank in this process."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+
+    def save(self, sharded_state_dict: ShardedState, checkpoint_dir: Path) -> None:
+        """Write; an error on one rank is raised on all."""
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        torch.distributed.checkpoint.save(
+            mcore_to_pyt_state_dict(flat, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+class TrainingState:
+    """The model chunks and the optimizer as one sharded state dictionary.
+
+    Args:
+        models: model chunks, not wrapped.
+        optimizer: Megatron optimizer, or None for weights alone.
+        vocabulary_size: true rows of the embedding.
+    """
+
+    def __init__(self, models: list[Any], optimizer: Any | None, vocabulary_size: int) -> None:
+        self.models = models
+        self.optimizer = optimizer
+        self.vocabulary_size = vocabulary_size
+
+    def _model_state(self) -> tuple[ShardedState, list[ShardedState]]:
+        metadata = {
+            **_FORMAT,
+            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        }
+        parts = [model.sharded_state_dict(metadata=metadata) for model in self.models]
+        keys = ["model"] if len(parts) == 1 else [f"model{number}" for number in range(len(parts))]
+        return dict(zip(keys, parts, strict=True)), parts
+
+    def _optimizer_state(self, model_state: ShardedState, *, loading: bool) -> Any:
+        assert self.optimizer is not None
+        return self.optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=dict(_FORMAT))
+
+    def save(self, directory: Path, common: dict[str, Any]) -> None:
+        """Write everything to an empty directory; every rank calls this.
+
+        Raises:
+            CheckpointError: a rank could not write.
+        """
+        state, _ = self._model_state()
+        if self.optimizer is not None:
+            state["optimizer"] = self._optimizer_state(state, loading=False)
+        state = _map_tensors(state, lambda tensor: _without_padding(tensor, self.vocabulary_size))
+        state["common"] = common
+        try:
+            with _quiet():
+                dist_checkpointing.save(
+                    state, str(directory), _WriteHere(), validate_access_integrity=False, content_metadata=_FORMAT
+                )
+        except (OSError, torch.distributed.checkpoint.CheckpointException) as error:
+            raise CheckpointError(
+                "cannot write a checkpoint",
+                where=directory,
+                got=_reason(error),
+                fix="free disk space; the previous checkpoint is intact and training continues from it",
+            ) from error
+
+    def load(self, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
+        """Read everything, or only the model; every rank calls this.
+
+        Returns:
+            What was saved as `common` (empty with weights_only).
+
+        Raises:
+            CheckpointError: missing, partial, corrupt or of another architecture.
+        """
+        state, parts = self._model_state()
+        if self.optimizer is not None and not weights_only:
+            state["optimizer"] = self._optimizer_state(state, loading=True)
+        if not weights_only:
+            state["common"] = {}
+        try:
+            with _quiet():
+                loaded = dist_checkpointing.load(state, str(directory), validate_access_integrity=False)
+            for model, key in zip(self.models, [name for name in state if name.startswith("model")], strict=True):
+                model.load_state_dict(loaded[key], strict=True)
+        except Exception as error:
+            # Megatron and torch report a wrong checkpoint in a dozen ways (KeyError, pickle, shapes).
+            raise CheckpointError(
+                "cannot read a checkpoint",
+                where=directory,
+                got=f"{type(error).__name__}: {_reason(error)}",
+                expected="a torch_dist checkpoint of this architecture",
+            ) from error
+        if self.optimizer is not None and not weights_only:
+            self.optimizer.load_state_dict(loaded["optimizer"])
+        del parts
+        return dict(loaded.get("common", {}))
+
+
+def _map_tensors(value: Any, change: Any) -> Any:
+    if isinstance(value, ShardedTensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map_tensors(item, change) for item in value]
+    return value
+
+
+def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTensor:
+    """The same tensor (or optimizer moment) without the rows that only the running model has."""
+    if not tensor.key.endswith(_VOCABULARY_KEYS) or tensor.global_shape[0] <= vocabulary_size:
+        return tensor
+    first = tensor.global_offset[0]
+    rows = min(tensor.local_shape[0], vocabulary_size - first)
+    if rows <= 0:
+        raise CheckpointError(
+            "the vocabulary is too small for the tensor parallelism: a rank would hold only padding",
+            got=f"{vocabulary_size} rows",
+        )
+    return replace(
+        tensor,
+        data=None if tensor.data is None else tensor.data[:rows].contiguous(),
+        local_shape=(rows, *tensor.local_shape[1:]),
+        global_shape=(vocabulary_size, *tensor.global_shape[1:]),
+        axis_fragmentations=None,
+    )
+
+
+class CheckpointStore:
+    """The checkpoints directory of a run.
+
+    Args:
+        directory: `train/checkpoints`.
+        keep: newest checkpoints kept.
+        milestone_interval: iterations at whose multiples checkpoints are kept for ever; None = none.
+    """
+
+    def __init__(self, directory: Path, keep: int, milestone_interval: int | None) -> None:
+        self.directory = directory
+        self.keep = keep
+        self.milestone_interval = milestone_interval
+
+    def path(self, iteration: int) -> Path:
+        """Directory of an iteration."""
+        return self.directory / f"iter_{iteration:07d}"
+
+    def iterations(self) -> list[int]:
+        """Iterations with a complete mark, newest first."""
+        found = [
+            int(entry.name.removeprefix("iter_"))
+            for entry in self.directory.glob("iter_*")
+            if entry.name.removeprefix("iter_").isdigit() and (entry / MARK_NAME).is_file()
+        ]
+        return sorted(found, reverse=True)
+
+    def save(self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write a checkpoint, verify it is whole, then move `latest` to it; every rank calls this.
+
+        Args:
+            iteration: steps done.
+            state: model and optimizer.
+            common: what else is needed to go on (ledger, generator states).
+            facts: what checkpoint.json tells readers (tokens, layout).
+
+        Raises:
+            CheckpointError: it could not be written; earlier checkpoints are intact.
+        """
+        target = self.path(iteration)
+        rank = torch.distributed.get_rank()
+        problem = ""
+        if rank == 0:
+            try:
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir(parents=True)
+            except OSError as error:
+                problem = str(error)
+        _raise_anywhere(problem, target)
+        state.save(target, common)
+        problem, files = "", {}
+        try:
+            own = {f"__{rank}_", *(("common.pt", "metadata.json", ".metadata") if rank == 0 else ())}
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in sorted(target.iterdir())
+                if path.name.startswith(tuple(own))
+            }
+        except OSError as error:
+            problem = str(error)
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, files)
+        _raise_anywhere(problem, target)
+        problem = ""
+        if rank == 0:
+            try:
+                mark = {
+                    "iteration": iteration,
+                    **facts,
+                    "files": {name: entry for part in gathered for name, entry in sorted(part.items())},
+                }
+                write_json(target / MARK_NAME, mark)
+                write_json(self.directory / LATEST_NAME, {"iteration": iteration})
+            except OSError as error:
+                problem = str(error)
+        _raise_anywhere(problem, target)
+        if rank == 0:
+            self._prune(iteration)
+
+    def _prune(self, newest: int) -> None:
+        kept = [item for item in self.iterations() if not self._is_milestone(item)][: self.keep]
+        for entry in self.directory.glob("iter_*"):
+            number = entry.name.removeprefix("iter_")
+            iteration = int(number) if number.isdigit() else -1
+            if iteration in kept or iteration > newest or self._is_milestone(iteration):
+                continue
+            # The mark goes first: a directory that is half deleted must not look whole.
+            (entry / MARK_NAME).unlink(missing_ok=True)
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _is_milestone(self, iteration: int) -> bool:
+        interval = self.milestone_interval
+        return interval is not None and iteration > 0 and iteration % interval == 0
+
+    def newest_whole(self) -> tuple[int | None, list[str]]:
+        """The newest checkpoint whose files have the recorded sizes and checksums.
+
+        Every rank calls this; the files are divided among them.
+
+        Returns:
+            Its iteration (None when there is none) and what was found wrong with newer ones.
+        """
+        problems: list[str] = []
+        candidates: list[Any] = [self.iterations()]
+        torch.distributed.broadcast_object_list(candidates, src=0)
+        for iteration in candidates[0]:
+            fault = self._fault(iteration)
+            faults: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(faults, fault)
+            fault = next((item for item in faults if item), None)
+            if fault is None:
+                return iteration, problems
+            problems.append(f"checkpoint of step {iteration} is damaged ({fault})")
+        return None, problems
+
+    def _fault(self, iteration: int) -> str | None:
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        directory = self.path(iteration)
+        try:
+            files = json.loads((directory / MARK_NAME).read_text(encoding="utf-8"))["files"]
+            for number, (name, expected) in enumerate(sorted(files.items())):
+                if number % size != rank:
+                    continue
+                path = directory / name
+                if path.stat().st_size != expected["bytes"]:
+                    return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+                if _sha256(path) != expected["sha256"]:
+                    return f"{name} does not have its checksum"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+
+def read_mark(directory: Path) -> dict[str, Any]:
+    """Contents of a checkpoint's checkpoint.json.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole.
+    """
+    try:
+        mark: dict[str, Any] = json.loads((directory / MARK_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("not a whole checkpoint", where=directory, got=error) from error
+    return mark
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically and durably."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _raise_anywhere(problem: str, where: Path) -> None:
+    """Raise on every rank when one has a problem."""
+    problems: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, problem)
+    first = next((item for item in problems if item), None)
+    if first:
+        raise CheckpointError(
+            "cannot write a checkpoint",
+            where=where,
+            got=first,
+            fix="free disk space; the previous checkpoint is intact and training continues from it",
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return text[-2000:] if text else repr(error)
+
+
+class _quiet:
+    """Megatron and torch warn about their own internals on every save."""
+
+    def __enter__(self) -> None:
+        self._filters = warnings.catch_warnings()
+        self._filters.__enter__()
+        warnings.simplefilter("ignore")
+        logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
+
+    def __exit__(self, *arguments: Any) -> None:
+        self._filters.__exit__(*arguments)
+
+
+def device_name() -> str:
+    """What the run trains on, for checkpoint.json."""
+    return torch.cuda.get_device_name() if has_gpu() else "cpu"

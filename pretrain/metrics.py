@@ -1,0 +1,109 @@
+"""What a run reports: metrics.jsonl, the console, and the mixture's bits per byte."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiment.mixture import Mixture
+from experiment.tracking import NullTracker, Tracker
+
+_NOT_METRICS = ("step", "consumed_tokens", "seconds", "phase", "event")
+
+
+def tokens_per_byte(mixture: Mixture) -> float:
+    """Training tokens per byte of text, sources weighted by their share of the mixture.
+
+    A nat per token is (tokens / bytes) / ln 2 bits per byte.
+    """
+    bytes_per_token = sum(source.share * source.bytes / max(source.tokens, 1) for source in mixture.sources)
+    return 1.0 / bytes_per_token if bytes_per_token else math.nan
+
+
+class MetricsLog:
+    """Writes metric lines to metrics.jsonl, to the tracker and to the console.
+
+    Args:
+        path: metrics.jsonl; lines after `step` are dropped, they belong to steps done again.
+        step: steps of the checkpoint that the run continues from.
+        tracker: MLflow run, or nothing.
+        total_steps: for the time left.
+    """
+
+    def __init__(self, path: Path, step: int, tracker: Tracker | None, total_steps: int) -> None:
+        self._path = path
+        self._tracker = tracker or NullTracker()
+        self._total = total_steps
+        self._begin = step
+        self._start = time.monotonic()
+        truncate(path, step)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line and send its numbers to the tracker in one call."""
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+        numbers = numbers_of(line)
+        if numbers:
+            self._tracker.log_metrics(numbers, int(line["step"]))
+
+    def say(self, text: str) -> None:
+        """A line for the console."""
+        print(text, file=sys.stdout, flush=True)
+
+    def console_line(self, line: Mapping[str, Any]) -> str:
+        """One interval as a person wants to read it."""
+        step = int(line["step"])
+        elapsed = time.monotonic() - self._start
+        done = step - self._begin
+        left = (self._total - step) * elapsed / done if done else 0.0
+        return (
+            f"step {step:>{len(str(self._total))}}/{self._total}"
+            f"  loss {line['train/loss']:.4f}"
+            f"  bits/byte {line['train/bits_per_byte']:.4f}"
+            f"  lr {line['train/learning_rate']:.2e}"
+            f"  grad {line['train/grad_norm']:.3f}"
+            f"  {line['throughput/tokens_per_second']:,.0f} tok/s"
+            f"  {_clock(left)} left"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a line, without its bookkeeping and without what is not finite."""
+    return {
+        key: float(value)
+        for key, value in line.items()
+        if key not in _NOT_METRICS and isinstance(value, (int, float)) and math.isfinite(value)
+    }
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line that was not written to its end."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if int(line["step"]) <= step:
+            kept.append(text + "\n")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,109 @@
+"""Megatron's optimizer, stepped so that a bad gradient changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+
+from pretrain.config import OptimizerConfig
+from pretrain.megatron_cpu import has_gpu
+
+_CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+def wrap_models(models: list[Any], *, distributed_optimizer: bool) -> list[DistributedDataParallel]:
+    """The model chunks with gradient buffers in fp32, reduced over the data-parallel ranks."""
+    wrapped = []
+    for number, model in enumerate(models):
+        config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=has_gpu(),
+            use_distributed_optimizer=distributed_optimizer,
+            check_for_nan_in_grad=False,  # the training loop looks at loss and gradient norm itself
+        )
+        wrapped.append(
+            DistributedDataParallel(
+                config=model.config,
+                ddp_config=config,
+                module=model,
+                disable_bucketing=number > 0,
+            )
+        )
+    return wrapped
+
+
+class Optimizer:
+    """AdamW over the model chunks.
+
+    Args:
+        config: the optimizer section.
+        models: wrapped model chunks.
+        precision: of the model.
+    """
+
+    def __init__(self, config: OptimizerConfig, models: list[Any], precision: str) -> None:
+        self.config = config
+        half = precision != "fp32"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("megatron.core.optimizer").setLevel(logging.ERROR)
+            self.megatron = get_megatron_optimizer(
+                MegatronOptimizerConfig(
+                    optimizer="adam",
+                    lr=config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    adam_beta1=config.betas[0],
+                    adam_beta2=config.betas[1],
+                    adam_eps=config.epsilon,
+                    clip_grad=config.clip_grad_norm,
+                    bf16=half,
+                    params_dtype=torch.bfloat16 if half else torch.float32,
+                    use_distributed_optimizer=config.distributed,
+                ),
+                models,
+                use_gloo_process_groups=False,
+            )
+        self.use_fused_kernel()
+
+    def use_fused_kernel(self) -> None:
+        """One pass over the moments instead of ten; torch has it for CPU and GPU. Again after loading."""
+        for optimizer in self.torch_optimizers():
+            if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+                for group in optimizer.param_groups:
+                    group["foreach"], group["fused"] = False, True
+
+    def torch_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that do the arithmetic."""
+        chained = getattr(self.megatron, "chained_optimizers", [self.megatron])
+        return [item.optimizer for item in chained if getattr(item, "optimizer", None) is not None]
+
+    def gradient_norm(self) -> float:
+        """Make the reduced gradients ready and return their global norm (identical on all ranks)."""
+        self.megatron.prepare_grads()
+        return float(self.megatron.get_grad_norm())
+
+    def step(self, learning_rate: float, gradient_norm: float) -> None:
+        """Clip and update; :meth:`gradient_norm` was called before."""
+        limit = self.config.clip_grad_norm
+        factor = limit / (gradient_norm + _CLIP_EPSILON) if limit > 0 else 1.0
+        for optimizer in self.torch_optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+                group["weight_decay"] = self.config.weight_decay * group.get("wd_mult", 1.0)
+                if factor < 1.0:
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            parameter.grad.mul_(factor)
+        self.megatron.step_with_ready_grads()
+
+    def zero_grad(self, models: list[Any]) -> None:
+        """Forget the gradients."""
+        for model in models:
+            model.zero_grad_buffer()
+        self.megatron.zero_grad()

@@ -1,0 +1,129 @@
+"""The train stage: continued pretraining with Megatron-core."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import CheckpointError
+from experiment.mixture import Mixture
+from experiment.stage import StageContext, StageResult
+from pretrain.config import TrainConfig
+from pretrain.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
+from pretrain.launch import Interrupted, check_world, run_here
+from pretrain.layout import check
+from pretrain.spec import SPEC_NAME, ModelSpec
+from pretrain.world import World
+
+_HF_CONFIG_NAME = "hf_config.json"
+_GRAFT_FILES = (SPEC_NAME, _HF_CONFIG_NAME)
+
+
+def run(
+    config: TrainConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Train, or go on training from the last checkpoint in `output_dir`.
+
+    Inside a job that Slurm's srun or torchrun started, every process calls this and is one rank.
+    Otherwise the processes of the layout are started here.
+
+    Raises:
+        ConfigError: a layout that does not fit the model, the batch or the machine.
+        DataError: tokens that are missing or do not belong to the model.
+        CheckpointError: weights that cannot be read or checkpoints that cannot be written.
+        TrainingError: a non-finite loss, a dead or hanging process.
+        Interrupted: asked to stop; a checkpoint is saved.
+    """
+    graft, tokens = inputs["graft"], inputs["tokens"]
+    spec = ModelSpec.load(graft)
+    mixture = Mixture.load(tokens)
+    if not (graft / "checkpoint").is_dir():
+        raise CheckpointError(
+            "no weights to start from", where=graft / "checkpoint", fix="run `tsugiki graft CONFIG` first"
+        )
+    world = World.from_environment()
+    replicas = config.parallel.data or (1 if world is None else world.size // config.parallel.model_processes)
+    check(config, spec, max(replicas, 1))
+    job = TrainJob(
+        config=config,
+        graft_dir=graft.resolve(),
+        tokens_dir=tokens.resolve(),
+        output_dir=output_dir.resolve(),
+        seed=context.seed,
+    )
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    if world is None:
+        processes = config.parallel.model_processes * replicas
+        context.tracker.log_params(_parameters(config, spec, mixture, processes))
+        run_here(job, processes, context.tracker)
+    else:
+        check_world(config.parallel.model_processes, config.parallel.data, world.size)
+        _run_as_rank(job, world, context)
+        processes = world.size
+    if world is None or world.rank == 0:
+        for name in _GRAFT_FILES:
+            if (graft / name).is_file():
+                shutil.copyfile(graft / name, output_dir / name)
+    return _result(config, spec, mixture, output_dir, processes)
+
+
+def _run_as_rank(job: TrainJob, world: Any, context: StageContext) -> None:
+    from pretrain.megatron_cpu import import_megatron
+
+    import_megatron()
+    from pretrain.worker import train
+
+    if not train(job.model_copy(update={"tracking": context.tracker.info}), world):
+        raise Interrupted(
+            "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"
+        )
+
+
+def _parameters(config: TrainConfig, spec: ModelSpec, mixture: Mixture, processes: int) -> dict[str, Any]:
+    steps = mixture.total_tokens // (config.global_batch * config.sequence_length)
+    return {
+        "model/parameters": spec.parameters,
+        "model/vocabulary_size": spec.vocabulary_size,
+        "train/steps": steps,
+        "train/processes": processes,
+    }
+
+
+def _result(
+    config: TrainConfig, spec: ModelSpec, mixture: Mixture, output_dir: Path, processes: int
+) -> StageResult:
+    lines = [json.loads(text) for text in (output_dir / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
+    training = [line for line in lines if "train/loss" in line]
+    validation = [line for line in lines if any(key.startswith("validation/") for key in line)]
+    metrics: dict[str, float] = {}
+    for found in (training[-1:], validation[-1:]):
+        for line in found:
+            metrics.update({key: value for key, value in line.items() if "/" in key})
+    latest = json.loads((output_dir / CHECKPOINTS_NAME / "latest.json").read_text(encoding="utf-8"))
+    summary = [
+        f"{latest['iteration']} steps, {latest['iteration'] * config.global_batch * config.sequence_length:,} tokens,"
+        f" {spec.parameters:,} parameters, {processes} processes"
+    ]
+    if validation:
+        shown = {
+            key.removeprefix("validation/bits_per_byte/"): value
+            for key, value in validation[-1].items()
+            if key.startswith("validation/bits_per_byte/")
+        }
+        summary.append(
+            "held-out bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        )
+    return StageResult(
+        counts={
+            "steps": latest["iteration"],
+            "tokens": latest["iteration"] * config.global_batch * config.sequence_length,
+            "parameters": spec.parameters,
+            "processes": processes,
+        },
+        metrics=metrics,
+        artifacts=(METRICS_NAME,),
+        summary=tuple(summary),
+    )

@@ -1,0 +1,116 @@
+"""Loss and bits per byte on held-out documents, per language.
+
+Held-out documents are concatenated in their order and cut into windows of one sequence length. Every
+token of the text and every end of document is predicted once, from what stands before it in its window;
+the token that begins a document is not text and is not counted.
+
+Bits per byte = sum of losses in nats / ln 2 / bytes of the text those tokens are. Where a limit cuts the
+text short, its bytes are taken in proportion to its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from megatron.core import parallel_state
+
+from experiment.mixture import Mixture
+from pretrain.data import Batch, BatchLayout
+
+
+@dataclass(frozen=True)
+class HeldoutText:
+    """The held-out tokens of one language.
+
+    Attributes:
+        language: language code.
+        stream: token ids, documents one after the other.
+        bytes: UTF-8 bytes of that text.
+    """
+
+    language: str
+    stream: numpy.ndarray
+    bytes: float
+
+
+def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
+    """Held-out text of every language that has some, at most `limit` tokens each, sources evenly."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    texts = []
+    for language in dict.fromkeys(source.language for source in mixture.sources):
+        sources = [
+            source
+            for source in mixture.sources
+            if source.language == language and source.heldout_prefix is not None and source.heldout_tokens > 0
+        ]
+        parts: list[numpy.ndarray] = []
+        size = 0.0
+        for source in sources:
+            dataset = IndexedDataset(str(tokens_dir / str(source.heldout_prefix)))
+            quota = -(-limit // len(sources))
+            taken = 0
+            for document in range(len(dataset)):
+                if taken >= quota:
+                    break
+                ids = numpy.asarray(dataset[document], dtype=numpy.int64)[: quota - taken]
+                parts.append(ids)
+                taken += len(ids)
+            size += source.heldout_bytes * taken / source.heldout_tokens
+        if parts and size > 0:
+            texts.append(HeldoutText(language, numpy.concatenate(parts), size))
+    return texts
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one language: tokens, labels and loss mask [windows, S]."""
+
+    text: HeldoutText
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+
+    @classmethod
+    def cut(cls, text: HeldoutText, sequence_length: int, bos_id: int | None) -> Windows:
+        """Windows that together predict every token but the first once; the last one is padded."""
+        stream = torch.from_numpy(text.stream)
+        count = max(1, -(-(len(stream) - 1) // sequence_length))
+        padded = torch.zeros(count * sequence_length + 1, dtype=torch.int64)
+        padded[: len(stream)] = stream
+        mask = torch.zeros(count * sequence_length)
+        mask[: len(stream) - 1] = 1.0
+        labels = padded[1:]
+        if bos_id is not None:
+            mask[labels == bos_id] = 0.0
+        shape = (count, sequence_length)
+        return cls(text, padded[:-1].reshape(shape), labels.reshape(shape), mask.reshape(shape))
+
+    def batches(self, layout: BatchLayout) -> list[Batch]:
+        """The micro batches of this rank; all ranks get equally many, empty ones added."""
+        replica = parallel_state.get_data_parallel_rank()
+        replicas = parallel_state.get_data_parallel_world_size()
+        size = layout.micro_batch * replicas
+        rounds = -(-len(self.tokens) // size)
+        # The interleaved pipeline schedule takes micro batches in groups of the pipeline's size.
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        rounds = -(-rounds // stages) * stages
+        missing = rounds * size - len(self.tokens)
+        tokens, labels, mask = (
+            torch.cat([part, part.new_zeros((missing, part.shape[1]))])
+            for part in (self.tokens, self.labels, self.loss_mask)
+        )
+        batches = []
+        for number in range(rounds):
+            first = (number * replicas + replica) * layout.micro_batch
+            rows = slice(first, first + layout.micro_batch)
+            batches.append(layout.build(tokens[rows], labels[rows], mask[rows]))
+        return batches
+
+    def bits_per_byte(self, total_loss: float) -> float:
+        """From the sum of losses in nats."""
+        return total_loss / math.log(2) / self.text.bytes

@@ -1,0 +1,167 @@
+"""The processes of a training run: `python -m pretrain.worker JOB.json PROCESSES`.
+
+This process imports torch and Megatron once and forks one rank per process of the layout: importing
+takes seconds, forking milliseconds, and the ranks share the memory of the code. With a GPU, which does
+not survive a fork, every rank is a process of its own. The ranks' standard error goes to a file each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from experiment.errors import TsugikiError
+from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, write_error
+from pretrain.signals import STOP_SIGNALS, StopRequest
+
+_GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def train(job: TrainJob, world: Any, store: Any = None) -> bool:
+    """Train as one rank. Returns whether the run is finished (False: it was asked to stop)."""
+    import torch
+
+    from pretrain.distributed import initialise
+    from pretrain.loop import Trainer
+
+    stop = StopRequest()
+    if threading.current_thread() is threading.main_thread():
+        stop.install()
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(job.config.threads or max(1, cores // world.size))
+    initialise(world, job.config.parallel, job.seed, store)
+    try:
+        return Trainer(job, world, stop).run()
+    finally:
+        with contextlib.suppress(Exception):
+            torch.distributed.destroy_process_group()
+
+
+def rank_main(job: TrainJob, rank: int, size: int, port: int) -> int:
+    """A rank from its start to its exit status."""
+    _die_with_parent()
+    log = log_path(job.work_dir, rank)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 2)
+    faulthandler.enable()
+    try:
+        import torch
+
+        from pretrain.world import World
+        from pretrain.megatron_cpu import import_megatron
+
+        import_megatron()
+        store = torch.distributed.TCPStore(
+            "127.0.0.1", port, size, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False
+        )
+        finished = train(job, World(rank, size, rank), store)
+    except TsugikiError as error:
+        write_error(job.work_dir, rank, error)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BaseException as error:  # noqa: BLE001 - the launcher must learn of every end of a rank
+        write_error(job.work_dir, rank, error)
+        traceback.print_exc()
+        return 1
+    return 0 if finished else INTERRUPTED_EXIT_CODE
+
+
+def main() -> int:
+    """Start the ranks, stop all when one fails, pass signals on. Returns the exit status."""
+    _die_with_parent()
+    job = TrainJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    size = int(sys.argv[2])
+    if len(sys.argv) == 5:  # a rank of its own, with a GPU
+        return rank_main(job, int(sys.argv[3]), size, int(sys.argv[4]))
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs must not initialise them here
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    import torch
+
+    from pretrain.megatron_cpu import import_megatron
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    log_path(job.work_dir, 0).parent.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        ranks = [_spawned(rank, size, store.port) for rank in range(size)]
+    else:
+        import_megatron()
+        import pretrain.loop  # noqa: F401
+
+        ranks = [_forked(job, rank, size, store.port) for rank in range(size)]
+    return _supervise(ranks)
+
+
+def _forked(job: TrainJob, rank: int, size: int, port: int) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        code = rank_main(job, rank, size, port)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _spawned(rank: int, size: int, port: int) -> int:
+    command = [sys.executable, "-m", "pretrain.worker", *sys.argv[1:3], str(rank), str(port)]
+    return subprocess.Popen(command).pid  # noqa: S603
+
+
+def _supervise(ranks: list[int]) -> int:
+    """Wait for all ranks; when one fails, give the others a moment and end them."""
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    alive = set(ranks)
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    worst = 0
+    deadline: float | None = None
+    while alive:
+        for pid in list(alive):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                continue
+            alive.discard(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if code not in (0, INTERRUPTED_EXIT_CODE) and worst in (0, INTERRUPTED_EXIT_CODE):
+                worst = code
+                print(f"rank {ranks.index(pid)} ended with {code}", file=sys.stderr, flush=True)
+                deadline = time.monotonic() + _GRACE_SECONDS
+            elif code == INTERRUPTED_EXIT_CODE and worst == 0:
+                worst = code
+        if deadline is not None and time.monotonic() > deadline:
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return worst if worst >= 0 else 128 - worst
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends: no stale rank writes checkpoints."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

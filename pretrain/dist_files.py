@@ -100,6 +100,9 @@ class DistReader:
                     fix="use an earlier checkpoint, or copy it again",
                 )
         self._pool = FilePool()
+        # All files are opened now: a training run may prune this checkpoint while it is being read.
+        for file in needed:
+            self._pool.descriptor(directory / file)
         self._data_positions: dict[Chunk, int | None] = {}
 
     def read(self, key: str, bounds: Bounds) -> torch.Tensor:
@@ -162,7 +165,8 @@ class DistReader:
         into.copy_(inner.reshape(into.shape))
 
     def _section(self, chunk: Chunk) -> io.BufferedReader:
-        return io.BufferedReader(_Section(self.directory / chunk.file, chunk.position, chunk.length))
+        descriptor = self._pool.descriptor(self.directory / chunk.file)
+        return io.BufferedReader(_Section(descriptor, chunk.position, chunk.length))
 
     def _load_chunk(self, chunk: Chunk, device: str = "cpu") -> torch.Tensor:
         import torch
@@ -208,11 +212,11 @@ class DistReader:
 
 
 class _Section(io.RawIOBase):
-    """A range of a file as a file of its own."""
+    """A range of an open file as a file of its own."""
 
-    def __init__(self, path: Path, start: int, length: int) -> None:
+    def __init__(self, descriptor: int, start: int, length: int) -> None:
         super().__init__()
-        self._stream = path.open("rb", buffering=0)
+        self._descriptor = descriptor
         self._start, self._length, self._position = start, length, 0
 
     def readable(self) -> bool:
@@ -231,13 +235,9 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
-        count = os.preadv(self._stream.fileno(), [view], self._start + self._position) if len(view) else 0
+        count = os.preadv(self._descriptor, [view], self._start + self._position) if len(view) else 0
         self._position += count
         return count
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
 
 
 @dataclass

@@ -1,0 +1,205 @@
+"""The conversion as commands: import, export, verify.
+
+Results appear under their final name only when they are whole: work goes on in a sibling
+``NAME.partial``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import ConfigError
+from pretrain.convert_config import ExportConfig, GraftConfig, WeightDtype
+
+
+def import_checkpoint(
+    hf_dir: Path,
+    output_dir: Path,
+    *,
+    tokenizer_dir: Path | None = None,
+    config: GraftConfig | None = None,
+    workers: int = 2,
+    seed: int = 1234,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a Megatron distributed checkpoint of a Hugging Face model.
+
+    Memory stays at a few blocks of 64 MB or one tensor of a layer for each worker, whatever the
+    size of the model.
+
+    Args:
+        hf_dir: directory with config.json and the weights.
+        output_dir: gets ``checkpoint/``, ``model.json``, ``hf_config.json`` and ``graft.json``.
+        tokenizer_dir: extended tokenizer; its ``pieces.tsv`` names the rows to add. None keeps the
+            vocabulary.
+        config: how new rows start, and in which type to write.
+        workers: threads.
+        seed: of random new rows.
+        overwrite: replace ``output_dir`` if it exists.
+
+    Returns:
+        Contents of ``graft.json``.
+
+    Raises:
+        ConfigError: ``output_dir`` exists.
+        CheckpointError: the model is damaged, incomplete or of an unknown architecture.
+        DataError: tokenizer and matrix do not fit.
+        EnvironmentError_: not enough disk space.
+    """
+    from pretrain.convert_import import write_import
+
+    with _whole_or_nothing(output_dir, overwrite) as target:
+        return write_import(
+            hf_dir,
+            target,
+            tokenizer_dir=tokenizer_dir,
+            config=config or GraftConfig(),
+            workers=workers,
+            seed=seed,
+        )
+
+
+def export_checkpoint(
+    megatron_dir: Path,
+    output_dir: Path,
+    *,
+    tokenizer_dir: Path | None = None,
+    base_dir: Path | None = None,
+    config: ExportConfig | None = None,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a Hugging Face directory from an imported or trained checkpoint of any layout.
+
+    Needs no process group, no GPU and no model in memory; optimizer state beside the weights is
+    not read. May run while training goes on.
+
+    Args:
+        megatron_dir: output of an import, a train directory, or one ``iter_...`` directory.
+        output_dir: gets safetensors, configuration, tokenizer and model card.
+        tokenizer_dir: tokenizer of the model; None leaves the tokenizer out.
+        base_dir: base model, for generation settings, chat template and licence.
+        config: iteration, type, size of files, verification.
+        workers: threads.
+        overwrite: replace ``output_dir`` if it exists.
+
+    Returns:
+        Counts, and under ``verification`` what was verified.
+
+    Raises:
+        ConfigError: ``output_dir`` exists, or there is no such iteration.
+        CheckpointError: the checkpoint is damaged, or verification failed.
+        DataError: tokenizer and matrices differ in size.
+        EnvironmentError_: not enough disk space.
+    """
+    from pretrain.convert_export import find_checkpoint, write_export
+    from pretrain.model_card import write_card
+    from pretrain.verify import VERIFY_NAME, verify_export
+
+    config = config or ExportConfig()
+    model = find_checkpoint(megatron_dir, config.iteration)
+    with _whole_or_nothing(output_dir, overwrite) as target:
+        counts = write_export(
+            model,
+            target,
+            tokenizer_dir=tokenizer_dir,
+            base_dir=base_dir,
+            dtype=config.dtype,
+            shard_bytes=config.shard_bytes,
+            workers=workers,
+        )
+        verification: dict[str, Any] = {}
+        if config.verify:
+            verification = verify_export(
+                target,
+                model,
+                (),
+                tokens=config.verify_tokens,
+                tolerance=config.verify_tolerance,
+                report_path=target / VERIFY_NAME,
+            )
+        given = {"base": base_dir, "tokenizer": tokenizer_dir}
+        inputs = {key: path for key, path in given.items() if path is not None}
+        write_card(target, config, model, inputs, output_dir.name, verification)
+    return {**counts, "verification": verification}
+
+
+def verify_checkpoint(
+    hf_dir: Path,
+    megatron_dir: Path,
+    *,
+    iteration: int | None = None,
+    logits: bool = False,
+    texts: Sequence[str] = (),
+    tokens: int = 512,
+    tolerance: float = 1e-4,
+) -> dict[str, Any]:
+    """Check that a Hugging Face directory and a Megatron checkpoint are the same model.
+
+    Args:
+        hf_dir: Hugging Face directory.
+        megatron_dir: see :func:`export_checkpoint`.
+        iteration: step of a training run; None is the last.
+        logits: compare fp32 logits of transformers and Megatron too.
+        texts: what to compare logits on; without any, ids that touch the whole vocabulary.
+        tokens: how many tokens of it.
+        tolerance: largest absolute difference of a logit that passes.
+
+    Returns:
+        ``weights`` (tensors and bytes compared) and, with ``logits``, the figures of
+        :class:`pretrain.verify.LogitsReport`.
+
+    Raises:
+        ConfigError: no such iteration.
+        CheckpointError: the first difference found, or a damaged side.
+    """
+    from pretrain.convert_export import find_checkpoint
+    from pretrain.verify import check_logits, encode_text, pseudo_random_ids, verify_logits, verify_weights
+
+    model = find_checkpoint(megatron_dir, iteration)
+    result: dict[str, Any] = {"weights": verify_weights(hf_dir, model)}
+    if logits:
+        sequences = (
+            encode_text(hf_dir, texts, tokens)
+            if texts
+            else pseudo_random_ids(model.spec.vocabulary_size, tokens)
+        )
+        report = verify_logits(hf_dir, model, sequences)
+        check_logits(report, tolerance, hf_dir)
+        result["logits"] = asdict(report)
+    return result
+
+
+def dtype_option(name: str | None) -> WeightDtype | None:
+    """A ``--dtype`` flag as a weight type.
+
+    Raises:
+        ConfigError: not bf16, fp16 or fp32.
+    """
+    if name is None or name == "keep":
+        return None
+    if name == "bf16" or name == "fp16" or name == "fp32":
+        return name
+    raise ConfigError("unknown weight type", where="--dtype", got=name, expected="bf16, fp16, fp32 or keep")
+
+
+@contextmanager
+def _whole_or_nothing(output_dir: Path, overwrite: bool) -> Iterator[Path]:
+    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+        raise ConfigError(
+            "the output directory exists and is not empty",
+            where=output_dir,
+            fix="choose another one, or say --overwrite",
+        )
+    target = output_dir.with_name(output_dir.name + ".partial")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    yield target
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    target.rename(output_dir)

@@ -1,0 +1,84 @@
+"""The export stage: trained checkpoint -> Hugging Face directory, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiment.corpus_index import CorpusIndex
+from experiment.stage import StageContext, StageResult
+from pretrain.convert_config import ExportConfig
+from pretrain.convert_export import find_checkpoint, write_export
+from pretrain.model_card import CARD_NAME, write_card
+from pretrain.verify import VERIFY_NAME, verify_export
+
+
+def run(
+    config: ExportConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """Write a Hugging Face directory with tokenizer, model card and ``verify.json``.
+
+    Args:
+        config: the ``export`` section.
+        inputs: ``train`` and ``tokenizer``; ``base``, ``tokens`` and ``corpus`` add to the model card.
+        output_dir: exists and is empty.
+        context: workers and name of the experiment.
+
+    Raises:
+        ConfigError: the iteration does not exist.
+        CheckpointError: the checkpoint is damaged, or the verification failed.
+        DataError: tokenizer and matrices differ in size.
+        EnvironmentError_: not enough disk space.
+    """
+    model = find_checkpoint(inputs["train"], config.iteration)
+    counts = write_export(
+        model,
+        output_dir,
+        tokenizer_dir=inputs["tokenizer"],
+        base_dir=inputs.get("base"),
+        dtype=config.dtype,
+        shard_bytes=config.shard_bytes,
+        workers=min(context.workers, 4),
+    )
+    verification: dict[str, Any] = {}
+    if config.verify:
+        verification = verify_export(
+            output_dir,
+            model,
+            _texts(inputs),
+            tokens=config.verify_tokens,
+            tolerance=config.verify_tolerance,
+            report_path=output_dir / VERIFY_NAME,
+        )
+    write_card(output_dir, config, model, inputs, context.experiment_name, verification)
+    summary = [f"{counts['parameters']:,} parameters in {counts['files']} files, {counts['dtype']}"]
+    metrics: dict[str, float] = {}
+    if (logits := verification.get("logits")) is not None:
+        summary.append(
+            f"logits of transformers and Megatron at most {logits['max_difference']:.2g} apart"
+            f" over {logits['tokens']} tokens"
+        )
+        metrics = {
+            "verify/max_logit_difference": logits["max_difference"],
+            "verify/argmax_agreement": logits["argmax_agreement"],
+        }
+    artifacts = (CARD_NAME, "config.json", *((VERIFY_NAME,) if config.verify else ()))
+    return StageResult(counts=counts, metrics=metrics, artifacts=artifacts, summary=tuple(summary))
+
+
+def _texts(inputs: Mapping[str, Path]) -> Iterator[str]:
+    """Held-out text of every language in turn."""
+    if "corpus" not in inputs:
+        return
+    corpus = CorpusIndex.load(inputs["corpus"])
+    streams = [
+        corpus.documents(inputs["corpus"], "heldout", language=language) for language in corpus.languages
+    ]
+    while streams:
+        for stream in list(streams):
+            document = next(stream, None)
+            if document is None:
+                streams.remove(stream)
+            elif document["text"]:
+                yield document["text"]

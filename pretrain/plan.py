@@ -158,7 +158,7 @@ class Plan:
                 f"  {number:<7}" + "".join(f"{_size(getattr(item, column)):>13}" for column in _COLUMNS)
             )
         lines.append("")
-        limit = f"{_size(self.machine.usable_bytes)} usable of a {self.machine.gpu.name}"
+        limit = f"{_size(self.machine.usable_bytes)} usable of one {self.machine.gpu.name}"
         lines.append(f"  {'fits' if self.fits else 'DOES NOT FIT'}: {limit}")
         lines += [f"  problem: {problem}" for problem in self.problems]
         if self.proposals:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretrain.config import ParallelConfig, TrainConfig
-from pretrain.plan_compute import Gpu
+from pretrain.plan_compute import Gpu, forward_flops_per_token
 from pretrain.plan_memory import Kernels, memory_per_stage
 from pretrain.spec import ModelSpec
 
@@ -113,14 +113,19 @@ def layout_problems(spec: ModelSpec, train: TrainConfig, data: int) -> list[str]
 def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machine) -> float:
     """Estimated time of a step relative to an ideal one; a ranking, not a prediction.
 
-    Pipeline bubble (p - 1) / (v m) for m micro-batches and v chunks (arXiv 2104.04473); full recompute
-    repeats a forward pass (4/3), selective a few per cent of it. Tensor and context parallelism cost
+    Pipeline bubble (p - 1) / (v m) for m micro-batches and v chunks (arXiv 2104.04473), and every stage
+    waits for the last one, which has the output layer besides its layers; full recompute repeats a
+    forward pass (4/3), selective a few per cent of it. Tensor and context parallelism cost
     communication in every layer: 3 % per doubling inside a node, six times that across nodes (rule of
     thumb, not measured).
     """
     parallel = train.parallel
     micro_batches = train.global_batch // (train.micro_batch * data)
     bubble = (parallel.pipeline - 1) / ((parallel.virtual_pipeline or 1) * micro_batches)
+    head = 2.0 * spec.hidden_size * spec.vocabulary_size
+    whole = forward_flops_per_token(spec, train.sequence_length, causal=False)
+    slowest = (whole - head) / parallel.pipeline + head
+    balance = slowest * parallel.pipeline / whole
     recompute = {"none": 1.0, "selective": 1.03, "full": 4 / 3}[train.recompute]
     width = parallel.tensor * parallel.context
     communication = 0.03 * math.log2(width) * (1 if width <= machine.gpus_per_node else 6)
@@ -129,7 +134,7 @@ def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machi
     # Small products fill a GPU badly.
     shape = min(1.0, train.micro_batch * train.sequence_length * spec.hidden_size / parallel.tensor / 2**22)
     small = 0.05 * (1 - shape)
-    return (1 + bubble) * recompute * (1 + communication + repeated + small)
+    return balance * (1 + bubble) * recompute * (1 + communication + repeated + small)
 
 
 def proposals(

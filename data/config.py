@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 SourceFormat = Literal["html", "jsonl", "text", "warc", "wet", "parquet"]
 SourceKind = Literal["text", "parallel", "instruction"]
 OnError = Literal["skip", "fail"]
+PiiKind = Literal["email", "ip", "phone", "national_id"]
 
 
 class ReaderConfig(StrictModel):
@@ -44,7 +45,7 @@ class ExtractionConfig(StrictModel):
     """Compare with readability and jusText: about 3x slower, better on unusual pages."""
     tables: bool = False
     """Keep the text of tables."""
-    remove: list[str] = []
+    remove: list[str] = Field(default_factory=list)
     """XPath expressions of parts to remove before extraction (menus of a known site)."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """A page that takes longer is dropped (``extraction_timeout``)."""
@@ -166,7 +167,7 @@ class DeduplicationConfig(StrictModel):
 class DecontaminationConfig(StrictModel):
     """Removal of documents that contain evaluation data."""
 
-    paths: list[str] = []
+    paths: list[str] = Field(default_factory=list)
     """Evaluation sets: JSON(L), TSV or text, may be compressed; every string field counts."""
     ngram_characters: int = Field(default=50, ge=8)
     """Length of a match, in letters and digits, for scripts without spaces counted x 0.5."""
@@ -179,7 +180,7 @@ class PiiConfig(StrictModel):
 
     enabled: bool = True
     """False leaves the text as it is."""
-    kinds: list[Literal["email", "ip", "phone", "national_id"]] = ["email", "ip", "phone", "national_id"]
+    kinds: list[PiiKind] = Field(default_factory=lambda: list(get_args(PiiKind)))
     """What is masked; phone numbers and national ids in the formats of the language's region."""
 
 

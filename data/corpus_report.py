@@ -53,10 +53,10 @@ class CorpusReport:
                     },
                     "counters": {
                         name: value
-                        for name, value in sorted({**first.counters, **last.counters}.items())
+                        for name, value in sorted((first.counters | last.counters).items())
                         if not name.startswith(("train_", "heldout_"))
                     },
-                    "histograms": {**first.histograms, **last.histograms},
+                    "histograms": first.histograms | last.histograms,
                     "seconds": {name: round(value, 3) for name, value in first.seconds.items()},
                     "samples": [*first.samples(), *last.samples()],
                 }

@@ -50,7 +50,7 @@ def minhash_config(settings: MinhashSettings) -> MinhashConfig:
     )
 
 
-class FindExactDuplicates(PipelineStep):  # type: ignore[misc]
+class FindExactDuplicates(PipelineStep):
     """Task ``rank`` finds the repeated texts and addresses of group ``rank``.
 
     Hashes are compared one range at a time, so memory stays bounded however large the group is.
@@ -128,7 +128,7 @@ def repeated(
     return [np.sort(np.concatenate(parts)).astype(np.int64) for parts in found]
 
 
-class ExactFilter(PipelineStep):  # type: ignore[misc]
+class ExactFilter(PipelineStep):
     """Documents of a shard without its exact duplicates.
 
     Args:
@@ -160,7 +160,7 @@ class ExactFilter(PipelineStep):  # type: ignore[misc]
                 yield document
 
 
-class Signatures(PipelineStep):  # type: ignore[misc]
+class Signatures(PipelineStep):
     """MinHash stage 1: task ``rank`` signs shard ``rank`` of all groups, in order."""
 
     name = "minhash signatures"
@@ -198,7 +198,7 @@ class Signatures(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-class Buckets(PipelineStep):  # type: ignore[misc]
+class Buckets(PipelineStep):
     """MinHash stage 2: task ``rank`` is one bucket of one group."""
 
     name = "minhash buckets"
@@ -224,7 +224,7 @@ class Buckets(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-class Clusters(PipelineStep):  # type: ignore[misc]
+class Clusters(PipelineStep):
     """MinHash stage 3: task ``rank`` clusters group ``rank``."""
 
     name = "minhash clusters"

@@ -29,7 +29,7 @@ from experiment.errors import DataError, EnvironmentError_, TsugikiError
 TaskDone = Callable[[int], None]
 
 
-class ProcessExecutor(PipelineExecutor):  # type: ignore[misc]
+class ProcessExecutor(PipelineExecutor):
     """Runs every incomplete task of a pipeline; with one worker, in this process.
 
     Args:
@@ -49,6 +49,7 @@ class ProcessExecutor(PipelineExecutor):  # type: ignore[misc]
         label: str,
     ) -> None:
         super().__init__(list(pipeline), str(logging_dir))
+        self.pipeline: list[PipelineStep] = list(pipeline)
         self.tasks = tasks
         self.workers = workers
         self.label = label
@@ -83,7 +84,7 @@ class ProcessExecutor(PipelineExecutor):  # type: ignore[misc]
             return
         workers = min(self.workers, len(ranks))
         if workers <= 1:
-            steps = self.pipeline
+            steps: list[PipelineStep] = self.pipeline
             for rank in ranks:
                 self.pipeline = deepcopy(steps)
                 _run_task(self, rank)

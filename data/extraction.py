@@ -22,7 +22,7 @@ _TRAILING_SPACES = re.compile(r"[ \t\u00a0\u3000]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-class ContentExtractor(Trafilatura):  # type: ignore[misc]
+class ContentExtractor(Trafilatura):
     """datatrove's trafilatura step with counts and samples of what yields no text.
 
     Pages are extracted in a sandbox process, so that one that loops or crashes the parser costs
@@ -92,7 +92,7 @@ def normalise(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-class Normaliser(PipelineStep):  # type: ignore[misc]
+class Normaliser(PipelineStep):
     """Applies :func:`normalise`; drops what is empty after it."""
 
     name = "normalise"

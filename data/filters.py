@@ -36,7 +36,7 @@ def _script_pattern(scripts: tuple[str, ...]) -> regex.Pattern[str]:
     return regex.compile(f"(?=\\p{{L}})[{classes}ー々]")
 
 
-class LengthFilter(BaseFilter):  # type: ignore[misc]
+class LengthFilter(BaseFilter):
     """Length in characters and letters."""
 
     name = "length"
@@ -58,7 +58,7 @@ class LengthFilter(BaseFilter):  # type: ignore[misc]
         return True
 
 
-class CharacterFilter(BaseFilter):  # type: ignore[misc]
+class CharacterFilter(BaseFilter):
     """Shares of scripts, digits and symbols."""
 
     name = "characters"
@@ -79,12 +79,12 @@ class CharacterFilter(BaseFilter):  # type: ignore[misc]
             if own < (section.minimum_script_share or 0) * letters or not letters:
                 return False, "other_script"
         visible = sum(map(len, text.split())) or 1
-        if section.maximum_digit_share is not None:
-            if _occurrences(_DIGIT, text) / visible > section.maximum_digit_share:
-                return False, "digits"
-        if section.maximum_symbol_share is not None:
-            if _occurrences(_SYMBOL, text) / visible > section.maximum_symbol_share:
-                return False, "symbols"
+        limit = section.maximum_digit_share
+        if limit is not None and _occurrences(_DIGIT, text) / visible > limit:
+            return False, "digits"
+        limit = section.maximum_symbol_share
+        if limit is not None and _occurrences(_SYMBOL, text) / visible > limit:
+            return False, "symbols"
         if section.minimum_hiragana_share is not None or section.maximum_katakana_share is not None:
             japanese = _occurrences(_JAPANESE, text) or 1
             if _occurrences(_HIRAGANA, text) / japanese < (section.minimum_hiragana_share or 0):

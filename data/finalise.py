@@ -20,7 +20,7 @@ from data.sources import Shard
 _LENGTH_EDGES = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
-class FinaliseShards(PipelineStep):  # type: ignore[misc]
+class FinaliseShards(PipelineStep):
     """Task ``rank`` writes shard ``rank`` of the corpus.
 
     Args:
@@ -70,7 +70,7 @@ class FinaliseShards(PipelineStep):  # type: ignore[misc]
         if group in self.minhash_groups:
             near = MinhashDedupFilter(
                 str(self.workspace.minhash(group, "clusters")),
-                ledger.writer("duplicate.near"),  # type: ignore[arg-type]
+                ledger.writer("duplicate.near"),
                 load_cluster_sizes=(
                     self.workspace.minhash(group, "clusters") / f"{number:06d}.sizes"
                 ).exists(),

@@ -34,7 +34,7 @@ def heldout_count(documents: int, config: HeldoutConfig) -> int:
     return min(count, documents - 1)
 
 
-class SelectHeldout(PipelineStep):  # type: ignore[misc]
+class SelectHeldout(PipelineStep):
     """Task ``rank`` chooses the held-out documents of source ``rank``."""
 
     name = "held-out documents"

@@ -27,17 +27,19 @@ from numpy.typing import NDArray
 
 from data.shardfile import atomic_file
 
+TokenType = np.dtype[np.uint16] | np.dtype[np.int32]
+
 _HEADER = b"MMIDIDX\x00\x00"
 _TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 _UINT16_BELOW = 65500  # Megatron's DType.optimal_dtype: uint16 for fewer ids than this
 
 
-def token_type(vocabulary_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+def token_type(vocabulary_size: int) -> TokenType:
     """Smallest type Megatron uses for a vocabulary of this size."""
     return np.dtype(np.uint16) if vocabulary_size < _UINT16_BELOW else np.dtype(np.int32)
 
 
-def write_index(path: Path, lengths: NDArray[np.int32], dtype: np.dtype[np.uint16] | np.dtype[np.int32]) -> None:
+def write_index(path: Path, lengths: NDArray[np.int32], dtype: TokenType) -> None:
     """Write ``.idx`` for documents of these lengths in tokens."""
     offsets = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
@@ -54,7 +56,7 @@ def concatenate(
     prefix: Path,
     parts: Sequence[Path],
     lengths: NDArray[np.int32],
-    dtype: np.dtype[np.uint16] | np.dtype[np.int32],
+    dtype: TokenType,
 ) -> None:
     """Join raw token files into a dataset: ``.bin`` first, then the ``.idx`` that makes it whole.
 

@@ -111,7 +111,7 @@ def identifier(model: str | None) -> Identifier:
     return Cld2Identifier() if model is None else FasttextIdentifier(Path(model))
 
 
-class LanguageFilter(BaseFilter):  # type: ignore[misc]
+class LanguageFilter(BaseFilter):
     """Keeps documents in the expected language.
 
     datatrove's own filter downloads its model and stores the best label even when another one

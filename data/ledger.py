@@ -128,7 +128,9 @@ class Ledger:
             "read": vars(self.read), "extracted": vars(self.extracted), "kept": vars(self.kept),
             "dropped": {rule: vars(count) for rule, count in sorted(self.dropped.items())},
             "counters": dict(sorted(self.counters.items())),
-            "histograms": {name: dict(sorted(bins.items())) for name, bins in sorted(self.histograms.items())},
+            "histograms": {
+                name: dict(sorted(bins.items())) for name, bins in sorted(self.histograms.items())
+            },
             "seconds": self.seconds,
             "samples": self.samples(),
         }

@@ -121,20 +121,20 @@ def _unimax(config: MixtureConfig, sources: Sequence[Available]) -> dict[str, fl
         by_language[name] = min(capacity[name], left / (len(capacity) - position))
         left -= by_language[name]
     if left >= 1:
-        room = int(sum(capacity.values()))
+        everything = int(sum(capacity.values()))
         raise ConfigError(
             "the mixture asks for more tokens than all sources have at `max_epochs`",
             where="tokens.mixture.total_tokens",
             got=f"{config.total_tokens:,}",
-            expected=f"at most {room:,}",
+            expected=f"at most {everything:,}",
             fix="lower total_tokens, raise max_epochs, or add text",
         )
     result: dict[str, float] = {}
     for name, amount in by_language.items():
         members = [source for source in sources if source.language == name]
-        room = {s.name: s.tokens * maximum_epochs(config, s) for s in members}
+        rooms = {s.name: s.tokens * maximum_epochs(config, s) for s in members}
         for member in members:
-            result[member.name] = amount * room[member.name] / sum(room.values())
+            result[member.name] = amount * rooms[member.name] / sum(rooms.values())
     return result
 
 

@@ -23,6 +23,10 @@ else:
 
     Segmentation = Literal["words", "script_runs", "characters", "syllables"]
 
+GOPHER_TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
+GOPHER_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+"""Table A1 of Gopher (arXiv 2112.11446)."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -48,7 +52,7 @@ class RuleSection(StrictModel):
 class LanguageSection(RuleSection):
     """Language identification."""
 
-    accept: list[Language] = []
+    accept: list[Language] = Field(default_factory=list)
     """Labels that count as the language besides itself, e.g. `zh-Hant` for `zh`."""
     minimum_share: Share = 0.5
     """Least share of the text in the language, by the packaged CLD2 model."""
@@ -78,9 +82,9 @@ class RepetitionSection(RuleSection):
     """Most characters in duplicate lines."""
     duplicate_paragraph_characters: Share | None = 0.20
     """Most characters in duplicate paragraphs."""
-    top_ngrams: dict[int, Share] = {2: 0.20, 3: 0.18, 4: 0.16}
+    top_ngrams: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_TOP_NGRAMS))
     """Most characters in the most frequent n-gram, by n."""
-    duplicate_ngrams: dict[int, Share] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    duplicate_ngrams: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_DUPLICATE_NGRAMS))
     """Most characters in repeated n-grams, by n."""
 
 
@@ -105,7 +109,7 @@ class GopherSection(RuleSection):
     """Least words with a letter."""
     minimum_stop_words: int | None = 2
     """Least different stop words."""
-    stop_words: list[str] = []
+    stop_words: list[str] = Field(default_factory=list)
     """Stop words, as the segmentation yields them."""
 
 

@@ -32,6 +32,7 @@ class BadRecord:
         detail: the reason, for people.
         excerpt: the beginning of the record.
         size_bytes: length of the record where known.
+        is_bad: False for records that are fine but not wanted; these never stop a run.
     """
 
     rule: str
@@ -39,12 +40,13 @@ class BadRecord:
     detail: str
     excerpt: str = ""
     size_bytes: int = 0
+    is_bad: bool = True
 
 
 Records = Iterator[Document | BadRecord]
 
 
-class SourceReader(PipelineStep):  # type: ignore[misc]
+class SourceReader(PipelineStep):
     """Yields the documents of some files of a source.
 
     Args:
@@ -99,7 +101,7 @@ class SourceReader(PipelineStep):  # type: ignore[misc]
             yield BadRecord("read.unreadable", file.name, f"{error.strerror or error}")
 
     def _refuse(self, record: BadRecord) -> None:
-        if self.on_error == "fail":
+        if record.is_bad and self.on_error == "fail":
             raise DataError(
                 f"bad input in source '{self.source.name}': {record.rule.removeprefix('read.')}",
                 where=record.where,
@@ -222,7 +224,8 @@ def document_of_record(
 ) -> Document | BadRecord:
     """A JSONL or Parquet record as a document, by the source's kind and reader options."""
     if not isinstance(record, dict):
-        return BadRecord("read.wrong_type", where, f"a {type(record).__name__}, not an object", str(record), size)
+        detail = f"a {type(record).__name__}, not an object"
+        return BadRecord("read.wrong_type", where, detail, str(record), size)
     options = source.reader
     url = record.get(options.url_key)
     identifier = record.get(options.id_key)
@@ -232,17 +235,47 @@ def document_of_record(
         identifier = f"{file.name}#{number}"
     metadata = {"url": url if isinstance(url, str) else None, "file": file.name}
     identifier = f"{source.name}/{identifier}"
-    text = lookup(record, options.text_key)
-    if text is None:
-        available = ", ".join(list(record)[:12])
-        return BadRecord(
-            "read.missing_field", where, f"no field '{options.text_key}'; the record has: {available}",
-            str(record), size,
-        )
-    if not isinstance(text, str):
-        detail = f"field '{options.text_key}' is a {type(text).__name__}, not a string"
-        return BadRecord("read.wrong_type", where, detail, str(record), size)
-    return new_document(source, identifier, text, size, **metadata)
+    if source.kind == "instruction":
+        messages = lookup(record, options.messages_key)
+        problem = _messages_problem(messages, options.messages_key)
+        if problem is not None:
+            return BadRecord("read.wrong_type", where, problem, str(record), size)
+        kept = [{"role": item["role"], "content": item["content"]} for item in messages]
+        return new_document(source, identifier, "", size, messages=kept, **metadata)
+    if source.parallel is not None:
+        keys = [source.parallel.source_key, source.parallel.target_key]
+    else:
+        keys = [options.text_key]
+    texts: list[str] = []
+    for key in keys:
+        value = lookup(record, key)
+        if value is None:
+            available = ", ".join(list(record)[:12])
+            detail = f"no field '{key}'; the record has: {available}"
+            return BadRecord("read.missing_field", where, detail, str(record), size)
+        if not isinstance(value, str):
+            detail = f"field '{key}' is a {type(value).__name__}, not a string"
+            return BadRecord("read.wrong_type", where, detail, str(record), size)
+        texts.append(value)
+    if source.parallel is not None:
+        return new_document(source, identifier, "", size, pair=texts, **metadata)
+    return new_document(source, identifier, texts[0], size, **metadata)
+
+
+def _messages_problem(messages: Any, key: str) -> str | None:
+    """What is wrong with a conversation, None when nothing is."""
+    if not isinstance(messages, list) or not messages:
+        return f"field '{key}' is not a list of messages"
+    for item in messages:
+        if not isinstance(item, dict):
+            return f"a message of '{key}' is a {type(item).__name__}, not an object"
+        if item.get("role") not in ("system", "user", "assistant", "tool"):
+            return f"a message of '{key}' has the role {item.get('role')!r}"
+        if not isinstance(item.get("content"), str):
+            return f"a message of '{key}' has no text under 'content'"
+    if not any(item["role"] == "assistant" for item in messages):
+        return f"'{key}' has no assistant message to learn from"
+    return None
 
 
 def lookup(record: dict[str, Any], dotted: str) -> Any:

@@ -68,7 +68,7 @@ _SENTENCE_END = re.compile(
 )
 
 
-class FastTokenizer(WordTokenizer):  # type: ignore[misc]
+class FastTokenizer(WordTokenizer):
     """A datatrove word tokenizer made of one regular expression."""
 
     def __init__(self, kind: Segmentation) -> None:

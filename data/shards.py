@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.config import CorpusConfig, SourceConfig
 from data.extraction import ContentExtractor, Normaliser, Timed
 from data.filters import build_filters
 from data.ledger import DropWriter, Ledger
+from data.parallel import PairRenderer
 from data.profiles import Profile
 from data.readers import SourceReader
 from data.shardfile import ShardWriter, atomic_file, write_json
@@ -63,7 +65,7 @@ class Workspace:
         return self.root / "logs" / phase
 
 
-class FilterShards(PipelineStep):  # type: ignore[misc]
+class FilterShards(PipelineStep):
     """Task ``rank`` reads shard ``rank`` and writes what passes the filters.
 
     Args:
@@ -99,7 +101,7 @@ class FilterShards(PipelineStep):  # type: ignore[misc]
         clock = Timed(ledger)
         steps = self.steps(source, shard, ledger)
         documents = steps[0].run(None)
-        for before, step in zip(steps, steps[1:], strict=False):
+        for before, step in pairwise(steps):
             documents = step.run(clock.pulled(documents, _label(before), _label(step)))
         documents = clock.pulled(documents, _label(steps[-1]), "write")
         keys: list[tuple[int, int, int, int, int]] = []
@@ -110,6 +112,8 @@ class FilterShards(PipelineStep):  # type: ignore[misc]
                 keys.append(document_key(document, self.config.heldout.salt))
         clock.finish()
         ledger.kept.documents, ledger.kept.bytes = writer.documents, writer.bytes
+        if source.kind == "instruction":  # conversations are not filtered
+            ledger.extracted.documents, ledger.extracted.bytes = writer.documents, writer.bytes
         with atomic_file(self.workspace.keys(shard)) as file:
             np.save(file, np.array(keys, dtype=KEY_TYPE))
         write_json(self.workspace.ledger("filtered", shard), ledger.to_json())
@@ -121,7 +125,9 @@ class FilterShards(PipelineStep):  # type: ignore[misc]
         steps: list[PipelineStep] = [SourceReader(source, shard.files, ledger, config.on_error)]
         if source.kind == "instruction":
             return steps
-        if source.format in ("html", "warc"):
+        if source.parallel is not None:
+            steps.append(PairRenderer(source.language, source.parallel, ledger))
+        elif source.format in ("html", "warc"):
             steps.append(ContentExtractor(source.extraction, ledger))
         steps.append(Normaliser(ledger))
         if (profile := self.profiles.get(source.name)) is not None:

@@ -6,12 +6,10 @@ what makes the corpus the same however it was computed.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import heapq
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from data.config import CorpusConfig, SourceConfig
 from experiment.config import expand_path, fingerprint
 from experiment.errors import ConfigError, DataError
 
-_MAGIC = ("*", "?", "[")
+_MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def find_files(source: SourceConfig) -> list[InputFile]:
                 where=f"corpus.sources.{source.name}.path",
                 got=path,
                 expected="a file, a folder or a glob that matches files",
-                fix=f"relative paths start at {Path.cwd()}" if not os.path.isabs(path) else None,
+                fix=f"relative paths start at {Path.cwd()}" if not Path(path).is_absolute() else None,
             )
         found.update((file.path, file) for file in files)
     return sorted(found.values(), key=lambda file: (file.name, file.path))
@@ -151,24 +149,21 @@ def _grouped(
 
 
 def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
-    full = os.path.join(base, pattern)
-    if os.path.isdir(full):
-        root, matches = full, glob.iglob(os.path.join(glob.escape(full), "**", "*"), recursive=True)
-    elif any(sign in pattern for sign in _MAGIC):
-        root = str(base)
-        for part in Path(pattern).parts:
-            if any(sign in part for sign in _MAGIC):
-                break
-            root = os.path.join(root, part)
-        inside = os.path.relpath(full, root)
-        matches = glob.iglob(os.path.join(glob.escape(root), inside), recursive=True)
+    parts = Path(pattern).parts
+    fixed = next((place for place, part in enumerate(parts) if set(part) & _MAGIC), len(parts))
+    root = base.joinpath(*parts[:fixed])
+    matches: Iterable[Path]
+    if fixed < len(parts):
+        matches = root.glob(str(Path(*parts[fixed:])))
+    elif root.is_dir():
+        matches = root.rglob("*")
     else:
-        root, matches = os.path.dirname(full), iter([full] if os.path.isfile(full) else [])
+        root, matches = root.parent, [root]
     for match in matches:
-        if os.path.isfile(match):
-            status = os.stat(match)
-            name = Path(os.path.relpath(match, root)).as_posix()
-            yield InputFile(match, name, status.st_size, status.st_mtime_ns)
+        if match.is_file():
+            status = match.stat()
+            name = match.relative_to(root).as_posix()
+            yield InputFile(str(match), name, status.st_size, status.st_mtime_ns)
 
 
 def _remote_files(url: str) -> Iterator[InputFile]:
@@ -176,7 +171,7 @@ def _remote_files(url: str) -> Iterator[InputFile]:
 
     try:
         filesystem, path = fsspec.url_to_fs(url)
-        if any(sign in path for sign in _MAGIC):
+        if set(path) & _MAGIC:
             listing = filesystem.glob(path, detail=True)
         else:
             listing = filesystem.find(path, detail=True)

@@ -9,6 +9,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
 
         raw = cast(BinaryIO, fsspec.open(path, "rb").open())
     else:
-        raw = open(path, "rb")
+        raw = Path(path).open("rb")  # noqa: SIM115  (closed below)
     with raw:
         kind = path.rsplit(".", 1)[-1].lower() if unpack else ""
         if kind == "zst":

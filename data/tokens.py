@@ -34,6 +34,7 @@ from experiment.stage import StageContext, StageResult
 
 TOKENIZER_NAME = "tokenizer.json"
 WORK_FOLDER = ".work"
+_SPLITS: tuple[Split, Split] = ("train", "heldout")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class EncodeTask:
     part: str
 
 
-class EncodeShards(PipelineStep):  # type: ignore[misc]
+class EncodeShards(PipelineStep):
     """Task ``rank`` encodes shard ``rank``: raw ids and the length of every document.
 
     Args:
@@ -105,7 +106,6 @@ class EncodeShards(PipelineStep):  # type: ignore[misc]
         work: folder of the parts.
         add_bos: whether documents begin with BOS.
         batch_documents: documents encoded at a time.
-        threads: threads of the tokenizer.
     """
 
     name = "encode"
@@ -203,8 +203,8 @@ def run(
     tasks = [
         EncodeTask(source.name, split, corpus_dir / shard, f"{source.name}/{split}-{number:05d}")
         for source in sources
-        for split, shards in (("train", source.train), ("heldout", source.heldout))
-        for number, shard in enumerate(shards)
+        for split in _SPLITS
+        for number, shard in enumerate(source.train if split == "train" else source.heldout)
     ]
     work = _open_work(output_dir, config, vocabulary, corpus_dir)
     step = EncodeShards(
@@ -238,7 +238,8 @@ def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
     """Find a misspelt weight before hours of encoding."""
     weights = config.mixture.weights
     if isinstance(weights, dict):
-        pretend = [Available(s.name, s.language, s.weight, max(1, config.mixture.total_tokens)) for s in sources]
+        tokens = config.mixture.total_tokens
+        pretend = [Available(item.name, item.language, item.weight, tokens) for item in sources]
         relaxed = config.mixture.model_copy(update={"max_epochs": 1e9})
         plan_tokens(relaxed, pretend)
     if not sources:
@@ -262,7 +263,7 @@ def _join(
     source: CorpusSource, tasks: list[EncodeTask], vocabulary: Vocabulary, work: Path, output_dir: Path
 ) -> _Dataset:
     numbers: list[int] = []
-    for split in ("train", "heldout"):
+    for split in _SPLITS:
         parts = [task.part for task in tasks if task.source == source.name and task.split == split]
         lengths = np.concatenate(
             [np.empty(0, np.int32), *(np.load(work / f"{part}.lengths.npy") for part in parts)]

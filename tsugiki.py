@@ -185,6 +185,106 @@ def _pairs(flag: str, values: list[str]) -> list[tuple[str, str]]:
     return [(name, path) for name, path in pairs]
 
 
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output directory if it exists.")
+]
+IterationOption = Annotated[
+    int | None, typer.Option("--iteration", metavar="N", help="Step of a training run; default: the last.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Threads.")]
+
+
+@convert_app.command("import")
+def convert_import(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="Extended tokenizer whose pieces.tsv names the new rows."
+        ),
+    ] = None,
+    init: Annotated[str, typer.Option("--init", help="How new rows start; see docs/graft.md.")] = "mean",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random new rows.")] = 1234,
+    workers: WorkersOption = 2,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a Hugging Face model as a Megatron distributed checkpoint that loads under any layout."""
+    from experiment.config import RawConfig, validate
+    from pretrain.convert import import_checkpoint
+    from pretrain.convert_config import GraftConfig
+
+    config = validate(GraftConfig, RawConfig({"init": init}, {}))
+    report = import_checkpoint(
+        hf_dir,
+        megatron_dir,
+        tokenizer_dir=tokenizer,
+        config=config,
+        workers=workers,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    typer.echo(json.dumps(report, indent=2))
+
+
+@convert_app.command("export")
+def convert_export(
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer to put beside the weights.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="DIR", help="Base model: generation settings, chat template, licence."
+        ),
+    ] = None,
+    iteration: IterationOption = None,
+    verify: Annotated[bool, typer.Option(help="Compare weights and logits with Megatron afterwards.")] = True,
+    workers: WorkersOption = 2,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a Megatron checkpoint of any layout as a Hugging Face directory, and verify it."""
+    from pretrain.convert import export_checkpoint
+    from pretrain.convert_config import ExportConfig
+
+    report = export_checkpoint(
+        megatron_dir,
+        hf_dir,
+        tokenizer_dir=tokenizer,
+        base_dir=base,
+        config=ExportConfig(iteration=iteration, verify=verify),
+        workers=workers,
+        overwrite=overwrite,
+    )
+    typer.echo(json.dumps(report, indent=2))
+
+
+@convert_app.command("verify")
+def convert_verify(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    iteration: IterationOption = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Compare fp32 logits too.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Text to compare logits on, a line a sample."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to compare logits on.")] = 512,
+) -> None:
+    """Check bit for bit that a Hugging Face directory and a Megatron checkpoint are the same model."""
+    from pretrain.convert import verify_checkpoint
+
+    if text is not None and not text.is_file():
+        raise ConfigError("no such text file", where="--text", got=text)
+    texts = [] if text is None else text.read_text(encoding="utf-8").splitlines()
+    report = verify_checkpoint(
+        hf_dir, megatron_dir, iteration=iteration, logits=logits, texts=texts, tokens=tokens
+    )
+    typer.echo(json.dumps(report, indent=2))
+
+
 @app.command()
 def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json: JsonOption = False) -> None:
     """Show the stages of a run, the training step, loss, speed and time left."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import ConfigError
-from pretrain.convert_config import ExportConfig, GraftConfig, WeightDtype
+from pretrain.convert_config import ExportConfig, GraftConfig
 
 
 def import_checkpoint(
@@ -173,19 +173,6 @@ def verify_checkpoint(
         check_logits(report, tolerance, hf_dir)
         result["logits"] = asdict(report)
     return result
-
-
-def dtype_option(name: str | None) -> WeightDtype | None:
-    """A ``--dtype`` flag as a weight type.
-
-    Raises:
-        ConfigError: not bf16, fp16 or fp32.
-    """
-    if name is None or name == "keep":
-        return None
-    if name == "bf16" or name == "fp16" or name == "fp32":
-        return name
-    raise ConfigError("unknown weight type", where="--dtype", got=name, expected="bf16, fp16, fp32 or keep")
 
 
 @contextmanager

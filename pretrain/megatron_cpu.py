@@ -72,7 +72,8 @@ def install() -> None:
     _patch_factories()
     _patch_tensor()
     _patch_cuda()
-    with _without_compiler():
+    with _without_compiler(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         import megatron.core.tensor_parallel.random as megatron_random
     setattr(megatron_random, "_get_cuda_rng_state", _get_rng_state)  # noqa: B010
     setattr(megatron_random, "_set_cuda_rng_state", _set_rng_state)  # noqa: B010

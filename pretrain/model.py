@@ -103,6 +103,10 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
+        # With two stages the neighbour before and behind is the same rank, and batched messages of the
+        # interleaved schedule would meet the wrong receiver.
+        batch_p2p_comm=parallel.virtual_pipeline is None,
+        overlap_p2p_comm=parallel.virtual_pipeline is not None,
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,

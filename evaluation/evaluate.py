@@ -16,6 +16,7 @@ from evaluation.results import markdown
 from evaluation.samples import choose_prompts, continue_greedily
 from evaluation.scoring import Score, bits_per_byte, perplexity, score_documents
 from experiment.corpus_index import CorpusIndex
+from experiment.errors import ConfigError
 from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
 
@@ -68,7 +69,14 @@ def run(
 
     directories = {"base": inputs["base"], "result": inputs["export"]}
     window = common_window(list(directories.values()), config.sequence_length)
-    stride = config.stride or max(1, window // 2)
+    stride = config.stride or window // 2
+    if stride >= window:
+        raise ConfigError(
+            "windows would not overlap",
+            where="evaluate.stride",
+            got=stride,
+            expected=f"less than the window of {window} tokens",
+        )
     measured: dict[str, _Measured] = {}
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)

@@ -248,7 +248,7 @@ def samples_section(artefacts: Artefacts, per_language: int) -> Section:
         for sample in samples[:per_language]:
             written = [("base", sample["base"]), ("result", sample["result"])]
             if sample.get("reference"):
-                written.append(("the text itself", sample["reference"]))
+                written.append(("document", sample["reference"]))
             rows = join(
                 join([tag("dt", name), tag("dd", value, lang=language, dir="auto")])
                 for name, value in written

@@ -63,16 +63,26 @@ def _cut(text: str, characters: int) -> tuple[str, str]:
     """Split after about so many characters; between words where the script has spaces."""
     space = text.rfind(" ", characters // 2, characters + 1)
     position = space if space > 0 else characters
-    # A combining mark belongs to the letter before it.
-    while position < len(text) and _is_mark(text[position]):
+    while position < len(text) and _belong_together(text[position - 1], text[position]):
         position += 1
     return text[:position].rstrip(), text[position:]
 
 
-def _is_mark(character: str) -> bool:
+def _belong_together(before: str, after: str) -> bool:
+    """Whether two code points are part of one syllable sign.
+
+    A mark belongs to the letter before it, a letter to the virama before it (Khmer coeng: a subscript
+    follows), a Thai or Lao consonant to the vowel that is written before it.
+    """
     import unicodedata
 
-    return unicodedata.category(character).startswith("M")
+    virama = 9  # canonical combining class
+    return (
+        unicodedata.category(after).startswith("M")
+        or unicodedata.combining(before) == virama
+        or "\u0e40" <= before <= "\u0e44"
+        or "\u0ec0" <= before <= "\u0ec4"
+    )
 
 
 def clip(text: str, maximum_bytes: int) -> str:

@@ -30,8 +30,8 @@ caption{text-align:left;color:var(--soft);padding-bottom:4px}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:baseline;
 font-weight:400}
-thead th{color:var(--soft);font-size:12.5px;border-bottom-color:var(--soft);vertical-align:bottom;
-white-space:nowrap}
+thead th{color:var(--soft);font-size:12.5px;line-height:1.3;border-bottom-color:var(--soft);
+vertical-align:bottom}
 tbody th{font-weight:600;white-space:nowrap}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:0}
@@ -51,7 +51,7 @@ color:var(--soft)}
 .k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}.k4{background:var(--c4)}
 .k5{background:var(--c5)}.k6{background:var(--c6)}.k7{background:var(--c7)}.k8{background:var(--c8)}
 .kb{background:var(--base)}.kr{background:var(--result)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:0 0 6px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 6px}
 .tile{background:var(--panel);border-radius:6px;padding:12px 14px}
 .tile b{display:block;font-size:23px;line-height:1.25;font-variant-numeric:tabular-nums;font-weight:650}
 .tile span{color:var(--soft);font-size:13px}

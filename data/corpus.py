@@ -13,6 +13,7 @@ What is done depends on the files and the configuration only, never on the numbe
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
+from data.boilerplate import FindBoilerplate
 from data.config import CorpusConfig, SourceConfig
 from data.corpus_report import CorpusReport, write_report
 from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
@@ -29,9 +31,10 @@ from data.heldout import SelectHeldout
 from data.ledger import Ledger
 from data.profiles import Profile, load_profile
 from data.segmentation import Segmentation
-from data.shardfile import read_json, write_json
-from data.shards import FilterShards, Workspace
+from data.shardfile import ShardWriter, atomic_file, read_json, write_json
+from data.shards import FilterShards
 from data.sources import Shard, plan_fingerprint, plan_shards
+from data.workspace import Workspace
 from experiment.corpus_index import CorpusIndex, CorpusSource
 from experiment.errors import DataError
 from experiment.progress import Progress
@@ -70,6 +73,7 @@ def run(
     index = _index(config, shards, ledgers, output_dir)
     _require_documents(config, index, ledgers)
     _write_dropped(config, ledgers, output_dir)
+    _write_contamination(config, ledgers, output_dir)
     index.save(output_dir)
     report = CorpusReport.build(config, profiles, ledgers, stages.watch.seconds)
     artifacts = write_report(report, output_dir)
@@ -106,6 +110,9 @@ class _Passes:
         config, shards, workspace, groups = self.config, self.shards, self.workspace, self.groups
         self._run("filter", FilterShards(config, shards, self.profiles, workspace), len(shards), shards)
         self._run("exact", FindExactDuplicates(config, groups, workspace), len(groups))
+        if config.deduplication.boilerplate.enabled:
+            find = FindBoilerplate(config, shards, workspace)
+            self._run("boilerplate", find, len(config.sources))
         near = self._minhash_groups()
         if near:
             order = [shard for group in sorted(near) for shard in near[group]]
@@ -242,11 +249,22 @@ def _require_documents(
         )
 
 
+def _write_contamination(
+    config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path
+) -> None:
+    """Every overlap with an evaluation set, one JSON object a line."""
+    if not config.decontamination.paths:
+        return
+    with atomic_file(output_dir / "contamination.jsonl") as file:
+        for source in config.sources:
+            for hit in ledgers[source.name][1].hits:
+                line = json.dumps({"source": source.name, **hit}, ensure_ascii=False)
+                file.write(line.encode() + b"\n")
+
+
 def _write_dropped(
     config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path
 ) -> None:
-    from data.shardfile import ShardWriter
-
     for source in config.sources:
         samples = [record for ledger in ledgers[source.name] for record in ledger.samples()]
         with ShardWriter(output_dir / source.name / "dropped.jsonl.zst") as writer:

@@ -24,11 +24,12 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig
 from numpy.typing import NDArray
 
+from data.boilerplate import BoilerplateRemover
 from data.config import CorpusConfig, MinhashSettings
 from data.segmentation import Segmentation, tokenizer_for
 from data.shardfile import atomic_file, read_documents
-from data.shards import KEY_TYPE, Workspace
 from data.sources import Shard
+from data.workspace import Workspace
 
 _KEYS_IN_MEMORY = 8_000_000
 
@@ -92,7 +93,7 @@ def repeated(
     """Positions, per array, of records whose fields occurred before (earlier array or position).
 
     Args:
-        keys: arrays of :data:`~data.shards.KEY_TYPE`.
+        keys: arrays of :data:`~data.workspace.KEY_TYPE`.
         fields: fields that must all agree.
         ignore_zero: records whose first field is 0 are never repeated.
         keys_in_memory: records compared at a time.
@@ -194,7 +195,10 @@ class Signatures(PipelineStep):
             language=tokenizer_for(self.segmentations[group]),
         )
         unique = ExactFilter(self.workspace, shard)
-        signature.run(unique.run(read_documents(self.workspace.filtered(shard))), number)
+        documents = unique.run(read_documents(self.workspace.filtered(shard)))
+        if self.config.deduplication.boilerplate.enabled:
+            documents = BoilerplateRemover(self.workspace, shard.source).run(documents)
+        signature.run(documents, number)
         yield from ()
 
 
@@ -262,6 +266,6 @@ def removed_by_minhash(clusters: Path, number: int) -> NDArray[np.int64]:
 
 
 __all__ = [
-    "KEY_TYPE", "Buckets", "Clusters", "ExactFilter", "FindExactDuplicates", "Signatures",
+    "Buckets", "Clusters", "ExactFilter", "FindExactDuplicates", "Signatures",
     "minhash_config", "removed_by_minhash", "repeated",
 ]

@@ -10,6 +10,7 @@ from datatrove.pipeline.filters import (
     FineWebQualityFilter,
     GopherQualityFilter,
     GopherRepetitionFilter,
+    URLFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
@@ -34,6 +35,23 @@ def _occurrences(pattern: regex.Pattern[str], text: str) -> int:
 def _script_pattern(scripts: tuple[str, ...]) -> regex.Pattern[str]:
     classes = "".join(f"\\p{{{script}}}" for script in scripts)
     return regex.compile(f"(?=\\p{{L}})[{classes}ー々]")
+
+
+class BlockedUrlFilter(URLFilter):
+    """datatrove's blocklists, for documents that have an address; without looking anything up."""
+
+    name = "blocked_url"
+
+    def __init__(self, writer: DropWriter) -> None:
+        from tldextract import TLDExtract
+
+        super().__init__(exclusion_writer=writer)
+        # The default would download the list of public suffixes; this is the packaged one.
+        self.tldextractor = TLDExtract(suffix_list_urls=(), cache_dir=None)
+
+    def filter(self, document: Document) -> bool | tuple[bool, str]:
+        """Whether the address is on no list."""
+        return super().filter(document) if document.metadata.get("url") else True
 
 
 class LengthFilter(BaseFilter):
@@ -167,4 +185,4 @@ def build_filters(
     return steps
 
 
-__all__ = ["CharacterFilter", "LengthFilter", "build_filters"]
+__all__ = ["BlockedUrlFilter", "CharacterFilter", "LengthFilter", "build_filters"]

@@ -10,12 +10,15 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
+from data.boilerplate import BoilerplateRemover
 from data.config import CorpusConfig
+from data.decontamination import Decontaminator
 from data.dedup import ExactFilter, Groups
 from data.ledger import Ledger
+from data.pii import PiiMasker
 from data.shardfile import ShardWriter, read_documents, write_json
-from data.shards import Workspace
 from data.sources import Shard
+from data.workspace import Workspace
 
 _LENGTH_EDGES = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
@@ -66,6 +69,8 @@ class FinaliseShards(PipelineStep):
         train_path, heldout_path = shard_paths(self.output_dir, shard)
         exact = ExactFilter(self.workspace, shard)
         documents = exact.run(self._numbered(shard))
+        if self.config.deduplication.boilerplate.enabled:
+            documents = BoilerplateRemover(self.workspace, shard.source, ledger).run(documents)
         group, number = self.place[shard.rank]
         if group in self.minhash_groups:
             near = MinhashDedupFilter(
@@ -77,6 +82,12 @@ class FinaliseShards(PipelineStep):
                 lines_to_buffer=1000,
             )
             documents = near.run(documents, number)
+        documents = _not_empty(documents, ledger)
+        if self.config.decontamination.paths:
+            documents = Decontaminator(self.config.decontamination, ledger).run(documents)
+        if self.config.pii.enabled:
+            source = next(item for item in self.config.sources if item.name == shard.source)
+            documents = PiiMasker(source.language, self.config.pii.kinds, ledger).run(documents)
         with ShardWriter(train_path) as train, ShardWriter(heldout_path) as held:
             for document in documents:
                 position = document.metadata.pop("_position")
@@ -100,6 +111,15 @@ class FinaliseShards(PipelineStep):
         for position, document in enumerate(read_documents(self.workspace.filtered(shard))):
             document.metadata["_position"] = position
             yield document
+
+
+def _not_empty(documents: Iterator[Document], ledger: Ledger) -> Iterator[Document]:
+    """Without what boilerplate removal emptied."""
+    for document in documents:
+        if document.text or "messages" in document.metadata:
+            yield document
+        else:
+            ledger.drop("boilerplate.nothing_left", document)
 
 
 def shard_paths(output_dir: Path, shard: Shard) -> tuple[Path, Path]:

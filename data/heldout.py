@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from data.config import CorpusConfig, HeldoutConfig
 from data.dedup import Groups, removed_by_minhash
 from data.shardfile import atomic_file
-from data.shards import Workspace
 from data.sources import Shard
+from data.workspace import Workspace
 
 
 def heldout_count(documents: int, config: HeldoutConfig) -> int:

@@ -40,6 +40,7 @@ class Ledger:
         counters: other sums, e.g. masked addresses.
         histograms: name -> bin -> documents.
         seconds: wall-clock per step (not part of the results).
+        hits: every overlap with an evaluation set.
     """
 
     sample_limit: int = 20
@@ -50,6 +51,7 @@ class Ledger:
     counters: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    hits: list[dict[str, Any]] = field(default_factory=list)
     _samples: dict[str, list[tuple[int, str, dict[str, Any]]]] = field(default_factory=dict)
 
     def drop(self, rule: str, document: Document, detail: str | None = None) -> None:
@@ -119,6 +121,7 @@ class Ledger:
                 target[label] = target.get(label, 0) + amount
         for step, seconds in other.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+        self.hits.extend(other.hits)
         for record in other.samples():
             self._sample(record["rule"], record["id"], record)
 
@@ -132,6 +135,7 @@ class Ledger:
                 name: dict(sorted(bins.items())) for name, bins in sorted(self.histograms.items())
             },
             "seconds": self.seconds,
+            "hits": self.hits,
             "samples": self.samples(),
         }
 
@@ -142,7 +146,7 @@ class Ledger:
             sample_limit,
             RuleCount(**values["read"]), RuleCount(**values["extracted"]), RuleCount(**values["kept"]),
             {rule: RuleCount(**count) for rule, count in values["dropped"].items()},
-            dict(values["counters"]), values["histograms"], dict(values["seconds"]),
+            dict(values["counters"]), values["histograms"], dict(values["seconds"]), values["hits"],
         )
         for record in values["samples"]:
             ledger._sample(record["rule"], record["id"], record)

@@ -56,4 +56,5 @@ class PairRenderer(PipelineStep):
         text = text.replace("{source_language}", languages[0]).replace("{target_language}", languages[1])
         before, _, after = text.partition("{source}")
         rendered = before.replace("{target}", texts[1]) + texts[0] + after.replace("{target}", texts[1])
-        return Document(text=rendered, id=document.id + suffix, metadata=dict(document.metadata))
+        metadata = document.metadata | {"pair": document.id}
+        return Document(text=rendered, id=document.id + suffix, metadata=metadata)

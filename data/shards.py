@@ -6,63 +6,23 @@ import hashlib
 import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import orjson
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from data.boilerplate import LineCounter
 from data.config import CorpusConfig, SourceConfig
 from data.extraction import ContentExtractor, Normaliser, Timed
-from data.filters import build_filters
+from data.filters import BlockedUrlFilter, build_filters
 from data.ledger import DropWriter, Ledger
 from data.parallel import PairRenderer
 from data.profiles import Profile
 from data.readers import SourceReader
 from data.shardfile import ShardWriter, atomic_file, write_json
 from data.sources import Shard
-
-KEY_TYPE = np.dtype(
-    [("text_high", "<u8"), ("text_low", "<u8"), ("url", "<u8"), ("heldout", "<u8"), ("bytes", "<u8")]
-)
-"""Per kept document: 128-bit hash of the normalised text, 64-bit hash of the address (0: none),
-64-bit hash that decides the held-out split, UTF-8 bytes of text. 40 bytes."""
-
-
-class Workspace:
-    """Paths of the intermediate files of a run, below ``<output>/.work``."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def filtered(self, shard: Shard) -> Path:
-        """Documents after the first pass."""
-        return self.root / "filtered" / f"{shard.name}.jsonl.zst"
-
-    def keys(self, shard: Shard) -> Path:
-        """Hashes of those documents, in their order (:data:`KEY_TYPE`)."""
-        return self.root / "filtered" / f"{shard.name}.keys.npy"
-
-    def ledger(self, phase: str, shard: Shard) -> Path:
-        """Counts of a phase."""
-        return self.root / phase / f"{shard.name}.ledger.json"
-
-    def exact(self, shard: Shard) -> Path:
-        """Positions of exact duplicates."""
-        return self.root / "exact" / f"{shard.name}.npz"
-
-    def heldout(self, shard: Shard) -> Path:
-        """Positions of held-out documents."""
-        return self.root / "heldout" / f"{shard.name}.npy"
-
-    def minhash(self, group: str, stage: str) -> Path:
-        """Folder of a MinHash stage."""
-        return self.root / "minhash" / group / stage
-
-    def logs(self, phase: str) -> Path:
-        """Completion markers, statistics and logs of a phase."""
-        return self.root / "logs" / phase
+from data.workspace import KEY_TYPE, Workspace
 
 
 class FilterShards(PipelineStep):
@@ -96,8 +56,9 @@ class FilterShards(PipelineStep):
     ) -> Iterator[Document]:
         """Process one shard; yields nothing."""
         shard = self.shards[rank]
-        source = next(item for item in self.config.sources if item.name == shard.source)
-        ledger = Ledger(self.config.dropped_samples)
+        config = self.config
+        source = next(item for item in config.sources if item.name == shard.source)
+        ledger = Ledger(config.dropped_samples)
         clock = Timed(ledger)
         steps = self.steps(source, shard, ledger)
         documents = steps[0].run(None)
@@ -105,17 +66,23 @@ class FilterShards(PipelineStep):
             documents = step.run(clock.pulled(documents, _label(before), _label(step)))
         documents = clock.pulled(documents, _label(steps[-1]), "write")
         keys: list[tuple[int, int, int, int, int]] = []
+        lines = LineCounter() if config.deduplication.boilerplate.enabled else None
         with ShardWriter(self.workspace.filtered(shard)) as writer:
             for document in documents:
                 document.metadata.pop("language_found", None)
                 writer.write(document.id, document.text, document.metadata)
-                keys.append(document_key(document, self.config.heldout.salt))
+                keys.append(document_key(document, config.heldout.salt))
+                if lines is not None:
+                    lines.add(document)
         clock.finish()
         ledger.kept.documents, ledger.kept.bytes = writer.documents, writer.bytes
         if source.kind == "instruction":  # conversations are not filtered
             ledger.extracted.documents, ledger.extracted.bytes = writer.documents, writer.bytes
         with atomic_file(self.workspace.keys(shard)) as file:
             np.save(file, np.array(keys, dtype=KEY_TYPE))
+        if lines is not None:
+            with atomic_file(self.workspace.lines(shard)) as file:
+                np.save(file, lines.table())
         write_json(self.workspace.ledger("filtered", shard), ledger.to_json())
         yield from ()
 
@@ -123,6 +90,8 @@ class FilterShards(PipelineStep):
         """The datatrove pipeline of a source."""
         config = self.config
         steps: list[PipelineStep] = [SourceReader(source, shard.files, ledger, config.on_error)]
+        if config.blocked_urls:
+            steps.append(BlockedUrlFilter(ledger.writer("blocked_url")))
         if source.kind == "instruction":
             return steps
         if source.parallel is not None:
@@ -161,7 +130,9 @@ def document_key(document: Document, salt: str) -> tuple[int, int, int, int, int
         content = orjson.dumps(document.metadata["messages"]).decode()
     text = normalised(content).encode()
     digest = hashlib.blake2b(text, digest_size=16).digest()
-    heldout = hashlib.blake2b(text, digest_size=8, key=salt.encode()[:64]).digest()
+    # Both directions of a translation pair are held out together or not at all.
+    chosen_by = str(document.metadata["pair"]).encode() if "pair" in document.metadata else text
+    heldout = hashlib.blake2b(chosen_by, digest_size=8, key=salt.encode()[:64]).digest()
     url = document.metadata.get("url")
     address = hashlib.blake2b(url.encode(errors="replace"), digest_size=8).digest() if url else bytes(8)
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +80,13 @@ def run(
     measured: dict[str, _Measured] = {}
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
+        scores = _score(model, name, [*documents.values(), *set_documents.values()], window, stride, config)
         measured[name] = _Measured(
-            scores={
-                language: _score(model, f"{name} {language}", items, window, stride, config)
-                for language, items in documents.items()
-            },
+            scores={language: [scores[item] for item in items] for language, items in documents.items()},
             perplexity_sets={
-                set_name: _score(model, f"{name} {set_name}", items, window, stride, config)
-                for set_name, items in set_documents.items()
+                set_name: [scores[item] for item in items] for set_name, items in set_documents.items()
             },
-            continuations=[continue_greedily(model, prompt.text, config.samples) for prompt in prompts],
+            continuations=continue_greedily(model, [prompt.text for prompt in prompts], config.samples),
         )
         del model  # one model in memory at a time
 
@@ -133,14 +130,17 @@ def _set_documents(
 
 def _score(
     model: LanguageModel,
-    label: str,
-    documents: Sequence[Document],
+    name: str,
+    groups: Iterable[Sequence[Document]],
     window: int,
     stride: int,
     config: EvaluateConfig,
-) -> list[Score]:
-    with Progress(f"evaluate {label}", sum(document.bytes for document in documents), "bytes") as progress:
-        return score_documents(
+) -> dict[Document, Score]:
+    """Scores of all documents, those of several groups once; together, because long batches are faster."""
+    documents = list(dict.fromkeys(document for group in groups for document in group))
+    total = sum(document.bytes for document in documents)
+    with Progress(f"evaluate {name}", total, "bytes") as progress:
+        scores = score_documents(
             model,
             documents,
             window=window,
@@ -148,6 +148,7 @@ def _score(
             batch_bytes=config.batch_bytes,
             advance=progress.advance,
         )
+    return dict(zip(documents, scores, strict=True))
 
 
 def _results(

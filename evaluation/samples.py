@@ -93,32 +93,51 @@ def clip(text: str, maximum_bytes: int) -> str:
     return encoded[:maximum_bytes].decode("utf-8", "ignore") + "…"
 
 
-def continue_greedily(model: LanguageModel, prompt: str, config: SampleConfig) -> str:
-    """The model's most likely continuation, token by token.
+def continue_greedily(model: LanguageModel, prompts: Sequence[str], config: SampleConfig) -> list[str]:
+    """The model's most likely continuation of each prompt, token by token.
 
-    The prompt is cut at its beginning when it and the new tokens do not fit the model's positions.
+    A prompt is cut at its beginning when it and the new tokens do not fit the model's positions.
     """
+    return [
+        text
+        for first in range(0, len(prompts), _BATCH)
+        for text in _continue_batch(model, prompts[first : first + _BATCH], config)
+    ]
+
+
+_BATCH = 16
+
+
+def _continue_batch(model: LanguageModel, prompts: Sequence[str], config: SampleConfig) -> list[str]:
     import torch
 
-    ids = model.codec.encode(prompt)
     new_tokens = config.maximum_new_tokens
+    encoded = [model.codec.encode(prompt) for prompt in prompts]
     if model.max_positions is not None:
         new_tokens = min(new_tokens, model.max_positions - 2)
-        ids = ids[-(model.max_positions - new_tokens - 1) :]
-    given = torch.tensor([[model.start_id, *ids]], device=model.device)
+        room = model.max_positions - new_tokens - 1
+        encoded = [ids[-room:] for ids in encoded]
+    padding = min(model.stop_ids, default=0)
+    width = 1 + max(len(ids) for ids in encoded)
+    # Padded on the left, so that all rows go on from the same column.
+    rows = [[padding] * (width - 1 - len(ids)) + [model.start_id, *ids] for ids in encoded]
+    mask = [[0] * (width - 1 - len(ids)) + [1] * (1 + len(ids)) for ids in encoded]
     with torch.inference_mode():
         output = model.network.generate(
-            given,
-            attention_mask=torch.ones_like(given),
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
             do_sample=False,
             num_beams=1,
             max_new_tokens=new_tokens,
             eos_token_id=sorted(model.stop_ids) or None,
-            pad_token_id=min(model.stop_ids, default=0),
+            pad_token_id=padding,
         )
-    generated: list[int] = output[0, given.shape[1] :].tolist()
-    # Decoded together with the prompt: on its own, a first piece would lose the space before it.
-    before = model.codec.decode(ids)
-    whole = model.codec.decode([*ids, *generated])
-    text = whole[len(before) :] if whole.startswith(before) else model.codec.decode(generated)
-    return clip(text, config.maximum_new_bytes)
+    texts = []
+    for ids, generated in zip(encoded, output[:, width:].tolist(), strict=True):
+        end = next((at for at, token in enumerate(generated) if token in model.stop_ids), len(generated))
+        # Decoded together with the prompt: on its own, a first piece would lose the space before it.
+        before = model.codec.decode(ids)
+        whole = model.codec.decode([*ids, *generated[:end]])
+        text = whole[len(before) :] if whole.startswith(before) else model.codec.decode(generated[:end])
+        texts.append(clip(text, config.maximum_new_bytes))
+    return texts

@@ -99,19 +99,19 @@ def test_greedy_samples_are_those_of_generate(inputs: dict[str, Path]) -> None:
     model = load_language_model(inputs["base"], device="cpu")
     reference = AutoModelForCausalLM.from_pretrained(inputs["base"])
     tokenizer = AutoTokenizer.from_pretrained(inputs["base"])
-    prompt = "The lighthouse stands on"
-    given = torch.tensor([[1, *tokenizer.encode(prompt, add_special_tokens=False)]])
-    output = reference.generate(given, do_sample=False, max_new_tokens=8)
-    expected = tokenizer.decode(output[0], skip_special_tokens=True)
-    text = continue_greedily(model, prompt, SampleConfig(maximum_new_tokens=8, maximum_new_bytes=10_000))
-    assert prompt + text == expected
+    prompts = ["The lighthouse stands on", "東京", "A longer prompt, so that the rows of the batch differ"]
+    config = SampleConfig(maximum_new_tokens=8, maximum_new_bytes=10_000)
+    for prompt, text in zip(prompts, continue_greedily(model, prompts, config), strict=True):
+        given = torch.tensor([[1, *tokenizer.encode(prompt, add_special_tokens=False)]])
+        output = reference.generate(given, do_sample=False, max_new_tokens=8)
+        assert prompt + text == tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 def test_a_prompt_longer_than_the_model_is_cut_at_its_beginning(inputs: dict[str, Path]) -> None:
     model = load_language_model(inputs["base"], device="cpu")
-    config = SampleConfig(maximum_new_tokens=8)
     long = "word " * 500
-    assert continue_greedily(model, long, config) == continue_greedily(model, long[-1000:], config)
+    texts = continue_greedily(model, [long, long[-1000:]], SampleConfig(maximum_new_tokens=8))
+    assert texts[0] == texts[1] != ""
 
 
 def test_configured_prompts_replace_those_of_documents() -> None:

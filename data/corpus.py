@@ -25,7 +25,7 @@ from data.boilerplate import FindBoilerplate
 from data.config import CorpusConfig, SourceConfig
 from data.corpus_report import CorpusReport, write_report
 from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
-from data.execution import ProcessExecutor, Stopwatch, available_workers
+from data.execution import INLINE_BELOW_BYTES, ProcessExecutor, Stopwatch, available_workers
 from data.finalise import FinaliseShards, shard_paths
 from data.heldout import SelectHeldout
 from data.ledger import Ledger
@@ -119,8 +119,8 @@ class _Passes:
             segmentations = {group: self._segmentation(near[group]) for group in near}
             signatures = Signatures(config, near, segmentations, workspace)
             self._run("signatures", signatures, len(order), order)
-            buckets = len(near) * config.deduplication.minhash.buckets
-            self._run("buckets", Buckets(config, near, workspace), buckets)
+            buckets = Buckets(config, near, workspace, together=self.input_bytes < INLINE_BELOW_BYTES)
+            self._run("buckets", buckets, len(buckets.tasks))
             self._run("clusters", Clusters(config, near, workspace), len(near))
         self._run("heldout", SelectHeldout(config, shards, groups, workspace), len(config.sources))
         finalise = FinaliseShards(config, shards, groups, near, workspace, output_dir)

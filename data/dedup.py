@@ -203,28 +203,44 @@ class Signatures(PipelineStep):
 
 
 class Buckets(PipelineStep):
-    """MinHash stage 2: task ``rank`` is one bucket of one group."""
+    """MinHash stage 2: a task is one bucket of one group, or all of them where the text is little.
+
+    Args:
+        config: the corpus section.
+        groups: what is deduplicated together.
+        workspace: intermediate files.
+        together: one task per group.
+    """
 
     name = "minhash buckets"
     type = "corpus"
 
-    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace) -> None:
+    def __init__(
+        self, config: CorpusConfig, groups: Groups, workspace: Workspace, together: bool
+    ) -> None:
         super().__init__()
         self.settings = config.deduplication.minhash
-        self.groups = sorted(groups)
         self.workspace = workspace
+        everything = list(range(self.settings.buckets))
+        self.tasks: list[tuple[str, list[int]]] = [
+            (group, buckets)
+            for group in sorted(groups)
+            for buckets in ([everything] if together else [[bucket] for bucket in everything])
+        ]
 
     def run(
         self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
     ) -> Iterator[Document]:
-        """Find equal signatures in a bucket; yields nothing."""
-        group, bucket = divmod(rank, self.settings.buckets)
-        MinhashDedupBuckets(
-            str(self.workspace.minhash(self.groups[group], "signatures")),
-            str(self.workspace.minhash(self.groups[group], "buckets")),
+        """Find equal signatures in buckets; yields nothing."""
+        group, buckets = self.tasks[rank]
+        step = MinhashDedupBuckets(
+            str(self.workspace.minhash(group, "signatures")),
+            str(self.workspace.minhash(group, "buckets")),
             config=minhash_config(self.settings),
             lines_to_buffer=1000,
-        ).run(None, bucket, self.settings.buckets)
+        )
+        for bucket in buckets:
+            step.run(None, bucket, self.settings.buckets)
         yield from ()
 
 

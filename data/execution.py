@@ -26,6 +26,9 @@ from datatrove.utils.stats import PipelineStats
 
 from experiment.errors import DataError, EnvironmentError_, TsugikiError
 
+INLINE_BELOW_BYTES = 4_000_000
+"""Inputs below this are processed in this process."""
+
 TaskDone = Callable[[int], None]
 
 
@@ -170,9 +173,9 @@ def _log_name(executor: ProcessExecutor, rank: int) -> str:
     return f"{folder.parent.name}/{folder.name}/logs/task_{rank:05d}.log"
 
 
-def available_workers(requested: int, input_bytes: int, inline_below_bytes: int = 4_000_000) -> int:
+def available_workers(requested: int, input_bytes: int) -> int:
     """Workers worth starting: small inputs run in this process, as starting one costs a second."""
-    if input_bytes < inline_below_bytes:
+    if input_bytes < INLINE_BELOW_BYTES:
         return 1
     return max(1, min(requested, os.cpu_count() or 1))
 

@@ -22,8 +22,9 @@ from data.config import PiiKind
 from data.ledger import Ledger
 
 _DIGIT = re.compile(r"\d")
-_START = r"(?<![\w.+/=#-])"
-_END = r"(?![\w/=]|[.-]\d)"
+# ASCII letters only: Japanese or Thai text touches a number without a space.
+_START = r"(?<![A-Za-z0-9_.+/=#-])"
+_END = r"(?![A-Za-z0-9_/=]|[.-]\d)"
 
 
 @dataclass(frozen=True)

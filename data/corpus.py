@@ -37,6 +37,7 @@ from data.sources import Shard, plan_fingerprint, plan_shards
 from data.workspace import Workspace
 from experiment.corpus_index import CorpusIndex, CorpusSource
 from experiment.errors import DataError
+from experiment.graph import KEY_NAME
 from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
 
@@ -60,13 +61,9 @@ def run(
         DataError: bad input with ``on_error: fail``; a source with no document left.
         EnvironmentError_: a full disk, a killed worker, a Debian package that cannot be had.
     """
-    profiles = {
-        source.name: load_profile(source.profile or source.language, config.profile_folders)
-        for source in config.sources
-        if source.filter and source.kind == "text"
-    }
+    profiles = load_profiles(config)
     shards = plan_shards(config)
-    workspace = _open_workspace(config, shards, output_dir)
+    workspace = open_workspace(config, shards, output_dir)
     stages = _Passes(config, shards, profiles, workspace, context)
     stages.run_all(output_dir)
     ledgers = _collect(config, shards, workspace)
@@ -80,6 +77,15 @@ def run(
     return StageResult(
         counts=report.totals(), metrics=report.metrics(), artifacts=artifacts, summary=report.summary()
     )
+
+
+def load_profiles(config: CorpusConfig) -> dict[str, Profile]:
+    """Quality profile of each source that is filtered, by source name."""
+    return {
+        source.name: load_profile(source.profile or source.language, config.profile_folders)
+        for source in config.sources
+        if source.filter and source.kind == "text"
+    }
 
 
 class _Passes:
@@ -176,14 +182,15 @@ def _group(source: SourceConfig) -> str:
     return source.language if source.kind == "text" else f"{source.language}+{source.kind}"
 
 
-def _open_workspace(config: CorpusConfig, shards: list[Shard], output_dir: Path) -> Workspace:
+def open_workspace(config: CorpusConfig, shards: list[Shard], output_dir: Path) -> Workspace:
     """The folder of intermediate files; what another plan left there is removed."""
     root = output_dir / WORK_FOLDER
     plan = plan_fingerprint(config, shards)
     marker = root / "plan.json"
     if not marker.is_file() or read_json(marker) != plan:
         for item in output_dir.iterdir():
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if item.name != KEY_NAME:  # by which the graph knows this directory again
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
         write_json(marker, plan)
     return Workspace(root)
 

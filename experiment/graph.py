@@ -322,6 +322,13 @@ class Graph:
                 tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
         return tracker
 
+    def prepare(self, stage: Stage, *, force: bool = False) -> Path:
+        """Make a stage's partial directory as :meth:`run` would, for work that other jobs do ahead of it."""
+        decision = self.decide(stage, force=force)
+        if decision.action != "skip":
+            self._prepare_partial(stage, decision, self.key_parts(stage))
+        return self.partial(stage.name)
+
     def _prepare_partial(self, stage: Stage, decision: Decision, parts: Mapping[str, str]) -> None:
         partial = self.partial(stage.name)
         if partial.exists() and decision.action != "resume":

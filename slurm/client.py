@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiment.errors import ConfigError, EnvironmentError_
@@ -77,12 +78,12 @@ def sbatch(script: Path, arguments: Sequence[str], flags: Sequence[str] = (), *,
     found = re.match(r"(\d+)", answer.stdout.strip())
     if answer.returncode == 0 and found:
         return int(found[1])
-    raise ConfigError(
-        f"Slurm refused the {what}",
-        where=script,
-        got=_messages(answer.stderr) or f"exit status {answer.returncode}",
-        fix=_advice(answer.stderr),
-    )
+    raise refusal(script, _messages(answer.stderr) or f"exit status {answer.returncode}", what)
+
+
+def refusal(script: Path, message: str, what: str) -> ConfigError:
+    """The error for a script that Slurm refused, with its message and what to do about it."""
+    return ConfigError(f"Slurm refused the {what}", where=script, got=message, fix=_advice(message))
 
 
 def test_only(script: Path, arguments: Sequence[str]) -> tuple[bool, str]:
@@ -106,9 +107,7 @@ def _advice(text: str) -> str | None:
     if "qos" in lowered:
         return "set `qos` in the cluster file; `sacctmgr show qos` lists them"
     if "node count" in lowered or "configuration is not available" in lowered:
-        return (
-            "ask for no more nodes, GPUs, cores and memory in the cluster file than `sinfo` shows"
-        )
+        return "ask for no more nodes, GPUs, cores and memory in the cluster file than `sinfo` shows"
     if "time limit" in lowered:
         return "lower `time_limit_hours` in the cluster file; `sinfo` shows the partition's limit"
     return None
@@ -126,7 +125,9 @@ def states(job_ids: Iterable[int]) -> dict[int, JobState]:
     listing = ",".join(map(str, wanted))
     rows: dict[int, list[JobState]] = {}
     # One unknown id makes squeue say nothing but an error when it was the only one asked for.
-    for line in _call(["squeue", "-h", "-t", "all", "-o", _FORMAT, f"--jobs={listing}"]).stdout.splitlines():
+    for line in _call(
+        ["squeue", "-h", "-r", "-t", "all", "-o", _FORMAT, f"--jobs={listing}"]
+    ).stdout.splitlines():
         fields = line.split("\t")
         if len(fields) == 6 and (number := re.match(r"\d+", fields[0])):
             reason = "" if fields[2] in ("None", "") else fields[2]
@@ -148,7 +149,12 @@ def _together(found: list[JobState]) -> JobState:
     live = [state for state in found if state.live]
     failed = [state for state in found if state.state != "COMPLETED"]
     running = [state for state in live if state.state == "RUNNING"]
-    return (running or live or failed or found)[0]
+    chosen = (running or live or failed or found)[0]
+    if len(found) == 1:
+        return chosen
+    counts = Counter(state.state for state in found)
+    tasks = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    return replace(chosen, reason=f"{len(found)} tasks: {tasks}")
 
 
 def cancel(job_ids: Sequence[int]) -> None:

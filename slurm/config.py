@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,16 @@ Role = Literal["cpu", "gpu", "train"]
 
 ROLES: dict[str, Role] = {"base": "gpu", "evaluate": "gpu", "train": "train"}
 """Role of each stage; stages that are not named here are ``cpu``."""
+
+
+def _without_nulls(values: Any) -> Any:
+    """A section of which every line is commented out is null in YAML: take its default."""
+    return (
+        {key: value for key, value in values.items() if value is not None}
+        if isinstance(values, dict)
+        else values
+    )
+
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -116,6 +126,8 @@ class EnvironmentConfig(StrictModel):
     """Node-local folder for temporary files and compiler caches, made when missing; ``$NAMES`` are
     expanded on the node (``/scratch/$USER/$SLURM_JOB_ID``)."""
 
+    _empty_sections = model_validator(mode="before")(_without_nulls)
+
     @model_validator(mode="after")
     def _command_is_one(self) -> Self:
         if self.command is None:
@@ -177,6 +189,8 @@ class ClusterConfig(StrictModel):
     """Modules, Python, container, variables."""
     restart: RestartConfig = RestartConfig()
     """Requeue, time limit, bad nodes."""
+
+    _empty_sections = model_validator(mode="before")(_without_nulls)
 
     def resources(self, stage: str) -> Resources:
         """What the job of a stage asks for."""

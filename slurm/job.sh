@@ -54,14 +54,17 @@ give_up() { # WHY STATUS: no link and no restart of this chain starts again
 }
 
 on_stop() { # slurmd and the scheduler may send several signals, in any order: acting twice must not hurt
-  interrupted=1 stopping=$1
+  interrupted=1
+  stopping=${stopping:-$1}
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true # srun passes it on to every rank
 }
 
 bad_nodes() { # nodes whose rank failed first in at least $TSUGIKI_EXCLUDE_AFTER attempts, or that failed the check
   [ -f "$state/$stage.failures" ] || return 0
-  # the first failure of an attempt (token) is the cause; the others follow from it
+  # The first failure of an attempt (token) is the cause; the others follow from it. 75 is a stop on request,
+  # 143 a rank that Slurm ended.
   sort -t $'\t' -k3,3 "$state/$stage.failures" | awk -F'\t' -v after="${TSUGIKI_EXCLUDE_AFTER:-2}" '
+    $6 == 75 || $6 == 143 { next }
     $4 == "check" { bad[$5] = 1; next }
     !($2 in seen) { seen[$2] = 1; if (++count[$5] >= after) bad[$5] = 1 }
     END { for (node in bad) print node }' | sort | paste -sd,
@@ -70,7 +73,7 @@ bad_nodes() { # nodes whose rank failed first in at least $TSUGIKI_EXCLUDE_AFTER
 report_failure() { # the first failing rank at the top, then the end of its error file
   local when rank node code
   IFS=$'\t' read -r _ _ when rank node code < <(
-    awk -F'\t' -v token="$token" '$2 == token && $4 != "check"' "$state/$stage.failures" 2>/dev/null | sort -t $'\t' -k3,3)
+    awk -F'\t' -v token="$token" '$2 == token && $4 != "check" && $6 != 75 && $6 != 143' "$state/$stage.failures" 2>/dev/null | sort -t $'\t' -k3,3)
   [ -n "${rank:-}" ] || return 0
   first_status=$code
   failure="rank $rank on $node failed first, status $code"
@@ -89,6 +92,16 @@ again() { # WHY: requeue, or leave the rest to the next link
   local bad
   if ! owned; then
     say "a newer start of this job owns the run; leaving it alone"
+    exit 1
+  fi
+  # TERM comes from `scancel`, `scontrol requeue`, a preemption. Once Slurm has ended the job, what becomes of it
+  # is Slurm's business: requeueing here would bring a cancelled job back. After USR1 the time limit may have
+  # passed while the checkpoint was written, and then the requeue is still ours.
+  local phase
+  phase=$(scontrol show job "$SLURM_JOB_ID" -o 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
+  if [ "$phase" != RUNNING ] && [ "$stopping" != USR1 ]; then
+    record ended "ended by Slurm (${phase:-unknown job})"
+    say "ended by Slurm; the last checkpoint is kept"
     exit 1
   fi
   bad=$(bad_nodes)

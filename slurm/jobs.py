@@ -150,7 +150,7 @@ def _job_status(
         kind=job.kind,
         state=name,
         restarts=max((event.restart for event in mine), default=0),
-        elapsed=state.elapsed if state is not None else "",
+        elapsed=state.elapsed if state is not None and state.elapsed != "0:00" else "",
         nodes=(state.nodes if state is not None and state.nodes else starts[-1].nodes if starts else ""),
         detail=detail,
     )
@@ -166,6 +166,8 @@ def _remembered(last: Event | None, complete: bool) -> str:
 
 
 def _waiting(job: Job, record: JobRecord, state: client.JobState) -> str:
+    if job.kind == "array" and state.reason.startswith(tuple("123456789")):
+        return state.reason
     if state.state != "PENDING":
         return f"limit {state.limit}" if state.limit else ""
     if state.reason == "Dependency":

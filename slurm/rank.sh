@@ -39,7 +39,7 @@ child=$!
       kill -KILL "$child"
     fi
   done
-) &
+) >/dev/null 2>&1 & # a sleep that outlives this script must not hold srun's pipe open
 watcher=$!
 
 status=0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.config import ClusterConfig, ContainerConfig, Resources
+from slurm.config import ClusterConfig, ContainerConfig, EnvironmentConfig, Resources
 
 HOME = Path(__file__).resolve().parent.parent
 """The checkout (or installation) whose scripts the jobs use."""
@@ -57,35 +58,44 @@ def render(
     return Script(stage, text, arguments, links)
 
 
+def sbatch_options(resources: Resources, job_name: str) -> dict[str, str]:
+    """The options of sbatch that resources stand for, without the flags given verbatim."""
+    gpus = ":".join(filter(None, [resources.gpu_type, str(resources.gpus_per_node)]))
+    options: dict[str, object] = {
+        "job-name": job_name,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "reservation": resources.reservation,
+        "nodes": resources.nodes,
+        "ntasks-per-node": resources.processes_per_node,
+        "cpus-per-task": resources.cpus_per_task,
+        "gpus-per-node": gpus if resources.gpus_per_node else None,
+        "mem": resources.memory,
+        "time": resources.time_limit_minutes,
+        "exclude": ",".join(resources.exclude_nodes) or None,
+        "chdir": Path.cwd(),
+        "open-mode": "append",
+        "exclusive": "" if resources.exclusive else None,
+    }
+    return {name: _quoted(str(value)) for name, value in options.items() if value is not None}
+
+
 def _header(cluster: ClusterConfig, resources: Resources, stage: str, experiment: str, run_dir: Path) -> str:
-    gpus = (
-        f"{resources.gpu_type}:{resources.gpus_per_node}" if resources.gpu_type else resources.gpus_per_node
-    )
-    options: list[tuple[str, object]] = [
-        ("job-name", f"{experiment}-{stage}"),
-        ("partition", resources.partition),
-        ("account", resources.account),
-        ("qos", resources.qos),
-        ("constraint", resources.constraint),
-        ("reservation", resources.reservation),
-        ("nodes", resources.nodes),
-        ("ntasks-per-node", resources.processes_per_node),
-        ("cpus-per-task", resources.cpus_per_task),
-        ("gpus-per-node", gpus if resources.gpus_per_node else None),
-        ("mem", resources.memory),
-        ("time", resources.time_limit_minutes),
-        ("exclude", ",".join(resources.exclude_nodes) or None),
-        ("chdir", Path.cwd()),
-        ("output", run_dir / "slurm" / "logs" / "%x-%j.log"),
-        ("open-mode", "append"),
-        ("signal", f"B:USR1@{cluster.restart.stop_seconds_before_limit}"),
+    options = sbatch_options(resources, f"{experiment}-{stage}")
+    options["output"] = _quoted(str(run_dir / "slurm" / "logs" / "%x-%j.log"))
+    options["signal"] = f"B:USR1@{cluster.restart.stop_seconds_before_limit}"
+    options["requeue" if cluster.restart.requeue else "no-requeue"] = ""
+    return "\n".join([*header_lines(options, resources), ""])
+
+
+def header_lines(options: Mapping[str, object], resources: Resources) -> list[str]:
+    """``#SBATCH`` lines of options, an empty value meaning a flag, and of the flags given verbatim."""
+    lines = [
+        f"#SBATCH --{name}={value}" if value != "" else f"#SBATCH --{name}" for name, value in options.items()
     ]
-    lines = [f"#SBATCH --{name}={_quoted(str(value))}" for name, value in options if value is not None]
-    lines.append("#SBATCH --requeue" if cluster.restart.requeue else "#SBATCH --no-requeue")
-    if resources.exclusive:
-        lines.append("#SBATCH --exclusive")
-    lines += [f"#SBATCH {flag}" for flag in resources.sbatch_flags]
-    return "\n".join(lines) + "\n"
+    return [*lines, *(f"#SBATCH {flag}" for flag in resources.sbatch_flags)]
 
 
 def _quoted(value: str) -> str:
@@ -93,9 +103,9 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w@%+=:,./\[\]&|*-]+", value) else '"' + value.replace('"', r"\"") + '"'
 
 
-def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: str, training: bool) -> str:
-    environment, restart = cluster.environment, cluster.restart
-    lines = [f"# --- site: {cluster.name}"]
+def environment_lines(environment: EnvironmentConfig) -> list[str]:
+    """Bash that makes Python and its libraries available in a job."""
+    lines: list[str] = []
     if environment.modules:
         lines.append(f"module load {shlex.join(environment.modules)}")
     if environment.conda is not None:
@@ -104,12 +114,19 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
         lines.append(f"source {_expandable(environment.venv + '/bin/activate')}")
     lines += environment.setup
     lines += [f"export {name}={_expandable(str(value))}" for name, value in environment.variables.items()]
+    return lines
+
+
+def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: str, training: bool) -> str:
+    environment, restart = cluster.environment, cluster.restart
+    lines = [f"# --- site: {cluster.name}", *environment_lines(environment)]
     if environment.node_scratch is not None:
-        # TMPDIR is made on every node by the processes; the batch script's own node is not enough.
+        # Made on every node by the processes: the node of the batch script is only one of them.
         lines.append(f"export TSUGIKI_NODE_SCRATCH={_expandable(environment.node_scratch)}")
-    prefix, srun_flags = _container(environment.container, resources)
+    prefix, srun_flags = container_prefix(environment.container, resources)
+    command = environment.command and shlex.split(environment.command)
     lines += [
-        f"TSUGIKI_COMMAND=({_command(cluster)})",
+        f"TSUGIKI_COMMAND=({shlex.join(command or [*python_command(cluster), '-m', 'tsugiki'])})",
         f"CONTAINER=({' '.join(map(_expandable, prefix))})",
         f"SRUN_FLAGS=({' '.join(map(_expandable, [*srun_flags, *resources.srun_flags]))})",
         f"export TSUGIKI_HOME={shlex.quote(str(HOME))}",
@@ -127,15 +144,14 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
     return "\n".join([*lines, "# --- end of site", ""])
 
 
-def _command(cluster: ClusterConfig) -> str:
+def python_command(cluster: ClusterConfig) -> list[str]:
+    """Python inside the environment; the very Python that submits where the site brings none."""
     environment = cluster.environment
-    if environment.command is not None:
-        return shlex.join(shlex.split(environment.command))
-    own = environment.conda is None and environment.venv is None and environment.container is None
-    return shlex.join([sys.executable if own and not environment.modules else "python", "-m", "tsugiki"])
+    bare = not environment.modules and environment.conda is None and environment.venv is None
+    return [sys.executable if bare and environment.container is None else "python"]
 
 
-def _container(container: ContainerConfig | None, resources: Resources) -> tuple[list[str], list[str]]:
+def container_prefix(container: ContainerConfig | None, resources: Resources) -> tuple[list[str], list[str]]:
     """Prefix of every process, and flags of srun."""
     if container is None:
         return [], []

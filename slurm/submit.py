@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.config import RawConfig, dump_yaml
 from experiment.errors import ConfigError
@@ -20,8 +21,6 @@ from slurm.scripts import Script, render
 if TYPE_CHECKING:
     from pipeline import Experiment
 
-_UNSUBMITTED = "<{}>"
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +32,7 @@ class Plan:
         reason: why.
         script: script to submit, for ``submit``.
         kept: last job to wait for, for ``keep``.
+        array: whether a job array goes first.
     """
 
     stage: str
@@ -40,6 +40,7 @@ class Plan:
     reason: str
     script: Script | None = None
     kept: int | None = None
+    array: bool = False
 
 
 @dataclass
@@ -140,7 +141,7 @@ def submit_experiment(
     if dry_run:
         record = JobRecord.load(run_dir)
         plans = list(_plan(graph, decisions, record, site, experiment, run_dir, config, chain))
-        _show(Submission(run_dir, plans), announce)
+        _show(Submission(run_dir, plans), graph, site, experiment, announce)
         return Submission(run_dir, plans)
     with locked(run_dir):
         record = JobRecord.load(run_dir)
@@ -156,7 +157,8 @@ def submit_experiment(
             experiment.save_config()
             (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
             config.write_text(dump_yaml(experiment.config), encoding="utf-8")
-            submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest)
+            arrays = _arrays(graph, site, experiment.config.name, run_dir)
+            submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest, arrays)
     _summarise(submission, experiment.run_dir, announce)
     return submission
 
@@ -188,22 +190,40 @@ def _plan(
             continue
         upstream_changes = True
         script = render(site, stage.name, experiment.config.name, run_dir, config, chain)
-        yield Plan(stage.name, "submit", decision.reason, script)
+        yield Plan(stage.name, "submit", decision.reason, script, array=stage.name in site.arrays)
 
 
 def _submit_all(
-    plans: Sequence[Plan], record: JobRecord, run_dir: Path, chain: str, cluster: str, digest: str
+    plans: Sequence[Plan],
+    record: JobRecord,
+    run_dir: Path,
+    chain: str,
+    cluster: str,
+    digest: str,
+    arrays: Callable[[str, int | None], int | None],
 ) -> list[Job]:
     """Submit in order; when Slurm refuses one, the ones before it are cancelled again."""
     submitted: list[Job] = []
     kept = {plan.stage for plan in plans if plan.action == "keep"}
     previous: int | None = None
+
+    def add(number: int, stage: str, link: int = 0, kind: Literal["stage", "array"] = "stage") -> int:
+        submitted.append(
+            Job(
+                job_id=number, stage=stage, link=link, kind=kind, after=[previous] if previous else [],
+                chain=chain, cluster=cluster, submitted=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )  # fmt: skip
+        return number
+
     try:
         for plan in plans:
             if plan.kept is not None:
                 previous = plan.kept
             if plan.script is None:
                 continue
+            if plan.array and (number_or_none := arrays(plan.stage, previous)) is not None:
+                previous = add(number_or_none, plan.stage, kind="array")
             path = run_dir / FOLDER / f"{plan.stage}.sbatch"
             path.write_text(plan.script.text, encoding="utf-8")
             for link in range(plan.script.links):
@@ -211,12 +231,7 @@ def _submit_all(
                 number = client.sbatch(
                     path, plan.script.arguments, flags, what=f"job of stage '{plan.stage}'"
                 )
-                job = Job(
-                    job_id=number, stage=plan.stage, link=link, after=[previous] if previous else [],
-                    chain=chain, cluster=cluster, submitted=datetime.now(UTC).isoformat(timespec="seconds"),
-                )  # fmt: skip
-                submitted.append(job)
-                previous = number
+                previous = add(number, plan.stage, link)
     except BaseException:
         client.cancel([job.job_id for job in submitted])
         raise
@@ -229,7 +244,22 @@ def _submit_all(
     return submitted
 
 
-def _dependency(previous: int | None, link: int) -> list[str]:
+def _arrays(
+    graph: Graph, site: ClusterConfig, experiment: str, run_dir: Path
+) -> Callable[[str, int | None], int | None]:
+    """Submits the array of a stage; gives its number, None when all of its tasks are done."""
+
+    def start(stage: str, after: int | None) -> int | None:
+        from slurm.arrays import corpus_array
+
+        node = graph.stages[stage]
+        partial = graph.prepare(node).resolve()
+        return corpus_array(node.config, site, partial, experiment, run_dir, after).submit()
+
+    return start
+
+
+def _dependency(previous: int | str | None, link: int) -> list[str]:
     if previous is None:
         return []
     # A later link starts whatever became of the one before; everything else needs success. Without
@@ -237,7 +267,13 @@ def _dependency(previous: int | None, link: int) -> list[str]:
     return [f"--dependency={'afterany' if link else 'afterok'}:{previous}", "--kill-on-invalid-dep=yes"]
 
 
-def _show(submission: Submission, announce: Callable[[str], None]) -> None:
+def _show(
+    submission: Submission,
+    graph: Graph,
+    site: ClusterConfig,
+    experiment: Experiment,
+    announce: Callable[[str], None],
+) -> None:
     """The scripts as they would be submitted, and what Slurm would say."""
     previous: str | None = None
     can_ask = client.available()
@@ -246,27 +282,40 @@ def _show(submission: Submission, announce: Callable[[str], None]) -> None:
             announce(f"# {plan.stage}: {plan.action}, {plan.reason}")
             previous = str(plan.kept) if plan.kept is not None else previous
             continue
-        path = submission.run_dir / FOLDER / f"{plan.stage}.sbatch"
         announce(f"# {plan.stage}: submit, {plan.reason}")
+        if plan.array:
+            text = _array_script(graph, site, experiment.config.name, submission.run_dir, plan.stage)
+            announce(text)
+            if can_ask:
+                announce("# Slurm says: " + _ask(text, ()))
+            previous = f"<{plan.stage} array>"
+        path = submission.run_dir / FOLDER / f"{plan.stage}.sbatch"
         for link in range(plan.script.links):
-            kind = "afterany" if link else "afterok"
-            wait = [f"--dependency={kind}:{previous}", "--kill-on-invalid-dep=yes"] if previous else []
-            announce("# " + " ".join(["sbatch", *wait, str(path), *plan.script.arguments]))
-            previous = _UNSUBMITTED.format(plan.stage if link == 0 else f"{plan.stage}-{link + 1}")
+            announce(
+                "# " + " ".join(["sbatch", *_dependency(previous, link), str(path), *plan.script.arguments])
+            )
+            previous = f"<{plan.stage}>" if link == 0 else f"<{plan.stage} {link + 1}>"
         announce(plan.script.text)
         if can_ask:
-            announce("# Slurm says: " + _ask(plan.script))
+            announce("# Slurm says: " + _ask(plan.script.text, plan.script.arguments))
     if not can_ask:
         announce("# no Slurm on this machine: the scripts were not tested with `sbatch --test-only`")
 
 
-def _ask(script: Script) -> str:
-    import tempfile
+def _array_script(graph: Graph, site: ClusterConfig, experiment: str, run_dir: Path, stage: str) -> str:
+    """The array's script as it would be, planned in a folder that is thrown away."""
+    from slurm.arrays import corpus_array
 
+    with tempfile.TemporaryDirectory() as folder:
+        executor = corpus_array(graph.stages[stage].config, site, Path(folder), experiment, run_dir)
+        return executor.describe().replace(folder, str(run_dir / f"{stage}.partial"))
+
+
+def _ask(text: str, arguments: Sequence[str]) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch", encoding="utf-8") as file:
-        file.write(script.text)
+        file.write(text)
         file.flush()
-        accepted, message = client.test_only(Path(file.name), script.arguments)
+        accepted, message = client.test_only(Path(file.name), arguments)
     return message if accepted else f"REFUSED: {message}"
 
 

@@ -1,0 +1,150 @@
+"""Job arrays through datatrove's Slurm executor, told about the site by the same cluster file.
+
+The first pass of the corpus stage, which reads, extracts and filters every shard on its own, is nearly all of
+its work. It runs as an array whose tasks leave datatrove's completion markers in the stage's own working
+folder; the stage's job then finds the pass done and goes on with what needs all shards at once.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
+
+from slurm import client
+from slurm.config import ArrayConfig, ClusterConfig
+from slurm.scripts import (
+    HOME,
+    container_prefix,
+    environment_lines,
+    header_lines,
+    python_command,
+    sbatch_options,
+)
+
+_LAUNCHER = "launch_pickled_pipeline"
+
+
+class SiteExecutor(SlurmPipelineExecutor):
+    """Runs a datatrove pipeline as a job array on a site.
+
+    Tasks that completed in an earlier attempt are not run again. Differs from its base in that resources,
+    environment and container come from the cluster file, that Slurm's refusal is an error with its message,
+    and that no further job is started to merge statistics.
+
+    Args:
+        site: the cluster file.
+        stage: stage whose resources the tasks get.
+        array: how many tasks, and how many at a time.
+        pipeline: datatrove steps; what they import must be importable on the nodes.
+        tasks: pipeline tasks (shards); several share an array task when there are more than ``array.tasks``.
+        logging_dir: where completion markers, statistics and logs go; on a shared file system.
+        job_name: name of the jobs.
+        log: file for the output of the array tasks, with ``%A`` and ``%a``; null = below ``logging_dir``.
+        after: job that must succeed first.
+    """
+
+    def __init__(
+        self,
+        site: ClusterConfig,
+        stage: str,
+        array: ArrayConfig,
+        pipeline: Sequence[PipelineStep],
+        tasks: int,
+        logging_dir: Path,
+        *,
+        job_name: str,
+        log: Path | None = None,
+        after: int | None = None,
+    ) -> None:
+        resources = site.resources(stage)
+        super().__init__(
+            list(pipeline),
+            tasks,
+            time=str(resources.time_limit_minutes),
+            partition=resources.partition or "",
+            cpus_per_task=resources.cpus_per_task or 1,
+            workers=array.maximum_running or -1,
+            job_name=job_name,
+            qos=resources.qos or "",
+            depends_job_id=str(after) if after is not None else None,
+            logging_dir=str(logging_dir),
+            requeue=site.restart.requeue,
+            job_id_retriever=str.strip,
+            max_array_size=array.tasks,
+        )
+        self._site, self._stage, self._log = site, stage, log
+        self.tasks_per_job = math.ceil(max(len(self.get_incomplete_ranks()), 1) / array.tasks)
+
+    def launch_merge_stats(self) -> None:
+        """Nothing: the stage adds its own statistics up."""
+
+    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
+        """Options of the array job, from the cluster file."""
+        resources = self._site.resources(self._stage)
+        options: dict[str, Any] = dict(sbatch_options(resources, self.job_name))
+        base = super().get_sbatch_args(max_array)
+        options |= {"array": base["array"], "output": str(self._log or base["output"]), "parsable": ""}
+        options |= {"ntasks-per-node": 1, "nodes": 1, "signal": "USR1@60"}
+        options["requeue" if self.requeue else "no-requeue"] = ""
+        if self.depends_job_id:
+            options["kill-on-invalid-dep"] = "yes"
+        return options
+
+    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        """The sbatch script of the array."""
+        resources = self._site.resources(self._stage)
+        prefix, srun_flags = container_prefix(self._site.environment.container, resources)
+        _, _, argument = run_script.partition(f"{_LAUNCHER} ")
+        flags = ["--ntasks=1", f"--cpus-per-task={self.cpus_per_task}", *srun_flags, *resources.srun_flags]
+        python = [*prefix, *python_command(self._site), "-m", f"datatrove.tools.{_LAUNCHER}"]
+        lines = ["#!/usr/bin/env bash", *header_lines(sbatch_args, resources), ""]
+        lines += environment_lines(self._site.environment)
+        lines.append(f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}")
+        # The exit status of a task decides whether what depends on the array may start.
+        lines.append(f"exec srun {shlex.join([*flags, *python, argument.strip()])}")
+        return "\n".join(lines) + "\n"
+
+    def describe(self) -> str:
+        """The script, with the array as it would be submitted."""
+        jobs = math.ceil(max(len(self.get_incomplete_ranks()), 1) / self.tasks_per_job)
+        script = f"{_LAUNCHER} {self.logging_dir.resolve_paths('executor.pik')}"
+        return self.get_launch_file_contents(self.get_sbatch_args(jobs), script)
+
+    def submit(self) -> int | None:
+        """Submit what is incomplete; the array's job number, None when nothing is.
+
+        Raises:
+            ConfigError: Slurm refused.
+        """
+        logger.disable("datatrove")
+        try:
+            self.launch_job()
+        except subprocess.CalledProcessError as error:
+            script = Path(self.logging_dir.resolve_paths("launch_script.slurm"))
+            _, message = client.test_only(script, ())
+            raise client.refusal(script, message, f"array of stage '{self._stage}'") from error
+        finally:
+            logger.enable("datatrove")
+        return None if self.job_id in (None, -1) else int(str(self.job_id).split(";")[0])
+
+
+def corpus_array(
+    config: Any, site: ClusterConfig, partial: Path, experiment: str, run_dir: Path, after: int | None = None
+) -> SiteExecutor:
+    """The first pass of the corpus stage as an array, working in the stage's partial directory."""
+    from data.array import filter_pass
+
+    work = filter_pass(config, partial)
+    name = f"{experiment}-corpus-array"
+    return SiteExecutor(
+        site, "corpus", site.arrays["corpus"], [work.step], work.tasks, work.logging_dir,
+        job_name=name, log=run_dir / "slurm" / "logs" / f"{name}-%A_%a.log", after=after,
+    )  # fmt: skip

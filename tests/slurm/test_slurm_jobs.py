@@ -1,0 +1,305 @@
+"""Chains, failures and restarts on a real Slurm, with the stages of toy.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+from conftest import HERE, NODES, down, up, wait_until
+
+from experiment.errors import ConfigError
+from slurm import client, jobs
+from slurm.config import ClusterConfig
+from slurm.submit import Submission, submit_experiment
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
+
+
+def site(**changes: Any) -> ClusterConfig:
+    values: dict[str, Any] = {
+        "name": "test",
+        "common": {"time_limit_hours": 0.5, "memory": "500M", "cpus_per_task": 1},
+        "train": {"nodes": 2, "tasks_per_node": 2},
+        "environment": {
+            "command": f"{sys.executable} {HERE / 'toy.py'}",
+            "variables": {"TSUGIKI_STALE_SECONDS": 1},
+        },
+        "restart": {"stop_seconds_before_limit": 10, "exclude_node_after_failures": 9},
+    }
+    return ClusterConfig.model_validate({**values, **changes})
+
+
+class Run:
+    """One toy experiment and its submission."""
+
+    def __init__(self, folder: Path, name: str, **config: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "toy.yaml"
+        self.config = {"name": name, "run_dir": str(folder / "run"), **config}
+        self.dir = folder / "run"
+        self.lines: list[str] = []
+        self.submission: Submission | None = None
+
+    def submit(self, cluster: ClusterConfig | None = None, **options: Any) -> Submission:
+        self.file.write_text(json.dumps(self.config))
+        self.lines = []
+        self.submission = submit_experiment(
+            toy.load(self.file), cluster or site(), announce=self.lines.append, **options
+        )
+        return self.submission
+
+    def job(self, stage: str) -> int:
+        record = jobs.JobRecord.load(self.dir)
+        return next(job.job_id for job in record.jobs if job.stage == stage)
+
+    def state(self, stage: str) -> str:
+        return client.states([self.job(stage)])[self.job(stage)].state
+
+    def events(self, stage: str = "train") -> list[str]:
+        return [event.event for event in jobs.history(self.dir) if event.stage == stage]
+
+    def starts(self, stage: str = "train") -> int:
+        return self.events(stage).count("start")
+
+    def log(self) -> str:
+        files = sorted((self.dir / "slurm" / "logs").glob("*.log"))
+        return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
+
+    def wait_for(self, event: str, stage: str = "train", seconds: float = 60, count: int = 1) -> None:
+        wait_until(
+            lambda: self.events(stage).count(event) >= count, seconds,
+            lambda: f"{event} of {stage}: {self.events(stage)}\n{self.log()}",
+        )  # fmt: skip
+
+    def finish(self, seconds: float = 90) -> dict[str, Any]:
+        """Wait until every job has ended; the exported state."""
+        record = jobs.JobRecord.load(self.dir)
+        ids = [job.job_id for job in record.jobs]
+        wait_until(
+            lambda: not any(state.live for state in client.states(ids).values()), seconds,
+            lambda: f"end of {client.states(ids)}\n{self.log()}",
+        )  # fmt: skip
+        result = self.dir / "export" / "result.json"
+        return json.loads(result.read_text()) if result.is_file() else {}
+
+    def status(self) -> str:
+        return jobs.status(self.dir).to_text()
+
+
+@pytest.fixture(scope="module")
+def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Runs that need nothing but time, all submitted at once; each test waits for its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    long = {"steps": 60, "step_seconds": 2.0, "save_every": 1000}
+    shape = {"nodes": 2, "tasks_per_node": 2}
+    forbidden = {"requeue": False, "links": 3, "stop_seconds_before_limit": 10}
+    table: dict[str, tuple[ClusterConfig, dict[str, Any]]] = {
+        "limit": (
+            # not on the nodes that another test crashes
+            site(train={**shape, "time_limit_hours": 1 / 60, "exclude_nodes": ["node[3-5]"]}),
+            {"train": long},
+        ),
+        "links": (
+            site(restart=forbidden),
+            {"train": {"steps": 40, "fault": {"kind": "kill", "rank": 1, "step": 22}}},
+        ),
+        "killed": (site(), {"train": {"steps": 40, "fault": {"kind": "kill", "rank": 2, "step": 23}}}),
+        "stuck": (
+            site(restart={"maximum_restarts_without_progress": 1, "exclude_node_after_failures": 9}),
+            {
+                "train": {
+                    "steps": 400,
+                    "save_every": 1000,
+                    "fault": {"kind": "error", "rank": 3, "step": 3, "times": 99},
+                }
+            },
+        ),
+        "bad-node": (
+            site(restart={"exclude_node_after_failures": 1}),
+            {"train": {"steps": 40, "fault": {"kind": "kill", "rank": 3, "step": 23}}},
+        ),
+        "data-error": (site(), {"corpus": {"fail": True}}),
+        "plain": (site(), {}),
+    }
+    started: dict[str, Run] = {}
+    for name, (cluster_config, config) in table.items():
+        started[name] = Run(folder / name, name, **config)
+        started[name].submit(cluster_config)
+    yield started
+    for run in started.values():
+        jobs.cancel(run.dir, wait_seconds=0, announce=lambda line: None)
+
+
+def test_chain_runs_and_a_second_submission_changes_nothing(runs: dict[str, Run]) -> None:
+    run = runs["plain"]
+    first = [job.job_id for job in run.submission.jobs] if run.submission else []
+    assert len(first) == 3
+    again = run.submit()
+    assert again.jobs == []
+    assert run.finish()["x"] == toy.expected_state(20)
+    assert run.submit().jobs == []
+    assert [plan.action for plan in run.submit().plans] == ["skip", "skip", "skip"]
+    assert len(jobs.JobRecord.load(run.dir).jobs) == 3
+    worlds = (run.dir / "train" / "ranks-3.log").read_text().split()
+    assert worlds[2] == "4"
+
+
+def test_killed_rank_is_named_and_training_goes_on(runs: dict[str, Run]) -> None:
+    run = runs["killed"]
+    assert run.finish()["x"] == toy.expected_state(40)
+    assert run.events() == ["start", "requeue", "start", "complete"]
+    first_line = next((run.dir / "slurm" / "logs").glob("*-failure.txt")).read_text().splitlines()[0]
+    assert re.match(r"FIRST FAILURE: rank 2 on node\d failed first, status 137", first_line)
+    # the restart continued from a checkpoint (every 5 steps) at or after the step of the fault
+    first_step = int((run.dir / "train" / "ranks-0.log").read_text().splitlines()[1].split()[-1])
+    assert first_step >= 21
+    assert first_step % 5 == 1
+    assert "1 restart" in run.status()
+
+
+def test_gives_up_without_progress_and_says_so(runs: dict[str, Run]) -> None:
+    run = runs["stuck"]
+    assert run.finish() == {}
+    assert run.events() == ["start", "requeue", "start", "requeue", "gave-up"]
+    assert run.state("train") == "FAILED"
+    assert run.state("export") == "CANCELLED"
+    status = run.status()
+    assert "gave up after 1 restarts without progress" in status
+    assert re.search(r"export +CANCELLED +never started: train \(job \d+\) failed: gave up", status)
+    errors = next((run.dir / "slurm" / "logs").glob("train-*-rank00003.err")).read_text()
+    assert "bad batch" in errors
+
+
+def test_failed_stage_cancels_what_follows(runs: dict[str, Run]) -> None:
+    run = runs["data-error"]
+    assert run.finish() == {}
+    assert run.starts("corpus") == 1  # an error with a message is not tried again
+    assert run.state("train") == run.state("export") == "CANCELLED"
+    assert re.search(r"export +CANCELLED +never started: corpus", run.status())
+
+
+def test_bad_node_is_left_out_after_a_restart(runs: dict[str, Run]) -> None:
+    run = runs["bad-node"]
+    assert run.finish()["x"] == toy.expected_state(40)
+    assert "excluded" in run.events()
+    bad = next(event.detail for event in jobs.history(run.dir) if event.event == "excluded")
+    hosts = (run.dir / "train" / "ranks-3.log").read_text().splitlines()
+    assert hosts[0].startswith(bad)
+    everywhere = [
+        (run.dir / "train" / f"ranks-{rank}.log").read_text().splitlines()[1].split()[0] for rank in range(4)
+    ]
+    assert bad not in everywhere
+
+
+def test_links_continue_each_other_where_requeue_is_forbidden(runs: dict[str, Run]) -> None:
+    run = runs["links"]
+    assert run.finish()["x"] == toy.expected_state(40)
+    assert run.events() == ["start", "next-link", "start", "complete", "start", "complete"]
+    assert run.state("train") == "FAILED"  # the first link
+    assert run.state("export") == "COMPLETED"
+    script = subprocess.run(
+        ["scontrol", "show", "job", str(run.job("train"))], capture_output=True, text=True, check=True
+    )
+    assert "Requeue=0" in script.stdout
+
+
+def test_wrong_partition_gives_slurms_message_and_ours(tmp_path: Path) -> None:
+    run = Run(tmp_path, "wrong")
+    with pytest.raises(ConfigError) as caught:
+        run.submit(site(train={"nodes": 2, "tasks_per_node": 2, "partition": "gpus"}))
+    text = str(caught.value)
+    assert "stage 'train'" in text
+    assert "invalid partition specified: gpus" in text.lower()
+    assert "partitions here: main" in text
+    # the corpus job that had been accepted is cancelled again, and nothing is on record
+    assert jobs.JobRecord.load(run.dir).jobs == []
+    assert (
+        "PENDING"
+        not in subprocess.run(
+            ["squeue", "-h", "-n", "wrong-corpus", "-o", "%T"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+
+
+def test_cancel_saves_and_stops_without_requeue(tmp_path: Path) -> None:
+    run = Run(tmp_path, "cancelled", train={"steps": 1000, "step_seconds": 0.1, "save_every": 10_000})
+    run.submit()
+    run.wait_for("start")
+    wait_until(lambda: _ranks(run, 1), 20, run.log)
+    with pytest.raises(ConfigError, match="another configuration"):
+        run.config["train"] = {"steps": 7}
+        run.submit()
+    jobs.cancel(run.dir, announce=run.lines.append)
+    assert run.finish(20) == {}
+    assert run.events() == ["start", "cancelled"]
+    saved = json.loads((run.dir / "train.partial" / "checkpoints" / "latest.json").read_text())
+    assert saved["iteration"] > 0
+    assert jobs.cancel(run.dir, announce=run.lines.append) == []
+
+
+def test_requeue_by_the_administrator_and_signal_to_the_step(tmp_path: Path) -> None:
+    run = Run(tmp_path, "signals", train={"steps": 120, "step_seconds": 0.1, "save_every": 10_000})
+    run.submit()
+    run.wait_for("start")
+    wait_until(lambda: _ranks(run, 1), 20, run.log)
+    job = str(run.job("train"))
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)  # reaches the ranks, not the batch script
+    run.wait_for("start", count=2)
+    wait_until(lambda: _ranks(run, 2), 20, run.log)
+    subprocess.run(["scontrol", "requeue", job], check=True)  # kills the script: nothing is saved
+    assert run.finish()["x"] == toy.expected_state(120)
+    assert run.events() == ["start", "requeue", "start", "ended", "start", "complete"]
+
+
+def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None:
+    """The ranks of a node outlive its slurmd; the requeued job must not find them writing beside it."""
+    train = {"steps": 160, "step_seconds": 0.1, "save_every": 10}
+    run = Run(tmp_path, "crash", train=train)
+    run.submit(
+        site(
+            train={"nodes": 2, "tasks_per_node": 2, "exclude_nodes": ["node[1-2]"]},
+            environment={"command": f"{sys.executable} {HERE / 'toy.py'}"},
+        )
+    )
+    run.wait_for("start")
+    first = wait_until(lambda: _ranks(run, 1), 20, run.log)
+    node, stale = first[2]  # a node that is not the one of the batch script
+    assert node != first[0][0]
+    try:
+        down(f"slurmd-{node}")
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+        run.wait_for("start", count=2)
+        second = wait_until(lambda: _ranks(run, 2), 40, run.log)
+        assert not Path(f"/proc/{stale}").exists()
+        assert node not in [host for host, _ in second]
+        assert run.finish(60)["x"] == toy.expected_state(160)
+    finally:
+        assert up(nodes=NODES) is None
+
+
+def test_time_limit_twice_gives_the_same_result(runs: dict[str, Run]) -> None:
+    run = runs["limit"]
+    assert run.finish(240)["x"] == toy.expected_state(60)
+    assert run.starts() >= 3
+    requeues = [event.detail for event in jobs.history(run.dir) if event.event == "requeue"]
+    assert requeues == ["stopped by USR1"] * (run.starts() - 1)
+
+
+def _ranks(run: Run, start: int) -> list[tuple[str, int]]:
+    """Host and process of every rank of the n-th start, once all four are there."""
+    found = []
+    for rank in range(4):
+        file = run.dir / "train.partial" / f"ranks-{rank}.log"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        if len(lines) < start:
+            return []
+        host, process, *_ = lines[start - 1].split()
+        found.append((host, int(process)))
+    return found

@@ -286,9 +286,42 @@ def convert_verify(
 
 
 @app.command()
+def submit(
+    config: ConfigArgument,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster", metavar="NAME|FILE", help="A file of configs/clusters by name, or any file by path."
+        ),
+    ],
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Submit an experiment to Slurm: each stage a job that waits for the one before.
+
+    `--set cluster.A.B=C` overrides the cluster file. `--dry-run` prints every sbatch script. Complete
+    stages are skipped, and what waits or runs already is never submitted twice.
+    """
+    from slurm.submit import submit as submit_jobs
+
+    submit_jobs(config, cluster, overrides or (), dry_run, announce=_say)
+
+
+@app.command()
+def cancel(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    now: Annotated[bool, typer.Option("--now", help="Do not let a running training save first.")] = False,
+) -> None:
+    """Stop all Slurm jobs of a run; a running training saves a checkpoint first."""
+    from slurm.jobs import cancel as cancel_jobs
+
+    cancel_jobs(run_dir, wait_seconds=0.0 if now else 90.0, announce=_say)
+
+
+@app.command()
 def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json: JsonOption = False) -> None:
-    """Show the stages of a run, the training step, loss, speed and time left."""
-    from experiment.status import read_status
+    """Show the stages of a run, its Slurm jobs, the training step, loss, speed and time left."""
+    from slurm.jobs import status as read_status
 
     found = read_status(run_dir)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.to_text())

@@ -30,7 +30,14 @@ from experiment.digest import ExternalDigests, sha256_json
 from experiment.errors import CheckpointError, ConfigError, TsugikiError
 from experiment.manifest import Manifest, describe_outputs, git_revision, versions
 from experiment.stage import StageContext, StageFunction, StageResult
-from experiment.tracking import MlflowTracker, NullTracker, RunStatus, TrackingConfig, open_run
+from experiment.tracking import (
+    MlflowTracker,
+    NullTracker,
+    RunStatus,
+    TrackingConfig,
+    job_tags,
+    open_run,
+)
 
 Action = Literal["skip", "run", "resume"]
 KEY_NAME = ".key.json"
@@ -320,6 +327,7 @@ class Graph:
             self._remember_run(stage.name, tracker.info.run_id)
             if stage.config is not None:
                 tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
+            tracker.set_tags(job_tags())
         return tracker
 
     def prepare(self, stage: Stage, *, force: bool = False) -> Path:

@@ -9,6 +9,7 @@ per interval: 1,000 points take 4 s batched and 90 s one by one.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,17 @@ class MlflowTracker:
     def reopen(self) -> None:
         """Mark an ended run as running again (resume, requeue)."""
         self._client.update_run(self._run_id, status="RUNNING")
+
+
+def job_tags() -> dict[str, str]:
+    """Tags that say which Slurm job works on a run; empty outside Slurm. A requeued job overwrites them."""
+    names = {
+        "slurm.job_id": "SLURM_JOB_ID", "slurm.restarts": "SLURM_RESTART_COUNT",
+        "slurm.nodes": "SLURM_JOB_NODELIST", "slurm.cluster": "SLURM_CLUSTER_NAME",
+    }  # fmt: skip
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    return {tag: os.environ.get(name, "0") for tag, name in names.items()}
 
 
 def attach(info: TrackingInfo | None) -> Tracker:

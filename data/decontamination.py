@@ -14,7 +14,6 @@ import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from data.config import DecontaminationConfig
+from data.hashing import SpanHasher
 from data.ledger import Ledger
 from data.streams import TruncatedInput, open_stream
 from experiment.config import expand_path
@@ -33,54 +33,12 @@ from experiment.errors import ConfigError, DataError
 
 _NOT_COMPARED = regex.compile(r"[^\p{L}\p{M}\p{Nd}]+")
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2^64
-_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 _EXCERPT_CHARACTERS = 120
 
 
 def comparable(text: str) -> str:
     """The characters that are compared."""
     return _NOT_COMPARED.sub("", unicodedata.normalize("NFKC", text).lower())
-
-
-def window_hashes(text: str, length: int) -> NDArray[np.uint64]:
-    """Polynomial hashes modulo 2^64 of all windows; shape [characters - length + 1].
-
-    With P[i] = sum of c_j B^j for j < i, a window's hash is (P[i + n] - P[i]) B^-i.
-    """
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    if len(codes) < length:
-        return np.empty(0, np.uint64)
-    # Mixing the code points keeps near values (a, b, c) from giving structured sums.
-    codes = (codes + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
-    powers, inverses = _powers(len(codes))
-    prefix = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(codes * powers, out=prefix[1:])
-    windows = (prefix[length:] - prefix[:-length]) * inverses[: len(codes) - length + 1]
-    return windows ^ (windows >> np.uint64(29))
-
-
-@lru_cache(maxsize=4)
-def _powers_of_two_size(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    ones = np.ones(size, np.uint64)
-    powers, inverses = ones * _BASE, ones * _INVERSE
-    powers[0] = inverses[0] = 1
-    return np.cumprod(powers, dtype=np.uint64), np.cumprod(inverses, dtype=np.uint64)
-
-
-def _powers(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    powers, inverses = _powers_of_two_size(1 << max(10, (count - 1).bit_length()))
-    return powers[:count], inverses[:count]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A document and the evaluation string it contains."""
-
-    document: str
-    evaluation_set: str
-    item: int
-    text: str
 
 
 class Contamination:
@@ -98,7 +56,7 @@ class Contamination:
         for position, (_, _, text) in enumerate(self.items):
             dense = 2 * len(_DENSE.findall(text)) > len(text)
             size = max(1, length // 2) if dense else length
-            windows = window_hashes(text, size)
+            windows = SpanHasher(text).windows(size)
             hashes.setdefault(size, []).append(windows)
             owners.setdefault(size, []).append(np.full(len(windows), position))
         self._tables: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
@@ -111,8 +69,9 @@ class Contamination:
     def find(self, text: str) -> tuple[str, int, str] | None:
         """Set, item number and matched characters of the first match, None when there is none."""
         plain = comparable(text)
+        hasher = SpanHasher(plain)
         for size, (known, owner) in self._tables.items():
-            windows = window_hashes(plain, size)
+            windows = hasher.windows(size)
             if not len(windows):
                 continue
             places = np.minimum(np.searchsorted(known, windows), len(known) - 1)

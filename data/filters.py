@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import regex
 from datatrove.data import Document
-from datatrove.pipeline.filters import (
-    FineWebQualityFilter,
-    GopherQualityFilter,
-    GopherRepetitionFilter,
-    URLFilter,
-)
-from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, URLFilter
 
 from data.language import LanguageFilter
 from data.ledger import DropWriter, Ledger
-from data.profiles import CharacterSection, LengthSection, Profile
+from data.profiles import LengthSection, Profile
+from data.repetition import CharacterNgramFilter, FastRepetitionFilter
 from data.segmentation import tokenizer_for
-
-_LETTER = regex.compile(r"\p{L}")
-_DIGIT = regex.compile(r"\p{Nd}")
-_SYMBOL = regex.compile(r"[^\p{L}\p{M}\p{Nd}\s]")
-_HIRAGANA = regex.compile(r"\p{Hiragana}")
-_KATAKANA = regex.compile(r"[\p{Katakana}ー]")
-_JAPANESE = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Han}ー々]")
-
-
-def _occurrences(pattern: regex.Pattern[str], text: str) -> int:
-    return len(pattern.findall(text))
-
-
-@cache
-def _script_pattern(scripts: tuple[str, ...]) -> regex.Pattern[str]:
-    classes = "".join(f"\\p{{{script}}}" for script in scripts)
-    return regex.compile(f"(?=\\p{{L}})[{classes}ー々]")
+from data.text_rules import (
+    BannedWordFilter,
+    CharacterFilter,
+    Cleaner,
+    DiversityFilter,
+    JapaneseFilter,
+    LengthFilter,
+    SentenceFilter,
+    StopWordFilter,
+)
 
 
 class BlockedUrlFilter(URLFilter):
@@ -54,68 +40,9 @@ class BlockedUrlFilter(URLFilter):
         return super().filter(document) if document.metadata.get("url") else True
 
 
-class LengthFilter(BaseFilter):
-    """Length in characters and letters."""
-
-    name = "length"
-
-    def __init__(self, section: LengthSection, writer: DropWriter) -> None:
-        super().__init__(writer)
-        self.section = section
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether the length is within the limits."""
-        section = self.section
-        length = len(doc.text)
-        if section.minimum_characters is not None and length < section.minimum_characters:
-            return False, "too_short"
-        if section.maximum_characters is not None and length > section.maximum_characters:
-            return False, "too_long"
-        if _occurrences(_LETTER, doc.text) < section.minimum_letters:
-            return False, "few_letters"
-        return True
-
-
-class CharacterFilter(BaseFilter):
-    """Shares of scripts, digits and symbols."""
-
-    name = "characters"
-
-    def __init__(self, section: CharacterSection, scripts: list[str], writer: DropWriter) -> None:
-        super().__init__(writer)
-        self.section = section
-        self.scripts = tuple(scripts)
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether the shares are within the limits."""
-        section, text = self.section, doc.text
-        if section.minimum_script_share is not None or section.minimum_script_letters is not None:
-            letters = _occurrences(_LETTER, text)
-            own = _occurrences(_script_pattern(self.scripts), text)
-            if own < (section.minimum_script_letters or 0):
-                return False, "few_script_letters"
-            if own < (section.minimum_script_share or 0) * letters or not letters:
-                return False, "other_script"
-        visible = sum(map(len, text.split())) or 1
-        limit = section.maximum_digit_share
-        if limit is not None and _occurrences(_DIGIT, text) / visible > limit:
-            return False, "digits"
-        limit = section.maximum_symbol_share
-        if limit is not None and _occurrences(_SYMBOL, text) / visible > limit:
-            return False, "symbols"
-        if section.minimum_hiragana_share is not None or section.maximum_katakana_share is not None:
-            japanese = _occurrences(_JAPANESE, text) or 1
-            if _occurrences(_HIRAGANA, text) / japanese < (section.minimum_hiragana_share or 0):
-                return False, "little_hiragana"
-            limit = section.maximum_katakana_share
-            if limit is not None and _occurrences(_KATAKANA, text) / japanese > limit:
-                return False, "much_katakana"
-        return True
-
-
 def build_filters(
     profile: Profile, ledger: Ledger, *, identify: bool, minimum_score: float | None, model: str | None
-) -> list[BaseFilter]:
+) -> list[PipelineStep]:
     """The steps of a profile, cheap ones first.
 
     Args:
@@ -127,7 +54,10 @@ def build_filters(
     """
     # Always there: the word rules divide by the number of words.
     length = profile.length or LengthSection(source="at least one letter")
-    steps: list[BaseFilter] = [LengthFilter(length, ledger.writer("length"))]
+    steps: list[PipelineStep] = []
+    if profile.cleaning is not None:
+        steps.append(Cleaner(profile.cleaning, ledger))
+    steps.append(LengthFilter(length, ledger.writer("length")))
     if identify and (section := profile.language_identification) is not None:
         own = section.minimum_share if model is None else section.minimum_probability
         steps.append(
@@ -138,10 +68,24 @@ def build_filters(
         )
     if profile.characters is not None:
         steps.append(CharacterFilter(profile.characters, profile.scripts, ledger.writer("characters")))
+    bounded = profile.segmentation == "words"
+    if profile.japanese is not None:
+        steps.append(JapaneseFilter(profile.japanese, ledger.writer("japanese")))
+    if profile.banned_words is not None:
+        steps.append(BannedWordFilter(profile.banned_words, bounded, ledger.writer("banned_words")))
+    if profile.stop_words is not None:
+        steps.append(StopWordFilter(profile.stop_words, bounded, ledger.writer("stop_words")))
+    if profile.diversity is not None:
+        steps.append(DiversityFilter(profile.diversity, ledger.writer("diversity")))
+    if profile.sentences is not None:
+        steps.append(SentenceFilter(profile.sentences, ledger.writer("sentences")))
+    if profile.character_ngrams is not None:
+        ngrams = CharacterNgramFilter(profile.character_ngrams, ledger.writer("character_ngrams"))
+        steps.append(ngrams)
     words = tokenizer_for(profile.segmentation)
     if (repetition := profile.repetition) is not None:
         steps.append(
-            GopherRepetitionFilter(
+            FastRepetitionFilter(
                 dup_line_frac=repetition.duplicate_line_share,
                 dup_para_frac=repetition.duplicate_paragraph_share,
                 dup_line_char_frac=repetition.duplicate_line_characters,
@@ -183,6 +127,3 @@ def build_filters(
             )
         )
     return steps
-
-
-__all__ = ["BlockedUrlFilter", "CharacterFilter", "LengthFilter", "build_filters"]

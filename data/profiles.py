@@ -130,6 +130,95 @@ class FinewebSection(RuleSection):
     """Most newlines per word."""
 
 
+class CharacterNgramSection(RuleSection):
+    """Repetition by character n-grams, as the Swallow corpus defines it."""
+
+    top: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_TOP_NGRAMS))
+    """Most occurrences of the most frequent n-gram among all occurrences, by n."""
+    duplicate: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_DUPLICATE_NGRAMS))
+    """Most different n-grams that occur more than once, by n."""
+
+
+class SentenceSection(RuleSection):
+    """Sentences and paragraphs, as the Swallow corpus defines them."""
+
+    duplicate_paragraphs: Share | None = None
+    """Most lines that repeat an earlier one, and ..."""
+    duplicate_paragraph_characters: Share | None = None
+    """... most characters in them."""
+    duplicate_sentences: Share | None = None
+    """Most sentences that repeat an earlier one, and ..."""
+    duplicate_sentence_characters: Share | None = None
+    """... most characters in them."""
+    minimum_mean_characters: float | None = None
+    """Least mean length of a sentence."""
+    maximum_mean_characters: float | None = None
+    """Most mean length of a sentence."""
+    maximum_characters: int | None = None
+    """Longest sentence."""
+    maximum_ellipsis_share: Share | None = None
+    """Most sentences that end in an ellipsis or a middle dot."""
+
+
+class JapaneseSection(RuleSection):
+    """Japanese letters (kana, kanji and punctuation), as the Swallow corpus counts them."""
+
+    minimum_letters: int | None = None
+    """Least Japanese letters."""
+    minimum_share: Share | None = None
+    """Least Japanese letters among all characters."""
+    minimum_hiragana: Share | None = None
+    """Least hiragana among Japanese letters."""
+    maximum_katakana: Share | None = None
+    """Most katakana among Japanese letters."""
+
+
+class DiversitySection(RuleSection):
+    """How much a document says for its length."""
+
+    minimum_unique_characters: Share | None = None
+    """Least different characters among all; falls with length, so only for short texts."""
+    unique_up_to_characters: int = 1000
+    """The share of different characters is taken over at most this many."""
+    minimum_entropy_bits: float | None = None
+    """Least entropy of the characters."""
+    minimum_compression: Share | None = None
+    """Least zlib-9 size divided by size in UTF-8."""
+    maximum_compression: float | None = None
+    """Most zlib-9 size divided by size in UTF-8."""
+
+
+class StopWordSection(RuleSection):
+    """Words any running text of the language has."""
+
+    words: list[str]
+    """The words; in languages without spaces they count wherever they occur."""
+    minimum_different: int | None = None
+    """Least different ones in a document."""
+    minimum_share: Share | None = None
+    """Least characters in them among letters and marks."""
+
+
+class BannedWordSection(RuleSection):
+    """Words of pages nobody wants."""
+
+    words: list[str]
+    """The words, found as they are written, in any case."""
+    maximum_share: Share = 0.05
+    """Most characters in them among letters and marks."""
+
+
+class CleaningSection(RuleSection):
+    """Changes of the text before the filters."""
+
+    punctuation_by_majority: bool = False
+    """Japanese: where `，．` are more than `、。`, write all of them as `、。`."""
+    footer_lines: int = 10
+    """How many of the last lines may be a footer."""
+    footer_phrases: list[str] = Field(default_factory=list)
+    """A line among the last ones with such a phrase ends the document, itself included."""
+
+
 class CharacterSection(RuleSection):
     """Shares of characters."""
 
@@ -141,10 +230,6 @@ class CharacterSection(RuleSection):
     """Most digits among the characters that are not spaces."""
     maximum_symbol_share: Share | None = None
     """Most characters that are neither letters, marks, digits nor spaces."""
-    minimum_hiragana_share: Share | None = None
-    """Japanese: least hiragana among Japanese letters."""
-    maximum_katakana_share: Share | None = None
-    """Japanese: most katakana among Japanese letters."""
 
 
 class Profile(StrictModel):
@@ -158,12 +243,26 @@ class Profile(StrictModel):
     """What a word is for the filters: see `data/segmentation.py`."""
     language_identification: LanguageSection | None = None
     """Language identification."""
+    cleaning: CleaningSection | None = None
+    """Changes of the text before the filters."""
     length: LengthSection | None = None
     """Length."""
     characters: CharacterSection | None = None
     """Character shares."""
+    japanese: JapaneseSection | None = None
+    """Japanese letters."""
+    banned_words: BannedWordSection | None = None
+    """Words of pages nobody wants."""
+    stop_words: StopWordSection | None = None
+    """Words any running text has."""
+    diversity: DiversitySection | None = None
+    """How much the document says for its length."""
+    sentences: SentenceSection | None = None
+    """Sentences and paragraphs."""
+    character_ngrams: CharacterNgramSection | None = None
+    """Repetition by character n-grams."""
     repetition: RepetitionSection | None = None
-    """Repetition within the document."""
+    """Repetition by word n-grams, lines and paragraphs."""
     fineweb: FinewebSection | None = None
     """Line structure."""
     gopher: GopherSection | None = None

@@ -34,7 +34,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover a range: steps of 1, 2, 2.5 or 5 times a power of ten.
 
     >>> nice_ticks(0.3, 4.2, 4)
-    [0.0, 2.0, 4.0, 6.0]
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
     if not high > low:
         high = low + (abs(low) or 1.0)
@@ -61,7 +61,6 @@ def line_chart(
     x_title: str,
     width: int = 640,
     height: int = 240,
-    y_range: tuple[float, float] | None = None,
 ) -> Markup:
     """A chart of lines over a common axis.
 
@@ -71,13 +70,12 @@ def line_chart(
         x_title: written under the axis.
         width: of the drawing's own coordinates; the page scales it.
         height: likewise.
-        y_range: range of the vertical axis, for charts to be compared; None is the range of the lines.
     """
     left, right, top, bottom = 44, 12, 10, 34
     drawn = [line for line in lines if line.points]
     xs = [x for line in drawn if not line.level for x, _ in line.points] or [0.0, 1.0]
     ys = [y for line in drawn for _, y in line.points if math.isfinite(y)] or [0.0, 1.0]
-    y_ticks = nice_ticks(*(y_range or (min(ys), max(ys))), count=4)
+    y_ticks = nice_ticks(min(ys), max(ys), 4)
     x_low, x_high = min(xs), max(xs)
     x_ticks = [tick for tick in nice_ticks(x_low, x_high, 5) if x_low <= tick <= x_high]
     x_span, y_span = (x_high - x_low) or 1.0, y_ticks[-1] - y_ticks[0]

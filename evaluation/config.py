@@ -15,7 +15,8 @@ class SampleConfig(StrictModel):
     heldout_prompts_per_language: int = Field(default=2, ge=0)
     """Prompts cut from the beginning of held-out documents, for languages that `prompts` does not name."""
     prompt_characters: int = Field(default=40, gt=0)
-    """Length of a prompt cut from a document; the document's own continuation is shown beside the models'."""
+    """Length of a prompt cut from a document, at most half of it; how the document really goes on is shown
+    beside what the models write."""
     maximum_new_tokens: int = Field(default=48, gt=0)
     """Tokens each model adds, in its own vocabulary, before it is stopped."""
     maximum_new_bytes: int = Field(default=200, gt=0)
@@ -82,5 +83,5 @@ class ReportConfig(StrictModel):
 
     title: str | None = None
     """Heading of the page; null is the name of the experiment."""
-    samples_per_language: int = Field(default=2, ge=0)
-    """Sample generations shown per language."""
+    samples_per_language: int = Field(default=1, ge=0)
+    """Sample generations shown per language; the others open on a click."""

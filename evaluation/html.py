@@ -13,6 +13,7 @@ from typing import Any
 from evaluation.style import STYLE
 
 MISSING = "–"
+MINUS = "−"
 
 
 class Markup(str):
@@ -30,10 +31,15 @@ def text(value: object) -> Markup:
     if isinstance(value, bool):
         return Markup("yes" if value else "no")
     if isinstance(value, int):
-        return Markup(f"{value:,}")
+        return number(value, ",")
     if isinstance(value, float):
-        return Markup(f"{value:,.4g}")
+        return number(value, ",.4g")
     return Markup(html.escape(str(value)))
+
+
+def number(value: float, form: str) -> Markup:
+    """A number in a format of :func:`format`, with a minus sign instead of a hyphen."""
+    return Markup(format(value, form).replace("-", MINUS))
 
 
 def tag(name: str, content: object = "", **attributes: object) -> Markup:

@@ -13,13 +13,13 @@ from evaluation.html import (
     badge,
     bar,
     details,
+    facts,
     join,
     legend,
     note,
     stacked,
     table,
     tag,
-    text,
 )
 from evaluation.languages import labelled
 
@@ -291,24 +291,18 @@ def _efficiency(tokenizers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Ma
 
 
 def _gates(gates: list[dict[str, Any]]) -> Markup:
-    """Checks the vocabulary had to pass, whatever their fields are called."""
-    rows = []
+    """Checks the vocabulary had to pass: verdict, number of cases, remarks."""
+    pairs = {}
     for gate in gates:
-        passed = next((gate[key] for key in ("passed", "ok", "pass") if key in gate), None)
-        name = gate.get("name") or gate.get("gate") or ""
-        rest = {
-            key: value
-            for key, value in gate.items()
-            if key not in ("passed", "ok", "pass", "name", "gate") and not isinstance(value, (dict, list))
-        }
-        verdict = badge(passed, {True: "passed", False: "failed", None: "measured"}[passed])
-        remark = join(
-            (join([tag("span", key, class_="small"), " ", text(value)]) for key, value in rest.items()), "; "
+        passed = None if gate.get("waived") else gate.get("passed")
+        verdict = (
+            "waived" if gate.get("waived") else {True: "passed", False: "failed", None: "measured"}[passed]
         )
-        rows.append([name, verdict, remark])
-    return table(
-        "Checks of the vocabulary",
-        [Column("check", numeric=False), Column("verdict", numeric=False), Column("measured", numeric=False)],
-        rows,
-        hide_caption=False,
-    )
+        remarks = [f"{gate['checked']:,} checked"] if gate.get("checked") is not None else []
+        if gate.get("failures"):
+            remarks.append(f"{gate['failures']:,} failed")
+        if gate.get("note"):
+            remarks.append(gate["note"])
+        name = str(gate.get("name", "")).replace("_", " ")
+        pairs[name] = join([badge(passed, verdict), " ", tag("span", ", ".join(remarks), class_="small")])
+    return join([tag("h3", "Checks of the vocabulary"), facts(pairs)])

@@ -18,6 +18,7 @@ from evaluation.html import (
     join,
     legend,
     note,
+    number,
     table,
     tag,
     text,
@@ -36,10 +37,10 @@ def headline(artefacts: Artefacts) -> tuple[Markup, Markup]:
         ordered = sorted(results["difference"], key=lambda item: _relative(results, item))
         for language in ordered[:3]:
             tiles.append(
-                (f"{_relative(results, language):+.0%}", f"bits per byte, {language_name(language)}")
+                (number(_relative(results, language), "+.0%"), f"bits per byte, {language_name(language)}")
             )
         if "en" in results["difference"] and "en" not in ordered[:3]:
-            tiles.append((f"{_relative(results, 'en'):+.1%}", "bits per byte, English"))
+            tiles.append((number(_relative(results, "en"), "+.1%"), "bits per byte, English"))
     if artefacts.tokenizer is not None and artefacts.tokenizer.get("added"):
         tiles.append((f"{artefacts.tokenizer['added']:,}", "new pieces in the vocabulary"))
     if artefacts.mixture is not None:
@@ -97,7 +98,7 @@ def quality_section(artefacts: Artefacts) -> Section:
                 f"{before:.3f}",
                 f"{after:.3f}",
                 _difference(difference),
-                tag("span", f"{relative:+.1%}", class_=_direction(relative)),
+                tag("span", number(relative, "+.1%"), class_=_direction(relative)),
                 f"{base['tokens'][language]:,} → {result['tokens'][language]:,}",
                 results["documents"][language],
             ]
@@ -144,11 +145,12 @@ def quality_section(artefacts: Artefacts) -> Section:
 
 
 def _difference(difference: Mapping[str, Any]) -> Markup:
-    shown = text(f"{difference['bits_per_byte']:+.3f}")
+    shown = number(difference["bits_per_byte"], "+.3f")
     interval = difference["interval"]
     if interval is None:
         return shown
-    return join([shown, " ", tag("span", f"[{interval[0]:+.3f}, {interval[1]:+.3f}]", class_="small")])
+    bounds = Markup(", ".join(number(bound, "+.3f") for bound in interval))
+    return join([shown, " ", tag("span", Markup(f"[{bounds}]"), class_="small")])
 
 
 def _direction(relative: float) -> str | None:
@@ -237,25 +239,44 @@ def samples_section(artefacts: Artefacts, per_language: int) -> Section:
             "Samples",
             note("No evaluate/samples.jsonl: the models were not asked to write.", "missing"),
         )
-    shown: dict[str, list[dict[str, Any]]] = {}
+    by_language: dict[str, list[Markup]] = {}
     for sample in artefacts.samples:
-        shown.setdefault(sample["language"], []).append(sample)
-    blocks: list[Markup] = [
-        tag("p", "The most likely continuation of the same prompt by each model (greedy, not chosen).")
-    ]
-    for language, samples in shown.items():
-        blocks.append(tag("h3", language_name(language)))
-        for sample in samples[:per_language]:
-            written = [("base", sample["base"]), ("result", sample["result"])]
-            if sample.get("reference"):
-                written.append(("document", sample["reference"]))
-            rows = join(
-                join([tag("dt", name), tag("dd", value, lang=language, dir="auto")])
-                for name, value in written
-            )
-            prompt = tag("div", f"{sample['prompt']} …", class_="prompt", lang=language, dir="auto")
-            blocks.append(tag("div", join([prompt, tag("dl", rows)]), class_="sample"))
-    return Section("samples", "Samples", join(blocks))
+        by_language.setdefault(sample["language"], []).append(_sample(sample))
+    shown = [block for blocks in by_language.values() for block in blocks[:per_language]]
+    rest = [block for blocks in by_language.values() for block in blocks[per_language:]]
+    introduction = "The most likely continuation of the same prompt by each model (greedy, not chosen)."
+    return Section(
+        "samples",
+        "Samples",
+        join(
+            [
+                tag("p", introduction),
+                *shown,
+                details(f"{len(rest)} more samples", join(rest)) if rest else "",
+            ]
+        ),
+    )
+
+
+def _sample(sample: Mapping[str, Any]) -> Markup:
+    """A prompt and what each model made of it."""
+    language: str = sample["language"]
+    written = [(name, sample[name]) for name in ("base", "result")]
+    if sample.get("reference"):
+        written.append(("document", sample["reference"]))
+    prompt = tag("b", f"{sample['prompt']} …", lang=language, dir="auto")
+    nothing = tag("span", "nothing: the end of the text", class_="nothing")
+    rows = join(
+        join(
+            [
+                tag("dt", name),
+                tag("dd", value, lang=language, dir="auto") if value.strip() else tag("dd", nothing),
+            ]
+        )
+        for name, value in written
+    )
+    head = join([tag("dt", language_name(language)), tag("dd", prompt)])
+    return tag("div", tag("dl", join([head, rows])), class_="sample")
 
 
 def export_section(artefacts: Artefacts) -> Section:
@@ -265,7 +286,7 @@ def export_section(artefacts: Artefacts) -> Section:
         return Section(
             "export", "Export", note("No export/verify.json: the exported model was not verified.", "missing")
         )
-    passed = next((checked[key] for key in ("passed", "ok", "agrees") if key in checked), None)
+    passed = _within_tolerance(artefacts, checked)
     verdict = {True: "verified", False: "does not agree", None: "measured"}[passed]
     pairs = dict(_flattened(checked))
     return Section(
@@ -286,6 +307,14 @@ def export_section(artefacts: Artefacts) -> Section:
             ]
         ),
     )
+
+
+def _within_tolerance(artefacts: Artefacts, checked: Mapping[str, Any]) -> bool | None:
+    """Whether the logits agree as well as the configuration asks; None when that is not known."""
+    difference = checked.get("logits", {}).get("max_difference")
+    manifest = artefacts.manifests.get("export")
+    tolerance = None if manifest is None else (manifest.config or {}).get("verify_tolerance")
+    return None if difference is None or tolerance is None else difference <= tolerance
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -43,8 +43,8 @@ def _training_facts(artefacts: Artefacts) -> Markup:
         parallel = config.get("parallel") or {}
         layout = " × ".join(
             f"{name} {parallel[name]}"
-            for name in ("tensor", "pipeline", "context", "expert", "data")
-            if parallel.get(name)
+            for name in ("tensor", "pipeline", "context", "data")
+            if (parallel.get(name) or 1) > 1
         )
         if layout:
             pairs["parallel layout"] = layout
@@ -60,9 +60,6 @@ def _training_facts(artefacts: Artefacts) -> Markup:
 def _validation(artefacts: Artefacts, languages: list[str], axis: str) -> Markup:
     curves = {name: artefacts.series(f"validation/bits_per_byte/{name}") for name in languages}
     before = {} if artefacts.results is None else artefacts.results["base"]["bits_per_byte"]
-    heights = [value for points in curves.values() for _, value in points]
-    heights += [before[name] for name in languages if name in before]
-    span = (min(heights), max(heights))
     figures = []
     for name, points in curves.items():
         lines = [Line(f"{language_name(name)} during training", thin(points), "r")]
@@ -77,7 +74,7 @@ def _validation(artefacts: Artefacts, languages: list[str], axis: str) -> Markup
             ]
         )
         label = f"Bits per byte on held-out {language_name(name)}: {points[0][1]:.3f} to {points[-1][1]:.3f}"
-        chart = line_chart(label, lines, x_title=axis, width=330, height=180, y_range=span)
+        chart = line_chart(label, lines, x_title=axis, width=330, height=180)
         figures.append(tag("figure", join([tag("figcaption", caption), chart])))
     rows = [
         [labelled(name), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}", len(points)]

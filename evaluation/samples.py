@@ -12,6 +12,8 @@ from evaluation.language_model import LanguageModel
 
 CONFIGURED = "configuration"
 HELDOUT = "held-out document"
+_SHORTEST = 20
+"""Characters of a document that a prompt is cut from."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,10 @@ def choose_prompts(
         if language in configured:
             prompts.extend(Prompt(language, text, CONFIGURED) for text in configured[language])
             continue
-        # A document shorter than two prompts leaves nothing to continue.
-        long_enough = [
-            document for document in documents[language] if len(document.text) >= 2 * config.prompt_characters
-        ]
+        long_enough = [document for document in documents[language] if len(document.text) >= _SHORTEST]
         for document in long_enough[: config.heldout_prompts_per_language]:
-            text, rest = _cut(document.text, config.prompt_characters)
+            # Of a short document at least half is left to continue.
+            text, rest = _cut(document.text, min(config.prompt_characters, len(document.text) // 2))
             prompts.append(Prompt(language, text, HELDOUT, clip(rest, config.maximum_new_bytes)))
     return prompts
 

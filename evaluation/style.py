@@ -28,17 +28,18 @@ section{padding:30px 0 6px;scroll-margin-top:40px}
 table{border-collapse:collapse;width:100%;font-size:14px}
 caption{text-align:left;color:var(--soft);padding-bottom:4px}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:baseline;
+th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:middle;
 font-weight:400}
 thead th{color:var(--soft);font-size:12.5px;line-height:1.3;border-bottom-color:var(--soft);
 vertical-align:bottom}
 tbody th{font-weight:600;white-space:nowrap}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:0}
-.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.number{text-align:right;font-variant-numeric:tabular-nums}
+tbody .number{white-space:nowrap}
 .code{color:var(--soft);font-weight:400;margin-left:6px;font-size:12.5px}
 .small{color:var(--soft);font-size:12.5px}
-.bar{display:block;position:relative;height:11px;min-width:150px;background:var(--panel);border-radius:2px}
+.bar{display:block;position:relative;height:11px;min-width:130px;background:var(--panel);border-radius:2px}
 .bar+.bar{margin-top:3px}
 .bar i{position:absolute;left:0;top:0;bottom:0}
 .fill{border-radius:2px}.fill.base{background:var(--base)}.fill.result{background:var(--result)}
@@ -88,10 +89,10 @@ svg .d1{fill:var(--c1)}svg .d2{fill:var(--c2)}svg .d3{fill:var(--c3)}svg .d4{fil
 svg .d5{fill:var(--c5)}svg .d6{fill:var(--c6)}svg .d7{fill:var(--c7)}svg .d8{fill:var(--c8)}
 svg .db{fill:var(--base)}svg .dr{fill:var(--result)}
 .sample{border-top:1px solid var(--line);padding:10px 0 4px}
-.sample .prompt{font-weight:600}
-.sample dl{display:grid;grid-template-columns:84px 1fr;gap:3px 12px;margin:6px 0 0}
+.sample dl{display:grid;grid-template-columns:92px 1fr;gap:3px 12px;margin:0}
 .sample dt{color:var(--soft);font-size:13px}
 .sample dd{margin:0;overflow-wrap:anywhere}
+.nothing{color:var(--soft);font-style:italic}
 footer{max-width:1040px;margin:20px auto 40px;padding:0 24px;color:var(--soft);font-size:13px}
 @media print{nav{display:none}section{break-inside:avoid-page}}
 """

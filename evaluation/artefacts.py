@@ -28,6 +28,7 @@ class Artefacts:
         verification: ``export/verify.json``.
         results: ``evaluate/results.json``.
         samples: lines of ``evaluate/samples.jsonl``.
+        documents: lines of ``evaluate/documents.jsonl``: the score of each document.
         model: ``train/model.json``.
         pieces: rows of ``tokenizer/pieces.tsv``: id, piece, score, base_ids.
         manifests: manifests of the stages.
@@ -41,6 +42,7 @@ class Artefacts:
     verification: dict[str, Any] | None
     results: dict[str, Any] | None
     samples: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
     model: dict[str, Any] | None
     pieces: list[dict[str, str]]
     manifests: dict[str, Manifest] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Artefacts:
             verification=_document(path("export", "verify.json")),
             results=_document(path("evaluate", "results.json")),
             samples=list(_lines(path("evaluate", "samples.jsonl"))),
+            documents=list(_lines(path("evaluate", "documents.jsonl"))),
             model=_document(path("train", "model.json")),
             pieces=_pieces(path("tokenizer", "pieces.tsv")),
             manifests=manifests,

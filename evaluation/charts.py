@@ -48,6 +48,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def short(value: float) -> str:
     """A number for an axis: 1,500,000 as 1.5M."""
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.4g}{suffix}"

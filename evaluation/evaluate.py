@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from experiment.stage import StageContext, StageResult
 MODELS = ("base", "result")
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.jsonl"
+DOCUMENTS_NAME = "documents.jsonl"
 MARKDOWN_NAME = "results.md"
 
 
@@ -40,7 +42,8 @@ def run(
 ) -> StageResult:
     """Measure the base and the exported model on the corpus' held-out documents.
 
-    Writes ``results.json``, ``results.md`` and ``samples.jsonl``.
+    Writes ``results.json``, ``results.md``, ``samples.jsonl`` and ``documents.jsonl`` (the scores of each
+    document, from which runs are compared pairwise).
 
     Args:
         config: the evaluate section.
@@ -98,9 +101,8 @@ def run(
     (output_dir / RESULTS_NAME).write_text(
         json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (output_dir / SAMPLES_NAME).write_text(
-        "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
-    )
+    _write_lines(output_dir / SAMPLES_NAME, samples)
+    _write_lines(output_dir / DOCUMENTS_NAME, _document_records(documents, measured))
     (output_dir / MARKDOWN_NAME).write_text(markdown(results, context.experiment_name), encoding="utf-8")
     return StageResult(
         counts={
@@ -116,6 +118,27 @@ def run(
         artifacts=(RESULTS_NAME, MARKDOWN_NAME, SAMPLES_NAME),
         summary=_summary(results),
     )
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _document_records(
+    documents: Mapping[str, Sequence[Document]], measured: Mapping[str, _Measured]
+) -> Iterator[dict[str, Any]]:
+    for language, items in documents.items():
+        for position, document in enumerate(items):
+            record: dict[str, Any] = {
+                "language": language,
+                "id": document.identifier,
+                "bytes": document.bytes,
+            }
+            for name in MODELS:
+                score = measured[name].scores[language][position]
+                record[name] = {"nats": score.nats, "tokens": score.tokens}
+            yield record
 
 
 def _set_documents(
@@ -182,6 +205,7 @@ def _results(
         },
         "documents": {language: len(items) for language, items in documents.items()},
         "bytes": {language: sum(item.bytes for item in items) for language, items in documents.items()},
+        "text_sha256": {language: _digest(items) for language, items in documents.items()},
     }
     base_scores = measured["base"].scores
     for name in MODELS:
@@ -228,6 +252,14 @@ def _results(
         for name, entry in config.perplexity_sets.items()
     }
     return results
+
+
+def _digest(documents: Sequence[Document]) -> str:
+    """Tells whether two runs were measured on the same text."""
+    total = hashlib.sha256()
+    for document in documents:
+        total.update(hashlib.sha256(document.text.encode()).digest())
+    return total.hexdigest()
 
 
 def _with_tokens_of(scores: Sequence[Score], other: Sequence[Score]) -> list[Score]:

@@ -160,9 +160,9 @@ def note(content: object, kind: str = "note") -> Markup:
     return tag("p", content, class_=kind)
 
 
-def details(summary: str, content: object) -> Markup:
+def details(summary: str, content: object, *, opened: bool = False) -> Markup:
     """Content behind a line that opens it."""
-    return tag("details", join([tag("summary", summary), text(content)]))
+    return tag("details", join([tag("summary", summary), text(content)]), open="" if opened else None)
 
 
 def facts(pairs: Mapping[str, Any]) -> Markup:

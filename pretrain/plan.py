@@ -165,7 +165,7 @@ class Plan:
             lines += ["", "  layouts that fit, best first:"]
             lines += [f"    {item.to_text()}" for item in self.proposals]
         elif not self.fits:
-            lines.append("  no layout of up to 256 times as many GPUs fits")
+            lines.append("  no layout fits, nor would one on up to 128 times as many GPUs")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -140,11 +140,11 @@ def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machi
 def proposals(
     spec: ModelSpec, train: TrainConfig, world_size: int, machine: Machine, kernels: Kernels, limit: int = 5
 ) -> list[Proposal]:
-    """Layouts that fit, best first: on as many GPUs as asked for, or on the fewest doublings that do."""
-    for doubling in range(9):
+    """Layouts that fit, best first: on as many GPUs as asked for, else on the next power of two that does."""
+    larger = [1 << (world_size.bit_length() + doubling) for doubling in range(8)]
+    for world in (world_size, *larger):
         found = [
             Proposal(candidate, world, memory, relative_time(spec, candidate, data, machine))
-            for world in [world_size << doubling]
             for candidate, data in _candidates(spec, train, world)
             if not layout_problems(spec, candidate, data)
             and max(memory := [item.total for item in memory_per_stage(spec, candidate, data, kernels)])

@@ -25,7 +25,7 @@ class StageMemory:
         optimizer: fp32 copy of the weights (not for fp32 training) and two moments.
         activations: what the backward pass needs of the micro-batches in flight.
         logits: output scores in fp32 and their gradient; last stage only.
-        workspace: gradients inside one layer while it is walked backwards.
+        workspace: what one layer recomputes, and gradients inside it, while it is walked backwards.
     """
 
     parameters: int
@@ -128,16 +128,16 @@ def _layer_activations(spec: ModelSpec, train: TrainConfig, kernels: Kernels) ->
     else:
         attention = mixed + q + k + q  # v is a view into qkv; q and k are copied when rotated
     feed_forward = (3 if kernels.fused_swiglu else 5) * f * e / t
-    angles = 0.0 if kernels.grouped_attention else 4 * spec.head_dim * e / train.micro_batch
-    everything = stream + attention * e / t + log_sums + angles + feed_forward
+    everything = stream + attention * e / t + log_sums + feed_forward
     if train.recompute == "full":
         return _Layer(h * e / between, everything)
     if train.recompute == "selective":
-        # Core attention runs again: its log-sums and repeated heads go, its inputs and output stay.
-        inputs = attention if kernels.grouped_attention else mixed + q + k + q
+        # Rotation and core attention run again from q, k, v, which are views into qkv (q is copied out of
+        # it where groups are interleaved); the output stays as the input of the next product.
+        inputs = mixed + q + (q if spec.queries_per_group > 1 and not kernels.grouped_attention else 0)
         return _Layer(
-            stream + inputs * e / t + angles + feed_forward,
-            log_sums + max(0, attention - inputs) * e / t,
+            stream + inputs * e / t + feed_forward,
+            log_sums + (q + 2 * k if kernels.grouped_attention else 3 * q) * e / t,
         )
     return _Layer(everything, 0.0)
 
@@ -172,10 +172,12 @@ def stage_memory(
     micro_batches = max(1, train.global_batch // (train.micro_batch * data))
     layer = _layer_activations(spec, train, kernels)
     in_flight = layers_in_flight(parallel, stage, spec.layers, micro_batches)
-    activations = tokens * (layer.kept * in_flight + layer.recomputed)
+    # Sines and cosines of the positions are shared by all layers, and made again by recomputation.
+    angles = spec.head_dim * e / train.micro_batch if train.recompute == "none" else 0.0
+    activations = tokens * (layer.kept * in_flight + angles)
     # Gradients of the inner activation, of its factors and of fc1's output, and of the layer's input.
     between = t if parallel.sequence else 1
-    workspace = tokens * e * (5 * spec.ffn_size / t + 2 * spec.hidden_size / between)
+    workspace = tokens * (layer.recomputed + e * (5 * spec.ffn_size / t + 2 * spec.hidden_size / between))
     logits = 0
     if stage == parallel.pipeline - 1:
         norm = spec.hidden_size * e if kernels.fused_norm else 8 * spec.hidden_size

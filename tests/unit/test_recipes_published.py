@@ -1,0 +1,186 @@
+"""Recipes against what was published, written down here once more, and through the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import ExperimentConfig, load_experiment
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+STEP = 1024 * 4096
+
+# Swallow: scripts/abci of rioyokotalab/Megatron-Llama2. GPUs, data, tensor, pipeline, learning rate, minimum.
+SWALLOW = {
+    "swallow-7b": (16, 4, 2, 2, 1e-4, 3.3e-6),
+    "swallow-13b": (64, 8, 2, 4, 1e-4, 3.3e-6),
+    "swallow-70b": (256, 4, 8, 8, 5e-5, 1.6e-6),
+}
+# BiLLa: train_codes/*_args.py of Neutralzz/BiLLa. GPUs, sequences per GPU, learning rate, steps.
+BILLA = {
+    "billa-7b-stage1": (8, 20, 3e-5, 100_000),
+    "billa-7b-stage2": (8, 20, 2e-5, 20_000),
+    "billa-7b-stage3": (2, 24, 2e-5, 20_000),
+}
+
+
+def recipe(name: str) -> ExperimentConfig:
+    return load_experiment(ROOT / "configs" / "recipes" / f"{name}.yaml").config
+
+
+def test_every_system_has_its_recipe() -> None:
+    names = {path.stem for path in RECIPES}
+    swallow = {*SWALLOW, *(f"{name}-nve" for name in SWALLOW), "swallow-7b-plus"}
+    others = {"seallm-7b-v2", "seallm-7b-v2.5", *BILLA, "sus-chat-34b", "llama3-8b-ja", "mistral-7b-sea"}
+    assert names == swallow | others
+    for path in RECIPES:
+        assert recipe(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize("name", SWALLOW)
+def test_swallow(name: str) -> None:
+    gpus, data, tensor, pipeline, peak, minimum = SWALLOW[name]
+    config = recipe(name)
+    train = config.train
+    parallel = train.parallel
+    assert (parallel.data, parallel.tensor, parallel.pipeline) == (data, tensor, pipeline)
+    assert parallel.model_processes * data == gpus
+    assert parallel.sequence
+    assert (train.optimizer.learning_rate, train.optimizer.minimum_learning_rate) == (peak, minimum)
+    assert (train.sequence_length, train.global_batch, train.micro_batch) == (4096, 1024, 1)
+    assert (train.optimizer.weight_decay, train.optimizer.clip_grad_norm) == (0.1, 1.0)
+    assert train.optimizer.betas == (0.9, 0.95)
+    assert train.optimizer.distributed
+    assert (train.schedule.kind, train.schedule.warmup_tokens) == ("cosine", 1000 * STEP)
+    assert (train.precision, train.recompute) == ("bf16", "selective")
+    assert config.tokens.mixture.total_tokens == 25_000 * STEP
+    extend = config.tokenizer.extend
+    assert extend is not None
+    assert (extend.size, extend.multiple_of, extend.normalize) == (11_176, 8, "nfkc")
+    assert extend.languages == {"ja": 1.0}
+    assert config.graft.init == "mean"
+    splits = 10_605_477_142 + 10_464_907_226 + 12_465_407_213 + 16_446_568_076 + 38_345_096_470
+    _check_swallow_mixture(config, splits, 1_672_543_873)
+
+
+def _check_swallow_mixture(config: ExperimentConfig, web: int, wiki: int) -> None:
+    weights = config.tokens.mixture.weights
+    assert isinstance(weights, dict)
+    assert weights == {"ja-web": web, "ja-wiki": wiki, "en-arxiv": 5e9, "en-refinedweb": 5e9}
+    assert web + wiki == pytest.approx(90e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SWALLOW)
+def test_swallow_without_extension_differs_in_vocabulary_and_token_counts_only(name: str) -> None:
+    extended, plain = recipe(name), recipe(f"{name}-nve")
+    assert plain.tokenizer.extend is None
+    splits = 10_414_138_710 + 10_310_340_698 + 12_327_844_508 + 16_269_817_007 + 38_018_807_005
+    _check_swallow_mixture(plain, splits, 2_659_052_072)
+    assert plain.train == extended.train
+    assert plain.base == extended.base
+    assert plain.corpus == extended.corpus
+    assert plain.tokens.mixture.total_tokens == extended.tokens.mixture.total_tokens
+
+
+def test_swallow_plus_is_twice_the_training() -> None:
+    plus, plain = recipe("swallow-7b-plus"), recipe("swallow-7b")
+    assert plus.tokens.mixture.total_tokens == 2 * plain.tokens.mixture.total_tokens
+    assert plus.train == plain.train
+
+
+@pytest.mark.parametrize("name", BILLA)
+def test_billa(name: str) -> None:
+    gpus, per_gpu, peak, steps = BILLA[name]
+    config = recipe(name)
+    train = config.train
+    assert train.global_batch == gpus * per_gpu
+    assert train.parallel.model_processes == 1
+    assert train.sequence_length == 1024
+    assert train.optimizer.learning_rate == peak
+    assert train.optimizer.minimum_learning_rate == pytest.approx(peak / 10)
+    assert (train.optimizer.weight_decay, train.optimizer.clip_grad_norm) == (0.1, 2.0)
+    assert train.optimizer.betas == (0.9, 0.95)
+    assert train.schedule.warmup_tokens == 2000 * train.global_batch * 1024
+    assert config.tokens.mixture.total_tokens == steps * train.global_batch * 1024
+    assert train.recompute == "full"
+
+
+def test_billa_mixtures() -> None:
+    first, second, third = (recipe(name) for name in BILLA)
+    assert first.tokens.mixture.weights == {"wudao": 4, "pile": 4, "wmt": 2}
+    weights = second.tokens.mixture.weights
+    assert isinstance(weights, dict)
+    tasks = {source.name for source in second.corpus.sources if source.kind == "instruction"}
+    # Task data one to one with text.
+    assert sum(weights[name] for name in tasks) == sum(weights[name] for name in weights.keys() - tasks) == 10
+    assert third.tokens.mixture.weights is None
+    assert {source.name: source.weight for source in third.corpus.sources} == {
+        "code-alpaca-en": 1, "cot-en": 2, "leet-code-zh": 1, "mwp-en": 1, "mwp-zh": 1, "others": 6,
+    }  # fmt: skip
+    assert first.tokenizer.extend is not None
+    assert first.tokenizer.extend.size == 46_943 - 32_000
+    assert second.tokenizer.extend is None
+    assert second.base.path == "runs/billa-7b-stage1/export"
+    assert third.base.path == "runs/billa-7b-stage2/export"
+
+
+def test_seallm() -> None:
+    second = recipe("seallm-7b-v2")
+    assert second.base.architecture == "configs/models/mistral-7b-v0.1.json"
+    assert second.tokenizer.extend is not None
+    assert 32_000 + second.tokenizer.extend.size == 48_384  # vocab_size of SeaLLM-7B-v2's config.json
+    languages = {source.language for source in second.corpus.sources}
+    assert languages == {"en", "zh", "vi", "id", "th", "ms", "km", "lo", "my", "tl"}
+    newer = recipe("seallm-7b-v2.5")
+    assert newer.base.architecture == "configs/models/gemma-7b.json"
+    assert newer.tokenizer.extend is None
+
+
+def test_sus_chat() -> None:
+    config = recipe("sus-chat-34b")
+    assert config.base.architecture == "configs/models/sus-chat-34b.json"
+    assert config.tokenizer.extend is None
+    assert config.tokens.mixture.total_tokens == 1_400_000_000
+    assert config.train.sequence_length == 8192
+    assert not config.train.reset_attention_mask
+    assert {source.kind for source in config.corpus.sources} == {"instruction"}
+
+
+def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `tsugiki run RECIPE --dry-run` does, in one process."""
+    from typer.testing import CliRunner
+
+    import tsugiki
+
+    monkeypatch.chdir(ROOT)
+    for path in RECIPES:
+        done: Any = CliRunner().invoke(tsugiki.app, ["run", str(path), "--dry-run"])
+        assert done.exit_code == 0, (path.name, done.output, done.exception)
+        assert "is valid" in done.output
+
+
+def test_every_recipe_plans_and_fits_a_large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    import tsugiki
+
+    monkeypatch.chdir(ROOT)
+    for path in RECIPES:
+        done = CliRunner().invoke(tsugiki.app, ["plan", str(path), "--json", "--gpu", "h100"])
+        assert done.exit_code == 0, (path.name, done.output, done.exception)
+        assert json.loads(done.stdout)["fits"] is True, path.name
+
+
+def test_a_recipe_dry_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "tsugiki.py", "run", "configs/recipes/swallow-7b.yaml", "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -23,10 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+_WIDE = {"num_hidden_layers": 32, "num_attention_heads": 32}
 SHAPES = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
-}  # fmt: skip
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, **_WIDE},
+    "1b": {"hidden_size": 2048, "intermediate_size": 5632, **_WIDE, "num_hidden_layers": 22},
+}
 
 
 def write_model(directory: Path, shape: str) -> int:

@@ -1,7 +1,7 @@
 """The conversion as commands: import, export, verify.
 
 Results appear under their final name only when they are whole: work goes on in a sibling
-``NAME.partial``.
+``NAME.partial``. After an interruption the same command continues there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from experiment.errors import ConfigError
 from pretrain.convert_config import ExportConfig, GraftConfig
+from pretrain.journal import JOURNAL_NAME
 
 
 def import_checkpoint(
@@ -184,8 +185,9 @@ def _whole_or_nothing(output_dir: Path, overwrite: bool) -> Iterator[Path]:
             fix="choose another one, or say --overwrite",
         )
     target = output_dir.with_name(output_dir.name + ".partial")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    if not (target / JOURNAL_NAME).is_file():
+        shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
     yield target
     if output_dir.exists():
         shutil.rmtree(output_dir)

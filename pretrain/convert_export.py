@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from experiment.errors import CheckpointError, ConfigError, DataError
 from pretrain.convert_config import WeightDtype
-from pretrain.convert_import import CHECKPOINT_NAME, DTYPES_KEY, HF_CONFIG_NAME
+from pretrain.convert_import import (
+    CHECKPOINT_NAME,
+    DTYPES_KEY,
+    HF_CONFIG_NAME,
+    for_each,
+    require_space,
+    row_blocks,
+)
 from pretrain.dist_files import CONFIG_NAME, METADATA_NAME, DistReader
-from pretrain.hf_files import HfWriter, byte_progress, dtype_name, torch_dtype, write_json
+from pretrain.hf_files import HfWriter, dtype_name, torch_dtype, write_json
+from pretrain.journal import Journal, file_states
 from pretrain.new_rows import tokenizer_size
+from pretrain.raw_files import byte_progress, copy_range
 from pretrain.spec import SPEC_NAME, ModelSpec
 from pretrain.weights import Weight, hf_tensors, split, weight_table
 
@@ -30,7 +39,16 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _CARRIED_FROM_BASE = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
-_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows ``start:stop`` of a weight in one layer: what is converted, or compared, at a time."""
+
+    weight: Weight
+    layer: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -155,31 +173,34 @@ def write_export(
         for name in weight.names(layer)
     }
     planned = [(name, shape, model.dtype_of(name, dtype) or stored[name]) for name, shape in hf_tensors(spec)]
+    journal = Journal(output_dir, _request(model, planned, shard_bytes))
     writer = HfWriter(output_dir, planned, shard_bytes)
-    free = shutil.disk_usage(output_dir).free
-    if writer.total_bytes > free:
-        raise EnvironmentError_(
-            "not enough disk space for the exported model",
-            where=output_dir,
-            got=f"{free / 1e9:.1f} GB free",
-            expected=f"{writer.total_bytes / 1e9:.1f} GB",
-            fix="free space, or export to another disk",
-        )
-    with writer, byte_progress("export", writer.total_bytes) as advance, ThreadPoolExecutor(workers) as pool:
+    require_space(output_dir, writer.total_bytes)
+    try:
+        with (
+            writer,
+            byte_progress("export", writer.total_bytes) as advance,
+            ThreadPoolExecutor(workers) as pool,
+        ):
 
-        def convert(unit: tuple[Weight, int, int, int]) -> None:
-            weight, layer, start, stop = unit
-            for name, tensor in read_parts(reader, spec, weight, layer, start, stop):
-                advance(writer.write(name, tensor, start))
+            def convert(numbered: tuple[int, Unit]) -> None:
+                number, unit = numbered
+                if str(number) not in journal.done:
+                    _write_unit(reader, spec, unit, writer)
+                    journal.record(str(number))
+                advance(unit_bytes(unit, spec, writer))
 
-        for _ in pool.map(convert, units(spec)):
-            pass
+            for_each(pool, convert, enumerate(units(spec)))
+    except BaseException:
+        journal.close()
+        raise
     reader.close()
     writer.write_index()
     most = max((str(dtype) for _, _, dtype in planned), key=[dtype for _, _, dtype in planned].count)
     write_json(output_dir / "config.json", exported_config(model, most))
     _write_generation_config(output_dir, model.hf_config, base_dir)
     _copy_tokenizer(output_dir, tokenizer_dir, base_dir)
+    journal.finish()
     return {
         "parameters": spec.parameters,
         "vocabulary_size": spec.vocabulary_size,
@@ -189,15 +210,60 @@ def write_export(
     }
 
 
-def units(spec: ModelSpec) -> list[tuple[Weight, int, int, int]]:
-    """(weight, layer, start, stop) of everything to convert; vocabulary matrices in blocks of rows."""
-    result: list[tuple[Weight, int, int, int]] = []
+def units(spec: ModelSpec) -> list[Unit]:
+    """Everything to convert, vocabulary matrices in blocks of rows."""
+    result: list[Unit] = []
     for weight in weight_table(spec):
-        rows = weight.shape(spec)[0]
-        step = max(1, _BLOCK_BYTES // (4 * spec.hidden_size)) if weight.vocabulary else rows
+        shape = weight.shape(spec)
+        ranges = row_blocks(shape[0], 4 * shape[1]) if weight.vocabulary else [(0, shape[0])]
         for layer in weight.layers(spec):
-            result.extend((weight, layer, row, min(row + step, rows)) for row in range(0, rows, step))
+            result.extend(Unit(weight, layer, *bounds) for bounds in ranges)
     return result
+
+
+def unit_bytes(unit: Unit, spec: ModelSpec, writer: HfWriter) -> int:
+    """Bytes a unit has in the exported files."""
+    names = unit.weight.names(unit.layer)
+    if unit.weight.vocabulary:
+        return (unit.stop - unit.start) * writer.entry(names[0]).row_bytes
+    return sum(writer.entry(name).size_bytes for name in names)
+
+
+def _write_unit(reader: DistReader, spec: ModelSpec, unit: Unit, writer: HfWriter) -> None:
+    """Bring a unit to its place: in the kernel where type and layout allow, else through memory."""
+    weight, layer = unit.weight, unit.layer
+    names = weight.names(layer)
+    same_type = all(
+        torch_dtype(writer.entry(name).dtype) == reader.tensors[weight.megatron].dtype for name in names
+    )
+    stacked = layer if weight.per_layer else None
+    ranges = reader.row_ranges(weight.megatron, stacked, unit.start, unit.stop) if same_type else None
+    if ranges is None:
+        for name, tensor in read_parts(reader, spec, weight, layer, unit.start, unit.stop):
+            writer.write(name, tensor, unit.start)
+        return
+    for run in weight.rows(spec):
+        entry = writer.entry(names[run.part])
+        for saved in ranges:
+            first = max(run.start, saved.start)
+            last = min(run.start + run.count, saved.start + saved.count)
+            if first < last:
+                copy_range(
+                    reader.descriptor(saved.file),
+                    saved.position + (first - saved.start) * saved.row_bytes,
+                    writer.descriptor(entry.name),
+                    entry.offset + (first - run.start + run.part_start) * saved.row_bytes,
+                    (last - first) * saved.row_bytes,
+                    saved.file,
+                )
+
+
+def _request(
+    model: TrainedModel, planned: Sequence[tuple[str, tuple[int, ...], str]], shard_bytes: int
+) -> dict[str, Any]:
+    """What the weights of the result depend on, for resuming."""
+    files = [path for path in model.checkpoint.iterdir() if path.is_file()]
+    return {"format": 1, "files": file_states(files), "tensors": planned, "shard_bytes": shard_bytes}
 
 
 def read_parts(

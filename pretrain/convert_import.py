@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError, DataError, EnvironmentError_
 from pretrain.convert_config import GraftConfig
-from pretrain.dist_files import DistFile, DistFileWriter, write_metadata
-from pretrain.hf_files import DTYPES, HfReader, byte_progress, dtype_name, torch_dtype, write_json
-from pretrain.new_rows import NewRows, Piece, read_pieces, tokenizer_size
+from pretrain.dist_writer import DistWriter, Slot
+from pretrain.hf_files import DTYPES, HfReader, HfTensor, dtype_name, torch_dtype, write_json
+from pretrain.journal import Journal, file_states
+from pretrain.new_rows import PIECES_NAME, NewRows, Piece, read_pieces, tokenizer_size
+from pretrain.raw_files import byte_progress, copy_range
 from pretrain.spec import ModelSpec, read_hf_config
 from pretrain.weights import (
     ALIASES,
@@ -25,7 +28,6 @@ from pretrain.weights import (
     OUTPUT,
     Weight,
     hf_tensors,
-    merge,
     weight_table,
 )
 
@@ -43,12 +45,14 @@ _BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Block:
-    """One chunk of the checkpoint: rows ``start:stop`` of a weight in one layer."""
+    """One chunk of the checkpoint: rows ``start:stop`` of a weight in one layer, and where it goes."""
 
     weight: Weight
     layer: int
     start: int
     stop: int
+    slot: Slot
+    dtype: torch.dtype
 
 
 class Source:
@@ -82,6 +86,10 @@ class Source:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows of a tensor, by its name in the table."""
         return self.reader.read(self.names[name], start, stop)
+
+    def entry(self, name: str) -> HfTensor:
+        """Where a tensor lies, by its name in the table."""
+        return self.reader.tensors[self.names[name]]
 
     def _check(self) -> None:
         expected = dict(hf_tensors(self.spec))
@@ -125,7 +133,7 @@ class Source:
         shape = (self.spec.vocabulary_size, self.spec.hidden_size)
         same = output.shape == shape and all(
             self.read(OUTPUT, start, stop).equal(self.read(EMBEDDING, start, stop))
-            for start, stop in _row_blocks(shape[0], shape[1] * 4)
+            for start, stop in row_blocks(shape[0], shape[1] * 4)
         )
         if not same:
             raise CheckpointError(
@@ -144,7 +152,8 @@ def _table_name(name: str) -> str:
     return name
 
 
-def _row_blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
+def row_blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of rows of about 64 MB."""
     step = max(1, _BLOCK_BYTES // row_bytes)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -163,16 +172,19 @@ def write_import(
     rows = _vocabulary_rows(source, tokenizer_dir, pieces, trim=config.trim_padding_rows)
     spec = source.spec.model_copy(update={"vocabulary_size": rows})
     new_rows = NewRows(source.read, source.spec.vocabulary_size, pieces, config.init, seed)
-    _require_space(output_dir, spec, config.dtype or source.dtype)
 
+    journal = Journal(output_dir, _request(source, tokenizer_dir, rows, config, seed))
     target = output_dir / CHECKPOINT_NAME
     target.mkdir(exist_ok=True)
-    files = _write_files(source, spec, new_rows, target, config.dtype, workers)
-    tensors = {
-        weight.megatron: (weight.global_shape(spec), _target_dtype(source, weight, config.dtype))
-        for weight in weight_table(spec)
-    }
-    write_metadata(target, files, tensors)
+    writer, blocks = _layout(source, spec, target, config.dtype)
+    require_space(output_dir, writer.total_bytes)
+    try:
+        with writer:
+            _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
+            writer.write_metadata()
+    except BaseException:
+        journal.close()
+        raise
 
     spec.save(output_dir)
     write_json(output_dir / HF_CONFIG_NAME, _hf_config(source, spec, config.dtype))
@@ -186,10 +198,11 @@ def write_import(
         "init": config.init if pieces else None,
         "tied_embeddings": spec.tied_embeddings,
         "dtype": config.dtype or source.dtype,
-        "bytes": sum(chunk.length for file in files for _, chunk in file.chunks),
+        "bytes": writer.total_bytes,
         "row_norms": new_rows.norms(),
     }
     write_json(output_dir / REPORT_NAME, report)
+    journal.finish()
     source.reader.close()
     return report
 
@@ -246,91 +259,143 @@ def _target_dtype(source: Source, weight: Weight, asked: str | None) -> torch.dt
     return torch_dtype(next(iter(types)))
 
 
-def _require_space(directory: Path, spec: ModelSpec, dtype: str) -> None:
-    item = 4 if dtype == "fp32" else 2
-    # Zip records and metadata come to under 3 kB a chunk.
-    needed = spec.parameters * item + 100_000 * (spec.layers + 1)
+def require_space(directory: Path, needed: int) -> None:
+    """Refuse to start when the disk cannot hold the result; what a resumed attempt wrote counts.
+
+    Raises:
+        EnvironmentError_: with both sizes.
+    """
+    written = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
     free = shutil.disk_usage(directory).free
-    if needed > free:
+    if needed - written > free:
         raise EnvironmentError_(
             "not enough disk space for the converted model",
             where=directory,
-            got=f"{free / 1e9:.1f} GB free",
-            expected=f"{needed / 1e9:.1f} GB",
+            got=f"{free / 1e9:.2f} GB free",
+            expected=f"{(needed - written) / 1e9:.2f} GB",
             fix="free space, or convert to another disk",
         )
 
 
-def _plan(spec: ModelSpec, item_bytes: int) -> list[list[Block]]:
-    """Blocks by file. Depends on the model alone, so that a repeated import writes the same files."""
-    files: list[list[Block]] = [[]]
-    filled = 0
+def _request(
+    source: Source, tokenizer_dir: Path | None, rows: int, config: GraftConfig, seed: int
+) -> dict[str, Any]:
+    """What the result depends on, for resuming."""
+    files = [tensor.file for tensor in source.reader.tensors.values()]
+    if tokenizer_dir is not None and (tokenizer_dir / PIECES_NAME).is_file():
+        files.append(tokenizer_dir / PIECES_NAME)
+    return {
+        "format": 1,
+        "files": file_states([*files, source.directory / "config.json"]),
+        "rows": rows,
+        "config": config.model_dump(),
+        "seed": seed,
+    }
+
+
+def _layout(
+    source: Source, spec: ModelSpec, target: Path, asked: str | None
+) -> tuple[DistWriter, list[Block]]:
+    """The checkpoint's layout. It depends on the model alone, so repeated imports write the same files."""
+    writer = DistWriter(target, _FILE_BYTES)
     blocks: list[Block] = []
     table = weight_table(spec)
+    dtypes = {weight.megatron: _target_dtype(source, weight, asked) for weight in table}
+
+    def add(weight: Weight, layer: int, start: int, stop: int) -> None:
+        lead, size = ((layer,), (1,)) if weight.per_layer else ((), ())
+        rest = weight.shape(spec)[1:]
+        slot = writer.add(
+            weight.megatron,
+            weight.global_shape(spec),
+            (*lead, start, *(0 for _ in rest)),
+            (*size, stop - start, *rest),
+            dtypes[weight.megatron],
+        )
+        blocks.append(Block(weight, layer, start, stop, slot, dtypes[weight.megatron]))
+
+    for module in EXTRA_STATE_MODULES:
+        for layer in range(spec.layers):
+            writer.add_object(f"{module}._extra_state/shard_{layer}_{spec.layers}", [None])
     for layer in range(spec.layers):
         for weight in table:
             if weight.per_layer:
-                blocks.extend(Block(weight, layer, *bounds) for bounds in weight.blocks(spec))
+                for start, stop in weight.blocks(spec):
+                    add(weight, layer, start, stop)
     for weight in table:
         if not weight.per_layer:
-            rows, *rest = weight.shape(spec)
-            width = rest[0] if rest else 1
-            blocks.extend(Block(weight, 0, *bounds) for bounds in _row_blocks(rows, width * item_bytes))
-    for block in blocks:
-        width = block.weight.shape(spec)[1] if len(block.weight.shape(spec)) > 1 else 1
-        size = (block.stop - block.start) * width * item_bytes
-        if files[-1] and filled + size > _FILE_BYTES:
-            files.append([])
-            filled = 0
-        files[-1].append(block)
-        filled += size
-    return files
+            rows = weight.shape(spec)[0]
+            for start, stop in row_blocks(rows, math.prod(weight.shape(spec)[1:]) * 4):
+                add(weight, 0, start, stop)
+    return writer, blocks
 
 
-def _write_files(
-    source: Source, spec: ModelSpec, new_rows: NewRows, target: Path, asked: str | None, workers: int
-) -> list[DistFile]:
-    item_bytes = 4 if (asked or source.dtype) == "fp32" else 2
-    plan = _plan(spec, item_bytes)
+def _write_blocks(
+    source: Source,
+    spec: ModelSpec,
+    new_rows: NewRows,
+    writer: DistWriter,
+    blocks: list[Block],
+    journal: Journal,
+    workers: int,
+) -> None:
+    total = sum(block.slot.chunk.length for block in blocks)
+    with byte_progress("import", total) as advance, ThreadPoolExecutor(max(1, workers)) as pool:
 
-    def write_file(number: int) -> DistFile:
-        with DistFileWriter(target, f"__0_{number}.distcp") as writer:
-            if number == 0:
-                for module in EXTRA_STATE_MODULES:
-                    for layer in range(spec.layers):
-                        key = f"{module}._extra_state/shard_{layer}_{spec.layers}"
-                        writer.write_object(key, [None])
-            for block in plan[number]:
-                tensor = _read_block(source, spec, new_rows, block)
-                if asked is not None:
-                    tensor = tensor.to(torch_dtype(asked))
-                offsets: tuple[int, ...] = (block.start,) + (0,) * (tensor.dim() - 1)
-                if block.weight.per_layer:
-                    tensor, offsets = tensor.unsqueeze(0), (block.layer, *offsets)
-                advance(writer.write_tensor(block.weight.megatron, offsets, tensor))
-        return writer.content
+        def write(numbered: tuple[int, Block]) -> None:
+            number, block = numbered
+            if str(number) not in journal.done:
+                _write_block(source, spec, new_rows, writer, block)
+                journal.record(str(number))
+            advance(block.slot.chunk.length)
 
-    with (
-        byte_progress("import", spec.parameters * item_bytes) as advance,
-        ThreadPoolExecutor(max(1, workers)) as pool,
-    ):
-        return list(pool.map(write_file, range(len(plan))))
+        for_each(pool, write, enumerate(blocks))
 
 
-def _read_block(source: Source, spec: ModelSpec, new_rows: NewRows, block: Block) -> torch.Tensor:
-    import torch
+def _write_block(
+    source: Source, spec: ModelSpec, new_rows: NewRows, writer: DistWriter, block: Block
+) -> None:
+    """Bring the rows of a block to their place: in the kernel, or through memory to change the type."""
+    names = block.weight.names(block.layer)
+    for run in block.weight.rows(spec):
+        first, last = max(block.start, run.start), min(block.stop, run.start + run.count)
+        name = names[run.part]
+        kept = min(last, new_rows.first_id) if block.weight.vocabulary else last
+        if first < kept:
+            _copy_rows(source, name, first - run.start + run.part_start, kept - first, writer, block, first)
+        if max(first, kept) < last:
+            fresh = new_rows.rows(name, max(first, kept), last).to(block.dtype)
+            writer.write(block.slot, fresh, max(first, kept) - block.start)
 
-    weight = block.weight
-    names = weight.names(block.layer)
-    if weight.vocabulary:
-        kept = min(block.stop, max(block.start, new_rows.first_id))
-        old = source.read(names[0], block.start, kept)
-        if kept == block.stop:
-            return old
-        return torch.cat((old, new_rows.rows(names[0], kept, block.stop).to(old.dtype)))
-    if weight.layout == "gate_up":
-        return source.read(names[0 if block.start == 0 else 1])
-    return merge(weight, [source.read(name) for name in names], spec)
+
+def _copy_rows(
+    source: Source, name: str, row: int, count: int, writer: DistWriter, block: Block, target_row: int
+) -> None:
+    entry = source.entry(name)
+    if torch_dtype(entry.dtype) != block.dtype:
+        tensor = source.read(name, row, row + count).to(block.dtype)
+        writer.write(block.slot, tensor, target_row - block.start)
+        return
+    copy_range(
+        source.reader.descriptor(entry.name),
+        entry.offset + row * entry.row_bytes,
+        writer.descriptor(block.slot),
+        block.slot.data_position + (target_row - block.start) * entry.row_bytes,
+        count * entry.row_bytes,
+        entry.file,
+    )
+
+
+def for_each(pool: ThreadPoolExecutor, function: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Apply a function in all threads; at the first error the rest is given up and it is raised."""
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        for future in as_completed(futures):
+            future.result()
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def _hf_config(source: Source, spec: ModelSpec, asked: str | None) -> dict[str, Any]:

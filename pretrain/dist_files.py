@@ -1,27 +1,26 @@
-"""Megatron distributed checkpoints (``torch_dist``), read and written without a process group.
+"""Megatron distributed checkpoints (``torch_dist``), read without a process group.
 
 The format is torch.distributed.checkpoint's: ``.metadata`` is a pickle that gives, per tensor, the
 global shape and the chunks it was saved in, and per chunk a file, an offset and a length;
 there lies what ``torch.save`` wrote. Any slice of any tensor can be read whatever parallel layout
-saved it, and a checkpoint written here loads under any layout.
+saved it.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError
-from pretrain.hf_files import FilePool, bytes_of
+from pretrain.raw_files import FilePool, bytes_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +41,17 @@ class Chunk:
     file: str
     position: int
     length: int
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """``count`` rows from ``start`` on, ``row_bytes`` each, at ``position`` of a file."""
+
+    file: Path
+    position: int
+    start: int
+    count: int
+    row_bytes: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class DistReader:
                 continue
             chunks = []
             for chunk in entry.chunks:
-                info = metadata.storage_data[_metadata_index(key, chunk.offsets)]
+                info = metadata.storage_data[metadata_index(key, chunk.offsets)]
                 file, end = info.relative_path, info.offset + info.length
                 sizes = tuple(chunk.sizes)
                 chunks.append(Chunk(tuple(chunk.offsets), sizes, file, info.offset, info.length))
@@ -138,6 +148,41 @@ class DistReader:
                 expected=f"within {list(tensor.shape)}",
             )
         return result
+
+    def row_ranges(self, key: str, layer: int | None, start: int, stop: int) -> list[RawRows] | None:
+        """Rows of a tensor (of one layer of it) as byte ranges of files.
+
+        Returns:
+            The ranges in any order, or None when the rows were saved in pieces (a matrix whose
+            columns were divided among ranks) and must be read.
+        """
+        tensor = self.tensors[key]
+        ranges: list[RawRows] = []
+        lead = 0 if layer is None else 1
+        row_bytes = math.prod(tensor.shape[lead + 1 :]) * tensor.dtype.itemsize
+        covered = 0
+        for chunk in tensor.chunks:
+            if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            first, last = max(start, chunk.offsets[lead]), min(stop, chunk.offsets[lead] + chunk.sizes[lead])
+            if first >= last:
+                continue
+            if (layer is not None and chunk.sizes[0] != 1) or chunk.sizes[lead + 1 :] != tensor.shape[
+                lead + 1 :
+            ]:
+                return None
+            position = self._data_position(chunk)
+            if position is None:
+                return None
+            position += (first - chunk.offsets[lead]) * row_bytes
+            path = self.directory / chunk.file
+            ranges.append(RawRows(path, position, first, last - first, row_bytes))
+            covered += last - first
+        return ranges if covered == stop - start else None
+
+    def descriptor(self, path: Path) -> int:
+        """Descriptor of one of the checkpoint's files."""
+        return self._pool.descriptor(path)
 
     def _read_region(self, chunk: Chunk, region: Bounds, into: torch.Tensor) -> None:
         """Fill ``into`` (a view of the result) with a region of one chunk."""
@@ -240,102 +285,8 @@ class _Section(io.RawIOBase):
         return count
 
 
-@dataclass
-class DistFile:
-    """What one ``.distcp`` file holds: tensor chunks, and objects (key, position, length)."""
-
-    name: str
-    chunks: list[tuple[str, Chunk]] = field(default_factory=list)
-    objects: list[tuple[str, int, int]] = field(default_factory=list)
-
-
-class DistFileWriter:
-    """Writes one ``.distcp`` file from front to back."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.content = DistFile(name)
-        self._stream: BinaryIO = (directory / name).open("wb", buffering=0)
-
-    def __enter__(self) -> DistFileWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def write_tensor(self, key: str, offsets: Sequence[int], tensor: torch.Tensor) -> int:
-        """Append a block of a global tensor; ``tensor`` has all its axes. Returns its bytes."""
-        import torch
-
-        start = self._stream.tell()
-        # torch.save writes the whole storage a view lies in.
-        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        torch.save(tensor if whole else tensor.contiguous().clone(), self._stream)
-        length = self._stream.tell() - start
-        chunk = Chunk(tuple(offsets), tuple(tensor.shape), self.content.name, start, length)
-        self.content.chunks.append((key, chunk))
-        return tensor.nbytes
-
-    def write_object(self, key: str, value: object) -> None:
-        """Append an object."""
-        import torch
-
-        start = self._stream.tell()
-        torch.save(value, self._stream)
-        self.content.objects.append((key, start, self._stream.tell() - start))
-
-
-def write_metadata(
-    directory: Path, files: Iterable[DistFile], tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
-) -> None:
-    """Write ``.metadata``, ``common.pt`` and, last, ``metadata.json``.
-
-    megatron-core up to 0.18 reads ``common.pt``; later versions accept it in place of their own
-    common state object.
-
-    Args:
-        directory: of the checkpoint.
-        files: what was written to the data files.
-        tensors: global shape and type of every tensor.
-    """
-    import torch
-    from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-    from torch.distributed.checkpoint.metadata import (
-        BytesStorageMetadata,
-        ChunkStorageMetadata,
-        Metadata,
-        StorageMeta,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
-
-    described: dict[str, Any] = {
-        key: TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), [])
-        for key, (shape, dtype) in tensors.items()
-    }
-    storage: dict[Any, Any] = {}
-    for file in files:
-        for key, chunk in file.chunks:
-            block = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
-            described[key].chunks.append(block)
-            info = _StorageInfo(chunk.file, chunk.position, chunk.length)
-            storage[_metadata_index(key, chunk.offsets)] = info
-        for key, position, length in file.objects:
-            described[key] = BytesStorageMetadata()
-            storage[_metadata_index(key, None)] = _StorageInfo(file.name, position, length)
-    metadata = Metadata(described, None, storage, StorageMeta(), CURRENT_DCP_VERSION)
-    with (directory / METADATA_NAME).open("wb") as stream:
-        pickle.dump(metadata, stream)
-    torch.save({}, directory / "common.pt")
-    config = {
-        "sharded_backend": "torch_dist",
-        "sharded_backend_version": 1,
-        "common_backend": "torch",
-        "common_backend_version": 1,
-    }
-    (directory / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
-
-
-def _metadata_index(key: str, offsets: Sequence[int] | None) -> Any:
+def metadata_index(key: str, offsets: Sequence[int] | None) -> Any:
+    """Key of a saved chunk (or of an object, without offsets) in the metadata."""
     from torch.distributed.checkpoint.metadata import MetadataIndex
 
     return MetadataIndex(key, offsets)

@@ -12,15 +12,13 @@ import json
 import math
 import os
 import struct
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError
-from experiment.progress import Progress
+from pretrain.raw_files import FilePool, bytes_of
 
 if TYPE_CHECKING:
     import torch
@@ -90,52 +88,10 @@ class HfTensor:
         """Bytes of the data."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
-
-class FilePool:
-    """Open files by path, for positioned reads from several threads."""
-
-    def __init__(self) -> None:
-        self._files: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def descriptor(self, path: Path) -> int:
-        """A read-only descriptor that stays open until :meth:`close`."""
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
-            return self._files[path]
-
-    def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``.
-
-        Raises:
-            CheckpointError: the file ends before.
-        """
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self.descriptor(path), [buffer[done:]], offset + done)
-            if count == 0:
-                raise CheckpointError(
-                    "file ends inside a tensor",
-                    where=path,
-                    got=f"{offset + done:,} bytes",
-                    expected=f"at least {offset + len(buffer):,} bytes",
-                    fix="download or copy the file again",
-                )
-            done += count
-
-    def close(self) -> None:
-        """Close all files."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor, writable, without a copy."""
-    import torch
-
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of axis 0."""
+        return math.prod(self.shape[1:]) * _ITEM_BYTES[self.dtype]
 
 
 def safetensors_header(path: Path) -> dict[str, HfTensor]:
@@ -240,12 +196,14 @@ class HfReader:
         import torch
 
         entry = self.tensors[name]
-        rows = entry.shape[0]
-        stop = rows if stop is None else stop
+        stop = entry.shape[0] if stop is None else stop
         tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=torch_dtype(entry.dtype))
-        row_bytes = entry.size_bytes // rows
-        self._pool.read_into(entry.file, entry.offset + start * row_bytes, bytes_of(tensor))
+        self._pool.read_into(entry.file, entry.offset + start * entry.row_bytes, bytes_of(tensor))
         return tensor
+
+    def descriptor(self, name: str) -> int:
+        """Descriptor of the file that holds a tensor."""
+        return self._pool.descriptor(self.tensors[name].file)
 
     def close(self) -> None:
         """Close the files."""
@@ -290,27 +248,27 @@ class HfWriter:
                 )
                 position += entry.size_bytes
         self.total_bytes = sum(entry.size_bytes for entry in self._entries.values())
-        self._descriptors: dict[Path, int] = {}
+        self._pool = FilePool(writable=True)
 
     def __enter__(self) -> HfWriter:
         for path, header, size in self._headers:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            self._descriptors[path] = descriptor
-            os.ftruncate(descriptor, size)
-            os.pwrite(descriptor, header, 0)
+            os.ftruncate(self._pool.descriptor(path), size)
+            self._pool.write(path, 0, header)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._pool.close()
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Type a tensor is written in."""
-        return torch_dtype(self._entries[name].dtype)
+    def entry(self, name: str) -> HfTensor:
+        """Where a tensor goes."""
+        return self._entries[name]
 
-    def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> int:
-        """Write rows ``start:`` of a tensor; returns the bytes written.
+    def descriptor(self, name: str) -> int:
+        """Descriptor of the file that takes a tensor."""
+        return self._pool.descriptor(self._entries[name].file)
+
+    def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
+        """Write rows ``start:`` of a tensor, in the announced type.
 
         Raises:
             CheckpointError: the rows do not fit the announced shape.
@@ -323,12 +281,8 @@ class HfWriter:
                 got=f"{list(tensor.shape)} at row {start}",
                 expected=list(entry.shape),
             )
-        data = bytes_of(tensor.to(self.dtype(name)).contiguous())
-        offset = entry.offset + start * (entry.size_bytes // entry.shape[0])
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._descriptors[entry.file], data[done:], offset + done)
-        return len(data)
+        data = bytes_of(tensor.to(torch_dtype(entry.dtype)).contiguous())
+        self._pool.write(entry.file, entry.offset + start * entry.row_bytes, data)
 
     def write_index(self) -> None:
         """Write the index of a sharded model; a single file needs none."""
@@ -356,20 +310,6 @@ def _header(entries: Iterable[HfTensor]) -> tuple[bytes, int]:
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, position
-
-
-@contextmanager
-def byte_progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Progress in GB and GB/s (MB for small models); gives a function that adds bytes, for any thread."""
-    size, unit = (1e9, "GB") if total_bytes >= 10e9 else (1e6, "MB")
-    lock = threading.Lock()
-    with Progress(label, total_bytes / size, unit) as progress:
-
-        def advance(count: int) -> None:
-            with lock:
-                progress.advance(count / size)
-
-        yield advance
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -21,8 +21,9 @@ from experiment.errors import CheckpointError, DataError, EnvironmentError_
 from pretrain.convert_export import TrainedModel, read_parts, units
 from pretrain.convert_import import Source
 from pretrain.dist_files import DistReader
-from pretrain.hf_files import byte_progress, torch_dtype
+from pretrain.hf_files import torch_dtype
 from pretrain.new_rows import tokenizer_size
+from pretrain.raw_files import byte_progress
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,8 @@ def verify_weights(hf_dir: Path, model: TrainedModel) -> dict[str, int]:
     compared = 0
     total = sum(source.reader.tensors[file].size_bytes for file in source.names.values())
     with byte_progress("verify", total) as advance:
-        for weight, layer, start, stop in units(spec):
+        for unit in units(spec):
+            weight, layer, start, stop = unit.weight, unit.layer, unit.start, unit.stop
             for name, expected in read_parts(reader, spec, weight, layer, start, stop):
                 found = source.read(name, start, start + expected.shape[0])
                 expected = expected.to(found.dtype)

@@ -59,6 +59,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """``count`` rows of a Hugging Face part and where they lie in the Megatron tensor of a layer."""
+
+    part: int
+    part_start: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Weight:
     """One row of the table."""
 
@@ -92,6 +102,21 @@ class Weight:
     def global_shape(self, spec: ModelSpec) -> tuple[int, ...]:
         """Shape of the global tensor in the checkpoint."""
         return (spec.layers, *self.shape(spec)) if self.per_layer else self.shape(spec)
+
+    def rows(self, spec: ModelSpec) -> list[Rows]:
+        """The layout on axis 0 as runs of rows, in Megatron's order."""
+        sizes = [part.shape(spec)[0] for part in self.parts]
+        if self.layout != "qkv":
+            starts = [sum(sizes[:number]) for number in range(len(sizes))]
+            return [Rows(number, 0, starts[number], size) for number, size in enumerate(sizes)]
+        # One run of queries, one key head and one value head in every group.
+        counts = [size // spec.kv_heads for size in sizes]
+        group_rows = sum(counts)
+        return [
+            Rows(number, group * count, group * group_rows + sum(counts[:number]), count)
+            for group in range(spec.kv_heads)
+            for number, count in enumerate(counts)
+        ]
 
     def blocks(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """Row ranges of one layer's tensor that are stored apart.
@@ -155,21 +180,16 @@ def merge(weight: Weight, parts: Sequence[Tensor], spec: ModelSpec) -> Tensor:
     """The Megatron tensor of one layer from its Hugging Face parts."""
     import torch
 
-    if weight.layout == "same":
-        return parts[0]
-    if weight.layout == "gate_up":
-        return torch.cat(list(parts))
-    query, key, value = (part.unflatten(0, (spec.kv_heads, -1)) for part in parts)
-    # [kv_heads, (queries_per_group | 1 | 1) * head_dim, ...] side by side in every group
-    return torch.cat((query, key, value), dim=1).flatten(0, 1)
+    runs = weight.rows(spec)
+    return torch.cat([parts[run.part][run.part_start : run.part_start + run.count] for run in runs])
 
 
 def split(weight: Weight, tensor: Tensor, spec: ModelSpec) -> list[Tensor]:
     """The Hugging Face parts of one layer's Megatron tensor; inverse of :func:`merge`."""
-    if weight.layout == "same":
-        return [tensor]
-    if weight.layout == "gate_up":
-        return list(tensor.chunk(2))
-    groups = tensor.unflatten(0, (spec.kv_heads, -1))  # [kv_heads, (queries_per_group + 2) * head_dim, ...]
-    sizes = [spec.queries_per_group * spec.head_dim, spec.head_dim, spec.head_dim]
-    return [part.flatten(0, 1).contiguous() for part in groups.split(sizes, dim=1)]
+    import torch
+
+    runs = weight.rows(spec)
+    return [
+        torch.cat([tensor[run.start : run.start + run.count] for run in runs if run.part == number])
+        for number in range(len(weight.parts))
+    ]

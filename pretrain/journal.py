@@ -1,0 +1,69 @@
+"""What an interrupted conversion has finished, so that the next attempt goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+JOURNAL_NAME = ".conversion.jsonl"
+
+
+class Journal:
+    """Lines of finished units in the output directory; the first line says what is being converted.
+
+    The journal of anything else (another source, another configuration) is not continued: what it
+    left in the directory is removed first.
+
+    Args:
+        directory: where the result is written; exists.
+        request: everything the result depends on.
+    """
+
+    def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
+        self._path = directory / JOURNAL_NAME
+        self._lock = threading.Lock()
+        first = json.dumps({"request": fingerprint(request)})
+        self.done: set[str] = set()
+        if self._path.is_file():
+            lines = self._path.read_text(encoding="utf-8").split("\n")
+            if lines[0] == first:
+                # The last item follows the last newline: empty, or a line cut by the interruption.
+                self.done = set(lines[1:-1])
+            else:
+                for entry in directory.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._stream = self._path.open("w", encoding="utf-8")
+        self._stream.writelines(f"{line}\n" for line in [first, *sorted(self.done)])
+        self._stream.flush()
+
+    def record(self, unit: str) -> None:
+        """Note a unit as finished; its bytes have been handed to the kernel."""
+        with self._lock:
+            self._stream.write(f"{unit}\n")
+            self._stream.flush()
+
+    def finish(self) -> None:
+        """The result is whole: remove the journal."""
+        self._stream.close()
+        self._path.unlink()
+
+    def close(self) -> None:
+        """The work was interrupted: keep the journal."""
+        self._stream.close()
+
+
+def fingerprint(request: Mapping[str, Any]) -> str:
+    """sha256 of a request."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and modification time of files: enough to notice that a source was replaced."""
+    return {
+        str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(files))
+    }

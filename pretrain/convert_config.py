@@ -9,15 +9,15 @@ from pydantic import Field
 from experiment.config import Cosmetic, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
+InitMethod = Literal["mean"]
 
 
 class GraftConfig(StrictModel):
     """Hugging Face base -> Megatron checkpoint with the extended vocabulary."""
 
-    init: Literal["mean", "gaussian", "average", "copy_first"] = "mean"
-    """New rows, input and output alike: mean of the base sub-token rows (mean), samples from the
-    mean and covariance of the old rows (gaussian), the average row (average), the first
-    sub-token's row (copy_first)."""
+    init: InitMethod = "mean"
+    """How the rows of added pieces start, input and output alike: as the mean of the rows of the base
+    tokens a piece is made of."""
     dtype: WeightDtype | None = None
     """Type of the weights in the checkpoint; null keeps the type of every tensor of the base."""
     trim_padding_rows: bool = False

@@ -1,29 +1,31 @@
 """Rows that an extended vocabulary adds to the embedding and output matrices.
 
 ``pieces.tsv`` of the tokenizer says, for each added id, into which base tokens the old tokenizer
-cuts the piece. Rows are computed in fp32 from the base matrix, a block at a time, reading only the
-base rows that are needed.
+cuts the piece; :mod:`pretrain.initialise` makes rows of that. This module feeds it from matrices
+that stay on disk.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import DataError
+from pretrain.convert_config import InitMethod
 
 if TYPE_CHECKING:
     import torch
 
 PIECES_NAME = "pieces.tsv"
 _HEADER = ["id", "piece", "score", "base_ids"]
-_BLOCK_BYTES = 64 << 20
+_BLOCK_PIECES = 1024
+_NO_ID = 1 << 62
+_ROW_BY_ROW = ("mean", "weighted")
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ def tokenizer_size(tokenizer_dir: Path) -> int:
 
 
 class NewRows:
-    """New rows of either matrix.
+    """New rows of both matrices, computed once a matrix.
 
     Args:
         read: ``read(name, start, stop)`` gives rows of a base matrix.
         base_rows: rows of the base matrices.
         pieces: the added pieces.
-        init: see :class:`pretrain.convert_config.GraftConfig`.
-        seed: of the gaussian samples.
+        method: see :data:`pretrain.initialise.Method`.
+        seed: of random draws.
 
     Raises:
         DataError: a piece is made of base ids that the base does not have.
@@ -99,22 +101,15 @@ class NewRows:
         read: Callable[[str, int, int], torch.Tensor],
         base_rows: int,
         pieces: Sequence[Piece],
-        init: str,
+        method: InitMethod,
         seed: int,
     ) -> None:
-        self._read, self._base_rows, self._pieces, self._init, self._seed = (
-            read,
-            base_rows,
-            pieces,
-            init,
-            seed,
-        )
-        self.first_id = pieces[0].id if pieces else 1 << 62
+        self._read, self._pieces, self._method, self._seed = read, pieces, method, seed
+        self.first_id = pieces[0].id if pieces else _NO_ID
         # Rows above the first new id are padding of the base matrix and carry no meaning.
         self._known_rows = min(base_rows, self.first_id)
-        self._norms: dict[str, list[float]] = {}
-        self._average = cache(self._compute_average)
-        self._factor = cache(self._compute_factor)
+        self._matrices: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
         for piece in pieces:
             if piece.base_ids and not 0 <= min(piece.base_ids) <= max(piece.base_ids) < self._known_rows:
                 raise DataError(
@@ -122,68 +117,64 @@ class NewRows:
                     where=f"{PIECES_NAME}, id {piece.id}",
                     got=list(piece.base_ids),
                     expected=f"ids below {self._known_rows}",
+                    fix="use the tokenizer that was extended from this very base",
                 )
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """fp32 rows of the new ids ``start`` to ``stop`` of the matrix ``name``: [stop - start, h]."""
+        return self._matrix(name)[start - self.first_id : stop - self.first_id]
+
+    def _matrix(self, name: str) -> torch.Tensor:
+        with self._lock:
+            if name not in self._matrices:
+                self._matrices[name] = self._compute(name)
+            return self._matrices[name]
+
+    def _compute(self, name: str) -> torch.Tensor:
+        """All new rows of one matrix: [pieces, h] fp32."""
         import torch
 
-        result = torch.stack([self._row(name, piece) for piece in self._select(start, stop)])
-        self._norms.setdefault(name, []).extend(result.norm(dim=1).tolist())
+        from pretrain.initialise import initialise_rows
+
+        if self._method not in _ROW_BY_ROW:
+            base = self._read(name, 0, self._known_rows)
+            return initialise_rows(base, [piece.base_ids for piece in self._pieces], self._method, self._seed)
+        # These look at one piece at a time, so blocks of pieces do and the base stays on disk.
+        made = [position for position, piece in enumerate(self._pieces) if piece.base_ids]
+        width = self._read(name, 0, 1).shape[1]
+        result = torch.zeros((len(self._pieces), width))
+        for begin in range(0, len(made), _BLOCK_PIECES):
+            block = made[begin : begin + _BLOCK_PIECES]
+            ids = [self._pieces[position].base_ids for position in block]
+            result[block] = initialise_rows(
+                lambda wanted: self._gather(name, wanted), ids, self._method, self._seed
+            )
+        if made and len(made) < len(self._pieces):
+            reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
+            result[reserved] = result[made].mean(dim=0)
         return result
 
-    def _select(self, start: int, stop: int) -> Sequence[Piece]:
-        return self._pieces[start - self.first_id : stop - self.first_id]
-
-    def _row(self, name: str, piece: Piece) -> torch.Tensor:
+    def _gather(self, name: str, ids: Sequence[int]) -> torch.Tensor:
+        """Rows of the base by id: [len(ids), h] fp32."""
         import torch
 
-        if self._init == "gaussian":
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + piece.id)
-            average = self._average(name)
-            noise = torch.randn(average.shape, generator=generator)
-            return average + self._factor(name) @ noise
-        if self._init == "average" or not piece.base_ids:
-            return self._average(name)
-        ids = piece.base_ids[:1] if self._init == "copy_first" else piece.base_ids
-        return torch.stack([self._read(name, index, index + 1)[0].float() for index in ids]).mean(dim=0)
-
-    def _blocks(self, name: str) -> Iterator[torch.Tensor]:
-        width = self._read(name, 0, 1).shape[1]
-        step = max(1, _BLOCK_BYTES // (4 * width))
-        for start in range(0, self._known_rows, step):
-            yield self._read(name, start, min(start + step, self._known_rows)).float()
-
-    def _compute_average(self, name: str) -> torch.Tensor:
-        """Mean of the known rows: [h]."""
-        total = sum(block.double().sum(dim=0) for block in self._blocks(name))
-        assert not isinstance(total, int)
-        return (total / self._known_rows).float()
-
-    def _compute_factor(self, name: str) -> torch.Tensor:
-        """Square root of the covariance of the known rows: [h, h]."""
-        import torch
-
-        average = self._average(name)
-        width = average.shape[0]
-        covariance = torch.zeros((width, width), dtype=torch.float32)
-        for block in self._blocks(name):
-            centred = block - average
-            covariance.addmm_(centred.T, centred)
-        covariance /= self._known_rows
-        # Eigenvalues, not Cholesky: with fewer rows than columns the covariance is singular.
-        values, vectors = torch.linalg.eigh(covariance)
-        return vectors * values.clamp(min=0).sqrt()
+        unique, position = torch.tensor(ids, dtype=torch.long).unique(return_inverse=True)
+        rows = torch.cat([self._read(name, index, index + 1) for index in unique.tolist()])
+        return rows.float()[position]
 
     def norms(self) -> dict[str, dict[str, float]]:
         """Per matrix, mean length of the base's rows and mean, least and greatest length of the new."""
         result: dict[str, dict[str, float]] = {}
-        for name, values in self._norms.items():
-            base = [block.norm(dim=1).sum().item() for block in self._blocks(name)]
+        for name in sorted(self._matrices):
+            total = 0.0
+            for start in range(0, self._known_rows, _BLOCK_PIECES):
+                block = self._read(name, start, min(start + _BLOCK_PIECES, self._known_rows))
+                total += block.float().norm(dim=1).sum().item()
+            lengths = self._matrices[name].norm(dim=1)
             result[name] = {
-                "base_mean": math.fsum(base) / self._known_rows,
-                "new_mean": math.fsum(values) / len(values),
-                "new_min": min(values),
-                "new_max": max(values),
+                "base_mean": total / self._known_rows,
+                "new_mean": lengths.mean().item(),
+                "new_min": lengths.min().item(),
+                "new_max": lengths.max().item(),
             }
         return result

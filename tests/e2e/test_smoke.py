@@ -64,7 +64,7 @@ def test_every_stage_is_complete_and_a_second_run_skips_all(run_dir: Path) -> No
 
 
 def test_a_change_redoes_exactly_what_follows(run_dir: Path) -> None:
-    answer = tsugiki(run_dir, "--dry-run", "--set", "graft.init=gaussian")
+    answer = tsugiki(run_dir, "--dry-run", "--set", "graft.dtype=bf16")
     actions = dict(line.split()[:2] for line in answer.stdout.splitlines()[1:])
     assert [actions[stage] for stage in STAGES] == ["skip"] * 4 + ["run"] * 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,21 @@ def last_metrics(run_dir: Path) -> dict[str, Any] | None:
                 continue
             if isinstance(record, dict) and "train/loss" in record:
                 last = record
+    if last is not None and (seconds := _seconds_left(run_dir, last)) is not None:
+        last["eta_seconds"] = seconds
     return last
+
+
+def _seconds_left(run_dir: Path, record: dict[str, Any]) -> float | None:
+    """Tokens still to train over the present speed; None where either is unknown."""
+    rate, consumed = record.get("throughput/tokens_per_second"), record.get("consumed_tokens")
+    try:
+        total = json.loads((run_dir / "tokens" / "mixture.json").read_text(encoding="utf-8"))["total_tokens"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if not isinstance(rate, (int, float)) or not isinstance(consumed, (int, float)) or rate <= 0:
+        return None
+    return max(0.0, (total - consumed) / rate)
 
 
 def _training_line(record: dict[str, Any]) -> str:
@@ -148,8 +163,9 @@ def _training_line(record: dict[str, Any]) -> str:
         ("train/loss", "loss", "{:.4f}"),
         ("train/bits_per_byte", "bits/byte", "{:.4f}"),
         ("throughput/tokens_per_second", "tokens/s", "{:,.0f}"),
-        ("eta_seconds", "seconds left", "{:,.0f}"),
     ):
         if isinstance(record.get(key), (int, float)):
             parts.append(f"{label} {form.format(record[key])}")
+    if isinstance(left := record.get("eta_seconds"), (int, float)):
+        parts.append(f"{timedelta(seconds=round(left))} left")
     return "  ".join(parts)

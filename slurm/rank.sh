@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # One process of a stage: srun starts this script once per rank with the command as its arguments.
 #
-# Rank 0 writes to the job's log. Every rank's errors also go to its own file, and how it ended to
-# <stage>.failures, from which the job names the first rank that failed.
+# Standard output goes to the job's log: the rank that owns the loss, in the last pipeline stage, prints the steps.
+# Every rank's errors go to its own file, rank 0's also to the log, and how a rank ended to <stage>.failures,
+# from which the job names the first one that failed.
 set -uo pipefail
 state=$TSUGIKI_RUN_DIR/slurm
 rank=${SLURM_PROCID:-0}
@@ -24,7 +25,7 @@ trap : USR1 TERM INT
 if [ "$rank" = 0 ]; then
   "$@" 2> >(tee -a "$errors" >&2) &
 else
-  "$@" >>"$errors" 2>&1 &
+  "$@" 2>>"$errors" &
 fi
 child=$!
 

@@ -294,8 +294,8 @@ def _markdown(values: Mapping[str, Any]) -> str:
     ]
     parts = [
         f"# {' against '.join(names)}",
-        f"Bits per byte on held-out text, {values['confidence']:.0%} confidence intervals over documents; lower "
-        f"is better. Differences are to {values['reference']}, on the same documents.",
+        f"Bits per byte on held-out text, {values['confidence']:.0%} confidence intervals over documents; "
+        f"lower is better. Differences are to {values['reference']}, on the same documents.",
         table(["language", *names, *(f"{name} − {names[0]}" for name in names[1:])], rows),
         table(["run", *(key.replace("_", " ") for key in values["runs"][names[0]])], facts),
         *values["warnings"],

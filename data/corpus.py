@@ -30,7 +30,7 @@ from data.finalise import FinaliseShards, shard_paths
 from data.heldout import SelectHeldout
 from data.ledger import Ledger
 from data.profiles import Profile, load_profile
-from data.segmentation import Segmentation
+from data.segmentation import Segmentation, default_segmentation
 from data.shardfile import ShardWriter, atomic_file, read_json, write_json
 from data.shards import FilterShards
 from data.sources import Shard, plan_fingerprint, plan_shards
@@ -142,7 +142,7 @@ class _Passes:
         else:
             total = sum(shard.size_bytes for shard in shards) / 1e6
             with Progress(f"corpus {name}", total, "MB") as progress:
-                executor.run(_advance(progress, shards, self.workspace))
+                executor.run(_advance(progress, shards))
         self.watch.measure(name, start)
 
     def _minhash_groups(self) -> Groups:
@@ -150,27 +150,15 @@ class _Passes:
             return {}
         return {name: shards for name, shards in self.groups.items() if "+" not in name}
 
-    def _segmentation(self, shards: list[Shard]) -> Segmentation:
+    def _segmentation(self, shards: list[Shard]) -> tuple[Segmentation, float]:
         for shard in shards:
-            if shard.source in self.profiles:
-                return self.profiles[shard.source].segmentation
+            if (profile := self.profiles.get(shard.source)) is not None:
+                return profile.segmentation, profile.units_per_word
         language = next(s.language for s in self.config.sources if s.name == shards[0].source)
         return default_segmentation(language)
 
 
-def default_segmentation(language: str) -> Segmentation:
-    """Segmentation of a language whose sources name no profile."""
-    base = language.split("-")[0]
-    if base == "ja":
-        return "script_runs"
-    if base in ("zh", "yue", "wuu"):
-        return "characters"
-    return "syllables" if base in ("th", "lo", "km", "my") else "words"
-
-
-def _advance(
-    progress: Progress, shards: Sequence[Shard], workspace: Workspace
-) -> Callable[[int], None]:
+def _advance(progress: Progress, shards: Sequence[Shard]) -> Callable[[int], None]:
     def finished(rank: int) -> None:
         progress.advance(shards[rank].size_bytes / 1e6)
 

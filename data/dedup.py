@@ -21,11 +21,12 @@ from datatrove.pipeline.dedup.minhash import (
     MinhashDedupSignature,
 )
 from datatrove.utils.hashing import HashConfig
-from datatrove.utils.text import TextNormConfig
+from datatrove.utils.text import TextNormConfig, simplify_text
 from numpy.typing import NDArray
 
 from data.boilerplate import BoilerplateRemover
 from data.config import CorpusConfig, MinhashSettings
+from data.hashing import SpanHasher, word_bounds
 from data.segmentation import Segmentation, tokenizer_for
 from data.shardfile import atomic_file, read_documents
 from data.sources import Shard
@@ -36,14 +37,14 @@ _KEYS_IN_MEMORY = 8_000_000
 Groups = dict[str, list[Shard]]
 
 
-def minhash_config(settings: MinhashSettings) -> MinhashConfig:
+def minhash_config(settings: MinhashSettings, units_per_word: float = 1.0) -> MinhashConfig:
     """datatrove's configuration.
 
     Diacritics stay: stripping combining marks would delete the vowels of Thai, Khmer and Burmese
     and turn Japanese ``が`` into ``か``. 64-bit hashes as FineWeb-2.
     """
     return MinhashConfig(
-        n_grams=settings.ngram_words,
+        n_grams=max(1, round(settings.ngram_words * units_per_word)),
         num_buckets=settings.buckets,
         hashes_per_bucket=settings.hashes_per_bucket,
         norm_config=TextNormConfig(norm_unicode_diacritics=False),
@@ -161,6 +162,42 @@ class ExactFilter(PipelineStep):
                 yield document
 
 
+class FastSignature(MinhashDedupSignature):
+    """datatrove's stage 1 with shingles hashed in numpy and the modulus taken by shifts.
+
+    Same signatures' statistics, other hash function: do not mix with signatures made by datatrove.
+    """
+
+    _ROWS = 512  # shingles at a time: 512 x 112 hashes of 8 bytes stay in the cache
+
+    def get_shingles(self, text: str) -> NDArray[np.uint64]:
+        """Hashes of the word n-grams of the simplified text; shape [n-grams, 1]."""
+        words = self.word_tokenizer.word_tokenize(simplify_text(text, self.config.norm_config))
+        n = self.config.n_grams
+        if len(words) < n:
+            return np.empty((0, 1), np.uint64)
+        starts, ends = word_bounds(words, gap=1)
+        hashes = SpanHasher(" ".join(words)).spans(starts[: len(words) - n + 1], ends[n - 1 :])
+        return np.unique(hashes).reshape(-1, 1)
+
+    def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
+        """Minimum of every hash function over the shingles, bucket by bucket.
+
+        (s a + b) mod p with p = 2^61 - 1: since 2^61 = 1 mod p, a 64-bit value v is congruent to
+        (v >> 61) + (v & p), which is below 2p, so one subtraction is left.
+        """
+        a, b = self.parameters
+        prime, shift = np.uint64((1 << 61) - 1), np.uint64(61)
+        smallest = np.full(self.num_hashes, prime)
+        for start in range(0, len(shingles), self._ROWS):
+            values = shingles[start : start + self._ROWS] * a  # [rows, hashes]
+            values += b
+            folded = (values >> shift) + (values & prime)
+            np.subtract(folded, prime, out=folded, where=folded >= prime)
+            np.minimum(smallest, folded.min(axis=0), out=smallest)
+        return [part.tolist() for part in np.split(smallest, self.config.num_buckets)]
+
+
 class Signatures(PipelineStep):
     """MinHash stage 1: task ``rank`` signs shard ``rank`` of all groups, in order."""
 
@@ -171,7 +208,7 @@ class Signatures(PipelineStep):
         self,
         config: CorpusConfig,
         groups: Groups,
-        segmentations: dict[str, Segmentation],
+        segmentations: dict[str, tuple[Segmentation, float]],
         workspace: Workspace,
     ) -> None:
         super().__init__()
@@ -189,10 +226,11 @@ class Signatures(PipelineStep):
     ) -> Iterator[Document]:
         """Sign one shard; yields nothing."""
         group, number, shard = self.tasks[rank]
-        signature = MinhashDedupSignature(
+        segmentation, units_per_word = self.segmentations[group]
+        signature = FastSignature(
             str(self.workspace.minhash(group, "signatures")),
-            minhash_config(self.config.deduplication.minhash),
-            language=tokenizer_for(self.segmentations[group]),
+            minhash_config(self.config.deduplication.minhash, units_per_word),
+            language=tokenizer_for(segmentation),
         )
         unique = ExactFilter(self.workspace, shard)
         documents = unique.run(read_documents(self.workspace.filtered(shard)))

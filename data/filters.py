@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, URLFilter
+from datatrove.pipeline.filters import FineWebQualityFilter, URLFilter
 
 from data.language import LanguageFilter
 from data.ledger import DropWriter, Ledger
 from data.profiles import LengthSection, Profile
+from data.quality import FastQualityFilter
 from data.repetition import CharacterNgramFilter, FastRepetitionFilter
 from data.segmentation import tokenizer_for
 from data.text_rules import (
@@ -63,7 +66,8 @@ def build_filters(
         steps.append(
             LanguageFilter(
                 profile.language, [profile.language, *section.accept],
-                own if minimum_score is None else minimum_score, model, ledger.writer("language"),
+                own if minimum_score is None else minimum_score, model, section.confusable,
+                ledger.writer("language"),
             )
         )
     if profile.characters is not None:
@@ -82,7 +86,7 @@ def build_filters(
     if profile.character_ngrams is not None:
         ngrams = CharacterNgramFilter(profile.character_ngrams, ledger.writer("character_ngrams"))
         steps.append(ngrams)
-    words = tokenizer_for(profile.segmentation)
+    words, units = tokenizer_for(profile.segmentation), profile.units_per_word
     if (repetition := profile.repetition) is not None:
         steps.append(
             FastRepetitionFilter(
@@ -90,8 +94,8 @@ def build_filters(
                 dup_para_frac=repetition.duplicate_paragraph_share,
                 dup_line_char_frac=repetition.duplicate_line_characters,
                 dup_para_char_frac=repetition.duplicate_paragraph_characters,
-                top_n_grams=tuple(sorted(repetition.top_ngrams.items())),
-                dup_n_grams=tuple(sorted(repetition.duplicate_ngrams.items())),
+                top_n_grams=_scaled(repetition.top_ngrams, units),
+                dup_n_grams=_scaled(repetition.duplicate_ngrams, units),
                 exclusion_writer=ledger.writer("repetition"),
                 language=words,
             )
@@ -105,25 +109,33 @@ def build_filters(
                 short_line_thr=fineweb.maximum_short_lines,
                 short_line_length=fineweb.short_line_characters,
                 char_duplicates_ratio=fineweb.maximum_duplicate_characters,
-                new_line_ratio=fineweb.maximum_newlines_per_word,
+                new_line_ratio=fineweb.maximum_newlines_per_word / units,
                 language=words,
             )
         )
     if (gopher := profile.gopher) is not None:
         steps.append(
-            GopherQualityFilter(
-                min_doc_words=gopher.minimum_words,
-                max_doc_words=gopher.maximum_words,
-                min_avg_word_length=gopher.minimum_word_length,
-                max_avg_word_length=gopher.maximum_word_length,
-                max_symbol_word_ratio=gopher.maximum_symbol_share,
+            FastQualityFilter(
+                min_doc_words=_times(gopher.minimum_words, units),
+                max_doc_words=_times(gopher.maximum_words, units),
+                min_avg_word_length=_times(gopher.minimum_word_length, 1 / units),
+                max_avg_word_length=_times(gopher.maximum_word_length, 1 / units),
+                max_symbol_word_ratio=_times(gopher.maximum_symbol_share, 1 / units),
                 max_bullet_lines_ratio=gopher.maximum_bullet_lines,
                 max_ellipsis_lines_ratio=gopher.maximum_ellipsis_lines,
                 max_non_alpha_words_ratio=gopher.minimum_alphabetic_words,
-                min_stop_words=gopher.minimum_stop_words,
-                stop_words=gopher.stop_words,
+                min_stop_words=None,  # a section of its own: see StopWordFilter
                 exclusion_writer=ledger.writer("gopher"),
                 language=words,
             )
         )
     return steps
+
+
+def _scaled(limits: Mapping[int, float], units: float) -> tuple[tuple[int, float], ...]:
+    """Limits by n in words as limits by n in units of the segmentation."""
+    return tuple((max(1, round(n * units)), limit) for n, limit in sorted(limits.items()))
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

@@ -14,16 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import regex
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from data.ledger import DropWriter
+from data.profiles import ConfusableSection
 from experiment.errors import ConfigError, EnvironmentError_
 
 _CHARACTERS = 20_000
 """Only the beginning of a long document is identified: 52 MB/s, and more changes nothing."""
 
-_SCRIPT = {"zh-Hans": "zh", "zh-Hant": "zh"}
 _CLD2 = {"zh-Hant": "zh-Hant", "zh-TW": "zh-Hant", "iw": "he", "jw": "jv", "fil": "tl"}
 # GlotLID (ISO 639-3 + script) and lid.176 (ISO 639-1) labels
 _FASTTEXT = {
@@ -117,6 +118,9 @@ class LanguageFilter(BaseFilter):
     datatrove's own filter downloads its model and stores the best label even when another one
     passed; this one records both.
 
+    Where identification finds this language or a confusable one, the words that only one of them
+    has decide; with as many of one as of the other, the model's better score.
+
     Args:
         language: expected language of the source.
         accepted: labels that count as that language; their scores are added.
@@ -133,6 +137,7 @@ class LanguageFilter(BaseFilter):
         accepted: list[str],
         minimum: float,
         model: str | None,
+        confusable: ConfusableSection | None,
         writer: DropWriter,
     ) -> None:
         super().__init__(writer)
@@ -140,13 +145,21 @@ class LanguageFilter(BaseFilter):
         self.accepted = accepted
         self.minimum = minimum
         self.model = model
+        self.confusable = confusable
         self._identifier: Identifier | None = None
+        if confusable is not None:
+            self._own, self._other = (
+                regex.compile(rf"\b(?:{'|'.join(map(regex.escape, words))})\b", regex.I)
+                for words in (confusable.own_words, confusable.other_words)
+            )
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Whether the document is in the expected language."""
         if self._identifier is None:
             self._identifier = identifier(self.model)
         scores = self._identifier.scores(doc.text)
+        if self.confusable is not None:
+            scores = self._settled(scores, self.confusable.language, doc.text)
         share = min(1.0, sum(scores.get(label, 0.0) for label in self.accepted))
         found = next(iter(scores), "unknown")
         doc.metadata["language_share"] = round(share, 3)
@@ -158,3 +171,16 @@ class LanguageFilter(BaseFilter):
         doc.metadata["language_found"] = found
         ledger.observe("language_found", found)
         return False, "uncertain" if found in self.accepted else f"is_{found}"
+
+    def _settled(self, scores: dict[str, float], other: str, text: str) -> dict[str, float]:
+        """Scores with those of both languages given to the one that the words speak for."""
+        if other not in scores and self.language not in scores:
+            return scores
+        sample = text[:_CHARACTERS]
+        own, foreign = len(self._own.findall(sample)), len(self._other.findall(sample))
+        if own == foreign:
+            return scores
+        winner, loser = (self.language, other) if own > foreign else (other, self.language)
+        total = scores.get(winner, 0.0) + scores.get(loser, 0.0)
+        settled = {name: score for name, score in scores.items() if name != loser} | {winner: total}
+        return dict(sorted(settled.items(), key=lambda item: (-item[1], item[0])))

@@ -49,8 +49,22 @@ class RuleSection(StrictModel):
         return self
 
 
+class ConfusableSection(StrictModel):
+    """A language that identification takes for this one, told apart by words only one of them has."""
+
+    language: Language
+    """The other language."""
+    own_words: list[str] = Field(min_length=1)
+    """Words of this language that the other one writes or says differently."""
+    other_words: list[str] = Field(min_length=1)
+    """Words of the other language that this one does not use."""
+
+
 class LanguageSection(RuleSection):
     """Language identification."""
+
+    confusable: ConfusableSection | None = None
+    """Where the model hesitates between two languages, words decide."""
 
     accept: list[Language] = Field(default_factory=list)
     """Labels that count as the language besides itself, e.g. `zh-Hant` for `zh`."""
@@ -72,7 +86,7 @@ class LengthSection(RuleSection):
 
 
 class RepetitionSection(RuleSection):
-    """datatrove's GopherRepetitionFilter; n-grams are of the profile's segmentation."""
+    """datatrove's GopherRepetitionFilter; n-grams are of words."""
 
     duplicate_line_share: Share | None = 0.30
     """Most duplicate lines."""
@@ -92,7 +106,7 @@ class GopherSection(RuleSection):
     """datatrove's GopherQualityFilter."""
 
     minimum_words: int | None = 50
-    """Least words (units of the segmentation) that are not symbols."""
+    """Least words that are not symbols."""
     maximum_words: int | None = 100_000
     """Most words."""
     minimum_word_length: float | None = 3
@@ -107,10 +121,6 @@ class GopherSection(RuleSection):
     """Most lines that end in an ellipsis."""
     minimum_alphabetic_words: Share | None = 0.8
     """Least words with a letter."""
-    minimum_stop_words: int | None = 2
-    """Least different stop words."""
-    stop_words: list[str] = Field(default_factory=list)
-    """Stop words, as the segmentation yields them."""
 
 
 class FinewebSection(RuleSection):
@@ -240,7 +250,10 @@ class Profile(StrictModel):
     scripts: list[str]
     """Scripts the language is written in, as `regex` names them (`Han`, `Hiragana`, `Latin`)."""
     segmentation: Segmentation = "words"
-    """What a word is for the filters: see `data/segmentation.py`."""
+    """How text is cut for the filters: see `data/segmentation.py`."""
+    units_per_word: float = Field(default=1.0, gt=0)
+    """Units of the segmentation in a word. Thresholds are written for words, as published, and
+    scaled by this: n of n-grams and numbers of words up, lengths of words down."""
     language_identification: LanguageSection | None = None
     """Language identification."""
     cleaning: CleaningSection | None = None

@@ -26,7 +26,9 @@ _HIRAGANA = "\u3041-\u3096\u309d\u309e"
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30fe\u31f0-\u31ff\uff66-\uff9f"
 _DIGITS = r"\d+(?:[.,]\d+)*"
 _LATIN = r"[^\W\d_]+(?:['’][^\W\d_]+)*"
-_REST = r"\w+|[^\w\s]"
+# Zero-width spaces (Khmer writes them between words), joiners and direction marks are no units.
+_SYMBOL = r"[^\w\s\u200b-\u200f\u2060]"
+_REST = rf"\w+|{_SYMBOL}"
 
 # Thai: leading vowel, consonant, then vowels, tone marks and other signs; a final consonant with a
 # silencing mark stays with it.
@@ -52,7 +54,7 @@ _BURMESE = (
 def _pattern(kind: Segmentation) -> re.Pattern[str]:
     if kind == "words":
         # Combining marks are no \w in Python, so they are listed: decomposed Vietnamese.
-        return re.compile(r"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*(?:['’-][^\W_]+)*|[^\w\s]|_+")
+        return re.compile(rf"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*(?:['’-][^\W_]+)*|{_SYMBOL}|_+")
     if kind == "script_runs":
         return re.compile(
             f"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|{_DIGITS}|[A-Za-zＡ-Ｚａ-ｚ]+|{_REST}"
@@ -86,6 +88,20 @@ class FastTokenizer(WordTokenizer):
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Sentence spans that cover the text."""
         return [match.span() for match in _SENTENCE_END.finditer(text) if match.end() > match.start()]
+
+
+# Units per word of the analysers datatrove would use (Sudachi, jieba, pyvi, PyThaiNLP, khmer-nltk,
+# laonlp, pyidaungsu), measured on software documentation, encyclopedia and news.
+_LANGUAGES: dict[str, tuple[Segmentation, float]] = {
+    "ja": ("script_runs", 0.79), "zh": ("characters", 1.51), "vi": ("words", 1.24),
+    "th": ("syllables", 2.86), "km": ("syllables", 2.45), "lo": ("syllables", 2.10),
+    "my": ("syllables", 1.81),
+}
+
+
+def default_segmentation(language: str) -> tuple[Segmentation, float]:
+    """Segmentation of a language and its units per word, where no profile says it."""
+    return _LANGUAGES.get(language.split("-")[0], ("words", 1.0))
 
 
 @cache

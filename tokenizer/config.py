@@ -61,7 +61,7 @@ class ExtendConfig(StrictModel):
     """The final vocabulary is rounded up to a multiple of this with reserved, never emitted pieces."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Tensor-parallel size of the training: the final size is also divisible by 8 times this."""
-    method: Literal["continued", "sentencepiece"] = "sentencepiece"
+    method: Literal["continued", "sentencepiece"] = "continued"
     """``continued``: merges learned on top of the base model's own segmentation. ``sentencepiece``: an
     independent SentencePiece BPE model whose target-script pieces are merged in (the usual recipe)."""
     normalize: Literal["nfkc", "nfc", "none"] = "nfkc"

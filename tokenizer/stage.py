@@ -13,14 +13,17 @@ from typing import Any
 from experiment.corpus_index import CorpusIndex
 from experiment.errors import DataError
 from experiment.hf_tokenizer import write_hf_tokenizer
+from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
 from tokenizer.base import BaseTokenizer, load_base
 from tokenizer.code_sample import CODE_SAMPLE
 from tokenizer.config import ExtendConfig, TokenizerConfig
 from tokenizer.gates import Gate, GateInputs, check_sentencepiece, enforce
+from tokenizer.learn import MergeLearner
 from tokenizer.pieces import AddedPiece, write_pieces
 from tokenizer.sample import available_bytes, byte_budgets, draw, normalise, require_languages
 from tokenizer.scripts import ScriptRule, scripts_of
+from tokenizer.segments import PieceJudge, build_segments, count_runs
 from tokenizer.sentencepiece_trainer import train_candidates
 from tokenizer.vocabulary import (
     merge_sentencepiece,
@@ -115,12 +118,17 @@ def _extend(
         processor, (line for lines in protected.values() for line in lines), every_script.is_foreign
     )
     target = extend.size if isinstance(extend.size, int) else extend.auto.maximum
-    candidates = _sentencepiece_candidates(extend, base, corpus, target, context.workers)
-    allowed = [
-        piece
-        for piece in candidates
-        if piece not in forbidden and any(rule.allows(piece) for rule in rules.values())
-    ]
+    if extend.method == "continued":
+        judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters)
+        candidates = _continued_candidates(extend, base, corpus, rules, judge, target, context.workers)
+        allowed = candidates
+    else:
+        candidates = _sentencepiece_candidates(extend, base, corpus, target, context.workers)
+        allowed = [
+            piece
+            for piece in candidates
+            if piece not in forbidden and any(rule.allows(piece) for rule in rules.values())
+        ]
     pieces = select_reachable(base, allowed, target)
     if not pieces:
         raise DataError(
@@ -187,6 +195,35 @@ def protected_lines(extend: ExtendConfig, corpus: CorpusText) -> dict[str, list[
     return {name: lines for name, lines in found.items() if lines}
 
 
+def _continued_candidates(
+    extend: ExtendConfig,
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    rules: Mapping[str, ScriptRule],
+    judge: PieceJudge,
+    target: int,
+    workers: int,
+) -> list[str]:
+    available = available_bytes(corpus.index, extend.languages, "train")
+    budgets = byte_budgets(extend.languages, available, extend.sample_bytes)
+    runs = {
+        language: count_runs(
+            draw(corpus.index, corpus.directory, language, budget, "train", corpus.seed),
+            rules[language],
+            lambda text: normalise(text, extend.normalize),
+        )
+        for language, budget in budgets.items()
+    }
+    segments, surfaces, byte_cost = build_segments(
+        base, runs, extend.languages, damping=extend.damping, threads=workers
+    )
+    del runs
+    learner = MergeLearner(segments, surfaces, byte_cost, judge, extend.quotas, extend.minimum_count)
+    with Progress("learn merges", target, "pieces") as progress:
+        learned = learner.learn(target, progress.advance)
+    return [item.piece for item in learned.pieces]
+
+
 def _sentencepiece_candidates(
     extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, target: int, workers: int
 ) -> list[str]:
@@ -218,24 +255,39 @@ def _report(
     output_dir: Path,
     seconds: float,
 ) -> StageResult:
+    from tokenizer.efficiency import AnyTokenizer
     from tokenizer.report import stage_report
 
-    languages = list(config.extend.languages) if config.extend else []
-    protect = [
-        item for item in (config.extend.protect if config.extend else []) if item in corpus.index.languages
-    ]
+    extend = config.extend
+    assert extend is not None
+    protect = [item for item in extend.protect if item in corpus.index.languages]
     texts = {
         language: corpus.lines(language, config.report_bytes_per_language)
-        for language in [*languages, *protect]
+        for language in [*extend.languages, *protect]
+    }
+    texts = {language: lines for language, lines in texts.items() if lines}
+    reserved = final_size - base.size - len(pieces)
+    facts = {
+        "base_vocabulary": base.size,
+        "pieces": len(pieces),
+        "reserved": reserved,
+        "vocabulary_size": final_size,
+        "seconds": seconds,
+        "headline": {
+            "rows of the base": f"{base.size:,}",
+            "pieces added": f"{len(pieces):,}",
+            "rows in all": f"{final_size:,}",
+            "gates passed": f"{sum(item.passed for item in gates)} of {len(gates)}",
+        },
     }
     document = stage_report(
-        base=base,
-        pieces=pieces,
-        final_size=final_size,
+        AnyTokenizer("base", base.directory),
+        AnyTokenizer("extended", output_dir),
+        texts,
+        output_dir,
         gates=gates,
-        texts={language: lines for language, lines in texts.items() if lines},
-        output_dir=output_dir,
-        seconds=seconds,
+        facts=facts,
+        curve=size_curve(base, pieces, {item: texts[item] for item in extend.languages if item in texts}),
     )
     ratios: dict[str, float] = document["tokens_relative_to_base"]
     metrics = {f"tokenizer/tokens_relative_to_base/{language}": value for language, value in ratios.items()}
@@ -244,12 +296,12 @@ def _report(
         counts={
             "base_vocabulary": base.size,
             "added_pieces": len(pieces),
-            "reserved_pieces": final_size - base.size - len(pieces),
+            "reserved_pieces": reserved,
             "vocabulary_size": final_size,
         },
         metrics={**metrics, "tokenizer/vocabulary_size": final_size, "tokenizer/added_pieces": len(pieces)},
         artifacts=(
-            *sorted(p.name for p in output_dir.iterdir() if p.suffix in {".html", ".png"}),
+            *sorted(p.name for p in output_dir.iterdir() if p.suffix in {".html", ".png", ".csv", ".md"}),
             "report.json",
             "pieces.tsv",
         ),
@@ -259,3 +311,23 @@ def _report(
             f"tokens relative to the base on held-out text: {shown}",
         ),
     )
+
+
+def size_curve(
+    base: BaseTokenizer, pieces: list[str], texts: Mapping[str, list[str]], points: int = 9
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Tokens relative to the base when only the first pieces are added.
+
+    Pieces come in merge order, and each is made of earlier ones, so a prefix of them is a vocabulary too.
+    """
+    import sentencepiece
+
+    sizes = sorted({round(len(pieces) * at / (points - 1)) for at in range(points)})
+    sample = {language: lines[:2000] for language, lines in texts.items()}
+    tokens: dict[str, list[int]] = {language: [] for language in sample}
+    for size in sizes:
+        proto = merge_sentencepiece(base, pieces[:size], base.size + size)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        for language, lines in sample.items():
+            tokens[language].append(sum(map(len, processor.encode(lines, out_type=int))))
+    return sizes, {language: [value / found[0] for value in found] for language, found in tokens.items()}

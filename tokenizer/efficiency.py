@@ -1,0 +1,291 @@
+"""Measures of how well a tokenizer fits a text, for any tokenizer that loads and any text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.errors import DataError
+from experiment.hf_tokenizer import load_sentencepiece_proto, tokenizer_document
+from tokenizer.base import is_byte_level, read_tokenizer_json
+from tokenizer.words import word_splitter
+
+_BATCH_BYTES = 1_000_000
+_WORD_SAMPLE_BYTES = 200_000
+"""Words are counted on so much of a text: segmenters are far slower than tokenizers."""
+
+
+@dataclass
+class Measured:
+    """A tokenizer on one text.
+
+    Attributes:
+        metrics: numbers for the report, see docs/tokenizer.md.
+        tokens_per_line: tokens of every line.
+        usage: how often each id occurred.
+        words: name of the word segmenter.
+    """
+
+    metrics: dict[str, float]
+    tokens_per_line: NDArray[np.int32]
+    usage: NDArray[np.int64]
+    words: str
+
+
+class AnyTokenizer:
+    """A tokenizer from a Hugging Face directory, a ``tokenizer.json`` or a SentencePiece ``.model``.
+
+    Attributes:
+        name: name in the report.
+        size: rows of the vocabulary.
+        surfaces: surface of every id.
+        config: ``config.json`` beside it, where there is one.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.name = name
+        document, self.config = _load_document(path)
+        try:
+            self._tokenizer: Any = Tokenizer.from_str(json.dumps(document))
+        except Exception as error:  # the Rust side raises plain Exception
+            raise DataError("this tokenizer cannot be loaded", where=path, got=error) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values()) + 1
+        self.surfaces = [""] * self.size
+        for surface, index in vocabulary.items():
+            self.surfaces[index] = surface
+        self.byte_level = is_byte_level(document)
+        self.is_byte = np.array([_spells_bytes(surface, self.byte_level) for surface in self.surfaces])
+
+    def encode(self, lines: Sequence[str]) -> list[Any]:
+        """Encodings with offsets, without special tokens."""
+        return list(self._tokenizer.encode_batch(list(lines), add_special_tokens=False))
+
+    def ids(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids, without special tokens; quicker than :meth:`encode`."""
+        encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def text_of(self, index: int) -> str:
+        """The text that a token stands for."""
+        if self.byte_level:
+            return byte_surface(self.surfaces[index]).decode("utf-8", errors="replace")
+        return self.surfaces[index].replace("▁", " ")
+
+
+def _load_document(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if not path.exists():
+        raise DataError(
+            "no tokenizer here",
+            where=path,
+            expected="a Hugging Face directory, a tokenizer.json or a SentencePiece .model file",
+        )
+    folder = path if path.is_dir() else path.parent
+    config = None
+    if path.is_dir() and (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if path.is_file() and path.suffix != ".json":
+        return tokenizer_document(load_sentencepiece_proto(path)), config
+    file = path / "tokenizer.json" if path.is_dir() else path
+    document = read_tokenizer_json(file)
+    if document is not None:
+        return document, config
+    if (path / "tokenizer.model").is_file():
+        return tokenizer_document(load_sentencepiece_proto(path / "tokenizer.model")), config
+    raise DataError(
+        "no tokenizer here",
+        where=path,
+        got="neither tokenizer.json nor tokenizer.model",
+        expected="one of the two",
+    )
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for every byte, inverted: character -> byte value."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = {chr(value): value for value in printable}
+    others = [value for value in range(256) if value not in set(printable)]
+    return alphabet | {chr(256 + offset): value for offset, value in enumerate(others)}
+
+
+_ALPHABET = byte_alphabet()
+
+
+def byte_surface(surface: str) -> bytes:
+    """The bytes of a byte-level token; other text as UTF-8."""
+    try:
+        return bytes(_ALPHABET[character] for character in surface)
+    except KeyError:
+        return surface.encode()
+
+
+def _spells_bytes(surface: str, byte_level: bool) -> bool:
+    """Whether a token is part of a character only."""
+    if not byte_level:
+        return len(surface) == 6 and surface.startswith("<0x") and surface.endswith(">")
+    try:
+        byte_surface(surface).decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def measure(tokenizer: AnyTokenizer, lines: Sequence[str], language: str) -> Measured:
+    """All measures of a tokenizer on the lines of a text.
+
+    Raises:
+        DataError: the text is empty.
+    """
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError(f"the text for '{language}' is empty", fix="give a file with at least one line")
+    usage = np.zeros(tokenizer.size, dtype=np.int64)
+    per_line: list[int] = []
+    for batch in _batches(lines):
+        encoded = tokenizer.ids(batch)
+        per_line.extend(map(len, encoded))
+        flat = np.fromiter((index for ids in encoded for index in ids), dtype=np.int64)
+        usage += np.bincount(flat, minlength=tokenizer.size)
+    tokens = int(usage.sum())
+    characters = sum(map(len, lines))
+    size = sum(len(line.encode()) for line in lines)
+    metrics: dict[str, float] = {
+        "tokens": tokens,
+        "characters": characters,
+        "bytes": size,
+        "lines": len(lines),
+        "tokens_per_character": tokens / characters,
+        "characters_per_token": characters / tokens,
+        "bytes_per_token": size / tokens,
+        "byte_fallback_rate": float(usage[tokenizer.is_byte].sum()) / tokens,
+    }
+    word_metrics, words = _word_metrics(tokenizer, lines, language)
+    return Measured(metrics | word_metrics, np.array(per_line, dtype=np.int32), usage, words)
+
+
+def _batches(lines: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _word_metrics(
+    tokenizer: AnyTokenizer, lines: Sequence[str], language: str
+) -> tuple[dict[str, float], str]:
+    """Fertility and word integrity, from the offsets of tokens against the spans of words."""
+    splitter = word_splitter(language)
+    sample: list[str] = []
+    size = 0
+    for line in lines:
+        sample.append(line)
+        size += len(line.encode())
+        if size >= _WORD_SAMPLE_BYTES:
+            break
+    words = tokens = single = 0
+    histogram: Counter[int] = Counter()
+    for line, encoding in zip(sample, tokenizer.encode(sample), strict=True):
+        spans = word_spans(line, splitter.split(line))
+        if not len(spans):
+            continue
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        overlapping = np.searchsorted(offsets[:, 0], spans[:, 1], side="left") - np.searchsorted(
+            offsets[:, 1], spans[:, 0], side="right"
+        )
+        histogram.update(overlapping.tolist())
+        words += len(spans)
+        tokens += len(offsets)
+        single += int((overlapping <= 1).sum())
+    if not words:
+        return {}, splitter.name
+    return {
+        "words_sampled": words,
+        "fertility": tokens / words,
+        "continued_words": 1 - single / words,
+        "single_token_retention": single / words,
+    }, splitter.name
+
+
+def word_spans(line: str, words: Sequence[str]) -> NDArray[np.int64]:
+    """[W, 2] start and end of the words that hold a letter or digit, in characters."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for word in words:
+        at = line.find(word, end)
+        if at < 0 or not word:
+            continue
+        end = at + len(word)
+        stripped = word.strip()
+        if any(character.isalnum() for character in stripped):
+            start = at + word.index(stripped)
+            spans.append((start, start + len(stripped)))
+    return np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def read_lines(paths: Sequence[Path], limit_bytes: int | None = None) -> list[str]:
+    """Non-empty lines of UTF-8 text, ``.jsonl`` and ``.jsonl.zst`` files (their ``text``).
+
+    Args:
+        paths: files, in order.
+        limit_bytes: stop after so many UTF-8 bytes.
+
+    Raises:
+        DataError: a file is missing or not UTF-8.
+    """
+    lines: list[str] = []
+    left = limit_bytes if limit_bytes is not None else 1 << 62
+    for path in paths:
+        for line in _lines_of(path):
+            if not line.strip():
+                continue
+            left -= len(line.encode())
+            if left < 0:
+                return lines
+            lines.append(line)
+    return lines
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise DataError("no such text file", where=path)
+    if path.name.endswith(".jsonl.zst"):
+        from experiment.corpus_index import read_jsonl_zst
+
+        for record in read_jsonl_zst(path):
+            yield from str(record.get("text", "")).splitlines()
+        return
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in file:
+                number += 1
+                if path.suffix == ".jsonl":
+                    yield from str(json.loads(line).get("text", "")).splitlines()
+                else:
+                    yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "a text file is not UTF-8",
+            where=f"{path}, after line {number}",
+            got=error,
+            fix="convert it: iconv -f SHIFT_JIS -t UTF-8 FILE",
+        ) from error
+    except ValueError as error:
+        raise DataError("not JSON lines", where=f"{path}, line {number}", got=error) from error

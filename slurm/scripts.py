@@ -100,7 +100,7 @@ def header_lines(options: Mapping[str, object], resources: Resources) -> list[st
 
 def _quoted(value: str) -> str:
     """A value as sbatch reads it in an #SBATCH line, where quotes work as in the shell."""
-    return value if re.fullmatch(r"[\w@%+=:,./\[\]&|*-]+", value) else '"' + value.replace('"', r"\"") + '"'
+    return value if re.fullmatch(r"[\w@%+=:,./\[\]&|*-]*", value) else '"' + value.replace('"', r"\"") + '"'
 
 
 def environment_lines(environment: EnvironmentConfig) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from experiment.errors import ConfigError, DataError
 from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
-from pretrain.chat import Answers, ChatTemplate, HuggingFaceEncoder
+from experiment.chat import Answers, ChatTemplate, HuggingFaceEncoder
 
 TEMPLATES = Path(__file__).parents[2] / "configs" / "chat_templates"
 TOKENS = {

@@ -188,7 +188,12 @@ def _whole_or_nothing(output_dir: Path, overwrite: bool) -> Iterator[Path]:
     if not (target / JOURNAL_NAME).is_file():
         shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True, exist_ok=True)
-    yield target
+    try:
+        yield target
+    except BaseException:
+        if not (target / JOURNAL_NAME).is_file():
+            shutil.rmtree(target, ignore_errors=True)
+        raise
     if output_dir.exists():
         shutil.rmtree(output_dir)
     target.rename(output_dir)

@@ -175,12 +175,12 @@ def write_export(
     planned = [(name, shape, model.dtype_of(name, dtype) or stored[name]) for name, shape in hf_tensors(spec)]
     journal = Journal(output_dir, _request(model, planned, shard_bytes))
     writer = HfWriter(output_dir, planned, shard_bytes)
-    require_space(output_dir, writer.total_bytes)
-    try:
+    with journal:
+        require_space(output_dir, writer.total_bytes)
         with (
             writer,
             byte_progress("export", writer.total_bytes) as advance,
-            ThreadPoolExecutor(workers) as pool,
+            ThreadPoolExecutor(max(1, workers)) as pool,
         ):
 
             def convert(numbered: tuple[int, Unit]) -> None:
@@ -191,9 +191,6 @@ def write_export(
                 advance(unit_bytes(unit, spec, writer))
 
             for_each(pool, convert, enumerate(units(spec)))
-    except BaseException:
-        journal.close()
-        raise
     reader.close()
     writer.write_index()
     most = max((str(dtype) for _, _, dtype in planned), key=[dtype for _, _, dtype in planned].count)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from experiment.errors import CheckpointError, DataError, EnvironmentError_
 from pretrain.convert_config import GraftConfig
 from pretrain.dist_writer import DistWriter, Slot
-from pretrain.hf_files import DTYPES, HfReader, HfTensor, dtype_name, torch_dtype, write_json
+from pretrain.hf_files import DTYPES, HfReader, dtype_name, torch_dtype, write_json
+from pretrain.hf_tensor import HfTensor
 from pretrain.journal import Journal, file_states
 from pretrain.new_rows import PIECES_NAME, NewRows, Piece, read_pieces, tokenizer_size
 from pretrain.raw_files import byte_progress, copy_range
@@ -177,14 +178,11 @@ def write_import(
     target = output_dir / CHECKPOINT_NAME
     target.mkdir(exist_ok=True)
     writer, blocks = _layout(source, spec, target, config.dtype)
-    require_space(output_dir, writer.total_bytes)
-    try:
+    with journal:
+        require_space(output_dir, writer.total_bytes)
         with writer:
             _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
             writer.write_metadata()
-    except BaseException:
-        journal.close()
-        raise
 
     spec.save(output_dir)
     write_json(output_dir / HF_CONFIG_NAME, _hf_config(source, spec, config.dtype))

@@ -9,15 +9,15 @@ anything is written, so tensors can be written in any order and in parallel.
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError
+from pretrain.hf_tensor import HfTensor
+from pretrain.legacy_files import LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors
 from pretrain.raw_files import FilePool, bytes_of
 
 if TYPE_CHECKING:
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _HEADER_LIMIT_BYTES = 100_000_000
-_ITEM_BYTES = {
-    "BF16": 2,
-    "F16": 2,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Our dtype names -> safetensors'."""
 
@@ -66,32 +52,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     import torch
 
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
-
-
-@dataclass(frozen=True)
-class HfTensor:
-    """Where a tensor lies.
-
-    Attributes:
-        dtype: safetensors name.
-        offset: of the first byte in the file.
-    """
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the data."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of axis 0."""
-        return math.prod(self.shape[1:]) * _ITEM_BYTES[self.dtype]
 
 
 def safetensors_header(path: Path) -> dict[str, HfTensor]:
@@ -153,20 +113,25 @@ class HfReader:
         self.directory = directory
         self.tensors: dict[str, HfTensor] = {}
         self._pool = FilePool()
-        index = directory / INDEX_NAME
-        if index.is_file():
-            self._read_index(index)
-        elif (directory / SINGLE_NAME).is_file():
-            self.tensors = safetensors_header(directory / SINGLE_NAME)
-        else:
-            raise CheckpointError(
-                "no weights here",
-                where=directory,
-                got=", ".join(sorted(path.name for path in directory.iterdir())[:12]) or "an empty directory",
-                expected=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
-            )
+        for index, single, tensors_of in (
+            (INDEX_NAME, SINGLE_NAME, safetensors_header),
+            (LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors),
+        ):
+            if (directory / index).is_file():
+                self._read_index(directory / index, tensors_of)
+                return
+            if (directory / single).is_file():
+                self.tensors = tensors_of(directory / single)
+                return
+        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        raise CheckpointError(
+            "no weights here",
+            where=directory,
+            got=", ".join(found[:12]) or "nothing",
+            expected=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards, or {LEGACY_NAME}",
+        )
 
-    def _read_index(self, index: Path) -> None:
+    def _read_index(self, index: Path, tensors_of: Callable[[Path], dict[str, HfTensor]]) -> None:
         try:
             weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (OSError, ValueError, KeyError) as error:
@@ -181,15 +146,15 @@ class HfReader:
                 expected=f"{len(shards)} shards",
                 fix="download the missing files",
             )
-        headers = {shard: safetensors_header(self.directory / shard) for shard in shards}
+        held = {shard: tensors_of(self.directory / shard) for shard in shards}
         for name, shard in weight_map.items():
-            if name not in headers[shard]:
+            if name not in held[shard]:
                 raise CheckpointError(
                     "the index names a tensor that its shard does not hold",
                     where=f"{index}: {name}",
-                    got=f"{shard} with {len(headers[shard])} tensors",
+                    got=f"{shard} with {len(held[shard])} tensors",
                 )
-            self.tensors[name] = headers[shard][name]
+            self.tensors[name] = held[shard][name]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows ``start:stop`` of a tensor (all of it by default), in its own dtype."""

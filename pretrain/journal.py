@@ -49,11 +49,12 @@ class Journal:
 
     def finish(self) -> None:
         """The result is whole: remove the journal."""
-        self._stream.close()
         self._path.unlink()
 
-    def close(self) -> None:
-        """The work was interrupted: keep the journal."""
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
 
 

@@ -116,3 +116,24 @@ def test_repeated_import_and_export_write_the_same_bytes(tmp_path: Path) -> None
     assert len(files) > 6
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_first_release_of_yi(tmp_path: Path) -> None:
+    """Its own model type and names of the norms; the result is a plain Llama."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    base = make_model(CASES[0], tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    old = {
+        name.replace("input_layernorm", "ln1").replace("post_attention_layernorm", "ln2"): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(old, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    yi = {**config, "model_type": "Yi", "architectures": ["YiForCausalLM"], "auto_map": {"AutoModel": "x.Y"}}
+    (base / "config.json").write_text(json.dumps(yi))
+    import_checkpoint(base, tmp_path / "megatron")
+    export_checkpoint(tmp_path / "megatron", tmp_path / "export", config=NO_VERIFY)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "export").state_dict()
+    assert all(same_bits(tensor, after[name]) for name, tensor in weights.items())

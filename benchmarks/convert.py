@@ -5,7 +5,7 @@
 writes a random bf16 model, times `cp` of it, imports it, exports it, compares the bits, and deletes
 everything. Each conversion runs in a process of its own, whose peak resident memory is read from
 the kernel. File caches are flushed to disk (`sync`) within each timing, so that writing is paid for.
-The disk must hold three copies (14 GB each for 7b).
+The disk must hold two copies (13.5 GB each for 7b).
 """
 
 from __future__ import annotations

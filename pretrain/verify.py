@@ -13,17 +13,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError, DataError, EnvironmentError_
-from pretrain.convert_export import TrainedModel, read_parts, units
-from pretrain.convert_import import Source
+from pretrain.convert_export import TrainedModel, Unit, read_parts, units
+from pretrain.convert_import import Source, for_each
 from pretrain.dist_files import DistReader
 from pretrain.hf_files import torch_dtype
 from pretrain.new_rows import tokenizer_size
 from pretrain.raw_files import byte_progress
+from pretrain.weights import hf_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,7 @@ class LogitsReport:
     largest_logit: float
 
 
-def verify_weights(hf_dir: Path, model: TrainedModel) -> dict[str, int]:
+def verify_weights(hf_dir: Path, model: TrainedModel, workers: int = 2) -> dict[str, int]:
     """Compare every tensor bit by bit; a tensor exported in a narrower type is compared in that type.
 
     Returns:
@@ -68,27 +70,30 @@ def verify_weights(hf_dir: Path, model: TrainedModel) -> dict[str, int]:
             expected=f"{spec.vocabulary_size} rows as in {model.checkpoint}",
         )
     reader = DistReader(model.checkpoint)
-    compared = 0
-    total = sum(source.reader.tensors[file].size_bytes for file in source.names.values())
-    with byte_progress("verify", total) as advance:
-        for unit in units(spec):
-            weight, layer, start, stop = unit.weight, unit.layer, unit.start, unit.stop
-            for name, expected in read_parts(reader, spec, weight, layer, start, stop):
-                found = source.read(name, start, start + expected.shape[0])
+    total = sum(source.entry(name).size_bytes for name, _ in hf_tensors(spec))
+    with byte_progress("verify", total) as advance, ThreadPoolExecutor(max(1, workers)) as pool:
+
+        def compare(unit: Unit) -> None:
+            parts = read_parts(reader, spec, unit.weight, unit.layer, unit.start, unit.stop)
+            for name, expected in parts:
+                stop = unit.start + expected.shape[0]
+                found = source.read(name, unit.start, stop)
                 expected = expected.to(found.dtype)
                 bits = torch.int32 if found.dtype == torch.float32 else torch.int16
                 if found.shape != expected.shape or not found.view(bits).equal(expected.view(bits)):
                     raise CheckpointError(
                         "tensor differs",
-                        where=f"{hf_dir}: {name}, rows {start} to {start + expected.shape[0]}",
+                        where=f"{hf_dir}: {name}, rows {unit.start} to {stop}",
                         got=_difference(found, expected),
-                        expected=f"the bits of {weight.megatron}, layer {layer}, in {model.checkpoint}",
+                        expected=f"the bits of {unit.weight.megatron}, layer {unit.layer}, "
+                        f"in {model.checkpoint}",
                     )
-                compared += 1
                 advance(found.nbytes)
+
+        for_each(pool, compare, units(spec))
     source.reader.close()
     reader.close()
-    return {"tensors": len(source.names), "blocks": compared, "bytes": total}
+    return {"tensors": len(source.names), "bytes": total}
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
@@ -196,7 +201,7 @@ def _start_megatron(
         "checkpoint": str(model.checkpoint.resolve()),
         "spec": model.spec.model_dump(),
         "sequences": [list(ids) for ids in sequences],
-        "dtypes": {name: source.dtype_of(name) for name in source.names if name in _table_names(model)},
+        "dtypes": {name: source.dtype_of(name) for name, _ in hf_tensors(model.spec)},
         "output": str(folder / "logits.pt"),
     }
     source.reader.close()
@@ -214,12 +219,6 @@ def _start_megatron(
         )
     except OSError as error:
         raise EnvironmentError_("cannot start a process", got=error) from error
-
-
-def _table_names(model: TrainedModel) -> set[str]:
-    from pretrain.weights import hf_tensors
-
-    return {name for name, _ in hf_tensors(model.spec)}
 
 
 def hf_logits(hf_dir: Path, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:

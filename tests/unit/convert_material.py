@@ -22,6 +22,7 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 SMALL = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -52,7 +53,7 @@ CASES = [
     Case("llama-biases", "Llama", {"attention_bias": True, "mlp_bias": True}),
     Case("llama-wide-heads", "Llama", {"head_dim": 24}),
     Case("llama3-rope", "Llama", {"rope_parameters": LLAMA3_ROPE}, dtype="bfloat16"),
-    Case("llama-linear-rope", "Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    Case("llama-linear-rope", "Llama", {"rope_parameters": LINEAR_ROPE}),
     Case("llama-shards", "Llama", {"hidden_size": 64}, shard_bytes=60_000),
     Case("mistral", "Mistral", {"sliding_window": None, "head_dim": 8}),
     Case("mistral-window", "Mistral", {"sliding_window": 12, "head_dim": 8}),

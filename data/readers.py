@@ -6,6 +6,7 @@ counts and samples it.
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 from data.config import OnError, SourceConfig
 from data.decoding import UndecodableInput, decode_page, decode_text
 from data.ledger import Ledger
-from data.sources import InputFile
+from data.sources import InputFile, Shard, name_hash
 from data.streams import TruncatedInput, open_stream, read_limited, read_lines
 from experiment.errors import DataError
 
@@ -51,7 +52,7 @@ class SourceReader(PipelineStep):
 
     Args:
         source: the source.
-        files: what to read, in order.
+        shard: what to read.
         ledger: where counts and bad input go.
         on_error: ``skip`` counts bad input, ``fail`` raises.
 
@@ -63,11 +64,11 @@ class SourceReader(PipelineStep):
     type = "reader"
 
     def __init__(
-        self, source: SourceConfig, files: tuple[InputFile, ...], ledger: Ledger, on_error: OnError
+        self, source: SourceConfig, shard: Shard, ledger: Ledger, on_error: OnError
     ) -> None:
         super().__init__()
         self.source = source
-        self.files = files
+        self.shard = shard
         self.ledger = ledger
         self.on_error = on_error
 
@@ -77,7 +78,7 @@ class SourceReader(PipelineStep):
         """Documents of all files; ``data`` (documents of an earlier step) passes through first."""
         if data:
             yield from data
-        for file in self.files:
+        for file in self.shard.files:
             for record in self._checked(file):
                 if isinstance(record, BadRecord):
                     self._refuse(record)
@@ -90,9 +91,11 @@ class SourceReader(PipelineStep):
         """Records of a file; the end of a damaged file becomes a bad record."""
         try:
             empty = True
-            for record in read_file(self.source, file):
+            limit = self.shard.hash_limit
+            for number, record in enumerate(read_file(self.source, file)):
                 empty = False
-                yield record
+                if limit is None or name_hash(file.name, str(number)) <= limit:
+                    yield record
             if empty:
                 yield BadRecord("read.empty_file", file.name, "no records in the file")
         except TruncatedInput as error:
@@ -137,6 +140,40 @@ def read_file(source: SourceConfig, file: InputFile) -> Records:
             yield from _read_text_lines(source, file, stream)
         else:
             yield from _read_whole(source, file, stream)
+
+
+def hash_limit(source: SourceConfig, files: list[InputFile], count: int) -> int | None:
+    """Largest hash among the ``count`` records of the smallest hash; None when there are no more.
+
+    Reads the source once more, without extraction: what is chosen then does not depend on order.
+    """
+    smallest: list[int] = []  # a heap of the smallest hashes, negated: its root is the largest
+    total = 0
+    for file in files:
+        try:
+            for number in _record_numbers(source, file):
+                total += 1
+                value = -name_hash(file.name, str(number))
+                if len(smallest) < count:
+                    heapq.heappush(smallest, value)
+                elif value > smallest[0]:
+                    heapq.heapreplace(smallest, value)
+        except (TruncatedInput, OSError):
+            continue  # counted when the file is read
+    return -smallest[0] if total > count else None
+
+
+def _record_numbers(source: SourceConfig, file: InputFile) -> Iterator[int]:
+    if source.format != "jsonl":
+        for number, _ in enumerate(read_file(source, file)):
+            yield number
+        return
+    number = 0
+    with open_stream(file.path) as stream:
+        for _, line in read_lines(stream, source.reader.maximum_document_bytes):
+            if line is None or line.strip():
+                yield number
+                number += 1
 
 
 def new_document(

@@ -89,7 +89,7 @@ class FilterShards(PipelineStep):
     def steps(self, source: SourceConfig, shard: Shard, ledger: Ledger) -> list[PipelineStep]:
         """The datatrove pipeline of a source."""
         config = self.config
-        steps: list[PipelineStep] = [SourceReader(source, shard.files, ledger, config.on_error)]
+        steps: list[PipelineStep] = [SourceReader(source, shard, ledger, config.on_error)]
         if config.blocked_urls:
             steps.append(BlockedUrlFilter(ledger.writer("blocked_url")))
         if source.kind == "instruction":

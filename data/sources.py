@@ -47,12 +47,15 @@ class Shard:
         source: name of the source.
         number: position among the shards of the source.
         files: what to read, in order.
+        hash_limit: with ``maximum_documents``, the largest :func:`name_hash` of a record that is
+            read; None reads all.
     """
 
     rank: int
     source: str
     number: int
     files: tuple[InputFile, ...]
+    hash_limit: int | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -75,11 +78,17 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
     shards: list[Shard] = []
     for source in config.sources:
         files = find_files(source)
-        if source.maximum_documents is not None and _one_document_per_file(source):
-            files = _chosen(files, source.maximum_documents)
+        limit: int | None = None
+        if source.maximum_documents is not None:
+            if _one_document_per_file(source):
+                files = _chosen(files, source.maximum_documents)
+            else:
+                from data.readers import hash_limit
+
+                limit = hash_limit(source, files, source.maximum_documents)
         groups = _grouped(files, config.shard_input_bytes, config.shard_input_files)
         for number, group in enumerate(groups):
-            shards.append(Shard(len(shards), source.name, number, tuple(group)))
+            shards.append(Shard(len(shards), source.name, number, tuple(group), limit))
     return shards
 
 

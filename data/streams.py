@@ -83,7 +83,7 @@ class ZstdStream(io.RawIOBase):
 class _CheckedStream(io.RawIOBase):
     """Turns the errors of the standard decompressors into :class:`TruncatedInput`."""
 
-    def __init__(self, inner: BinaryIO, kind: str) -> None:
+    def __init__(self, inner: io.BufferedIOBase, kind: str) -> None:
         self._inner = inner
         self._kind = kind
 
@@ -92,7 +92,8 @@ class _CheckedStream(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         try:
-            data = self._inner.read(len(memoryview(buffer).cast("B")))
+            # read1, not read: what comes before the damage must not be lost with it.
+            data = self._inner.read1(len(memoryview(buffer).cast("B")))
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
             raise TruncatedInput(f"{self._kind}: {error}") from error
         except OSError as error:
@@ -128,18 +129,18 @@ def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
             yield io.BufferedReader(ZstdStream(raw), _CHUNK_BYTES)
         elif kind == "gz":
             with gzip.open(raw) as stream:
-                yield _buffered(cast(BinaryIO, stream), "gzip")
+                yield _buffered(stream, "gzip")
         elif kind == "bz2":
             with bz2.open(raw) as stream:
-                yield _buffered(cast(BinaryIO, stream), "bzip2")
+                yield _buffered(stream, "bzip2")
         elif kind == "xz":
             with lzma.open(raw) as stream:
-                yield _buffered(cast(BinaryIO, stream), "xz")
+                yield _buffered(stream, "xz")
         else:
             yield raw
 
 
-def _buffered(stream: BinaryIO, kind: str) -> BinaryIO:
+def _buffered(stream: io.BufferedIOBase, kind: str) -> BinaryIO:
     return io.BufferedReader(_CheckedStream(stream, kind), _CHUNK_BYTES)
 
 

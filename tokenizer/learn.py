@@ -1,14 +1,14 @@
 """Merges learned on top of the base's own segmentation ("continued BPE").
 
-An independent BPE model spends pieces that the base model never lets through and on scaffolding that the base
-already has. Here the training text is first cut as the base cuts it, and every further merge is counted on what
+An independent BPE model spends pieces on what the base model never lets through and on scaffolding that the
+base already has. Here the training text is first cut as the base cuts it, and every further merge is counted on what
 the merged tokenizer would really do; a merge that would touch protected text is never made, so the ones that
 build on something else instead are found by themselves.
 
-The next merge is the one that saves the largest *proportion* of a language's remaining tokens, summed over
-languages by weight: the sum of log(tokens) falls fastest, whatever the amount of text in each language.
+The next merge is the one that saves the largest *proportion* of a language's tokens, summed over languages by
+weight, whatever the amount of text in each; ``balance`` says how far the tokens that remain count instead.
 
-Words used here: a *symbol* is a base token, a learned piece, or a character that the base spells in bytes; a
+Words used here: a *symbol* is a base token, a learned piece, or a character the base spells in bytes; a
 *segment* is a stretch of text within which pieces may form; a *position* is an index into the flat array of all
 segments, with -1 between two segments. N: positions, L: languages, K: learned pieces.
 """
@@ -97,6 +97,8 @@ class MergeLearner:
         accept: decides about a candidate.
         quotas: most pieces per language.
         minimum_count: a piece must occur this often.
+        balance: 0 maximises the weighted sum of the proportions saved, 1 that of their logarithms, so that a
+            language that is already short goes on getting pieces as long as its remaining text shrinks.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class MergeLearner:
         accept: Acceptance,
         quotas: Mapping[str, int] | None = None,
         minimum_count: float = 2,
+        balance: float = 0.5,
     ) -> None:
         self._symbols = segments.symbols
         self._counts = segments.counts
@@ -119,6 +122,7 @@ class MergeLearner:
         self._accept = accept
         self._quotas = dict(quotas or {})
         self._minimum = minimum_count
+        self._balance = balance
         size = len(self._symbols)
         self._next = np.arange(1, size + 1, dtype=np.int32)
         self._previous = np.arange(-1, size - 1, dtype=np.int32)
@@ -127,6 +131,7 @@ class MergeLearner:
         self._reasons: dict[str, int] = {}
         self._taken = dict.fromkeys(self._languages, 0)
         self.tokens = self._count_tokens()
+        self._initial_tokens = self.tokens.copy()
 
     def _count_tokens(self) -> Floats:
         """[L] tokens of each language, characters in bytes counted as so many."""
@@ -167,7 +172,8 @@ class MergeLearner:
         """Drop dead positions, weigh languages by their remaining tokens, count every pair anew."""
         self._compact()
         self._tokens_at_rebuild = self.tokens.copy()
-        self._scale = self._importance / np.maximum(self.tokens, 1.0)
+        remaining = np.maximum(self.tokens / np.maximum(self._initial_tokens, 1.0), _FLOOR)
+        self._scale = self._importance / np.maximum(self._initial_tokens, 1.0) / remaining**self._balance
         self._weights = self._counts.astype(np.float32)
         for language, (start, end) in enumerate(zip(self._bounds, self._bounds[1:], strict=False)):
             self._weights[start:end] *= np.float32(self._scale[language])

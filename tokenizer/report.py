@@ -1,4 +1,4 @@
-"""The efficiency report: any set of tokenizers over any set of texts, and the page of the vocabulary stage."""
+"""The efficiency report: any tokenizers over any texts, and the page of the vocabulary stage."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def run_report(
     """Measure tokenizers on texts; write ``report.json``, ``.csv``, ``.md``, ``.html`` and figures.
 
     Args:
-        tokenizers: name -> Hugging Face directory, ``tokenizer.json`` or SentencePiece ``.model``; the first is
-            what the others are compared with.
+        tokenizers: name -> Hugging Face directory, ``tokenizer.json`` or SentencePiece ``.model``; the
+            first is what the others are compared with.
         texts: language -> UTF-8 text, ``.jsonl`` or ``.jsonl.zst`` files.
         output_dir: made if needed.
         parallel: language -> file whose lines are aligned with those of ``en``, for parity.
-        model: Hugging Face ``config.json`` (or its directory) of the model whose cost is predicted; by default
-            that of the first tokenizer's directory, or Mistral-7B's shape.
+        model: Hugging Face ``config.json`` (or its directory) of the model whose cost is predicted; by
+            default that of the first tokenizer's directory, or Mistral-7B's shape.
         limit_bytes: most bytes of each text.
         title: of the page.
 
@@ -132,7 +132,7 @@ def _total(tokenizer: AnyTokenizer, lines: Sequence[str]) -> int:
 def added_usage(
     reference: AnyTokenizer, tokenizer: AnyTokenizer, raw: Mapping[str, Measured]
 ) -> dict[str, Any] | None:
-    """How the rows that a tokenizer has beyond the reference are used; None unless it extends the reference."""
+    """How rows beyond the reference are used; None unless the tokenizer extends the reference."""
     if tokenizer.size <= reference.size or tokenizer.surfaces[: reference.size] != reference.surfaces:
         return None
     usage = sum((found.usage for found in raw.values()), np.zeros(tokenizer.size, dtype=np.int64))[
@@ -170,7 +170,7 @@ def write_report(
     extra: Mapping[str, Any] | None = None,
     lead: Sequence[html.Section] = (),
 ) -> dict[str, Any]:
-    """Measure and write all forms of the report; ``extra`` goes into ``report.json``, ``lead`` on top of the page."""
+    """Measure and write all forms of the report; ``extra`` goes into report.json, ``lead`` on top."""
     metrics, raw = measure_all(tokenizers, texts, parallel, shape)
     output_dir.mkdir(parents=True, exist_ok=True)
     usage = {item.name: added_usage(tokenizers[0], item, raw[item.name]) for item in tokenizers[1:]}
@@ -260,8 +260,8 @@ def _sections(
             "All measures",
             html.table(header, rows)
             + html.metric_legend()
-            + f"<p>Relative to {escape.escape(first)}. Words by {escape.escape(segmenters)}. Cost and context for a "
-            f"model of {shape.body_parameters / 1e9:.2f}B parameters besides the vocabulary, {shape.hidden_size} "
+            + f"<p>Relative to {escape.escape(first)}. Words by {escape.escape(segmenters)}. "
+            f"Cost and context for a model of {shape.body_parameters / 1e9:.2f}B parameters besides the vocabulary, {shape.hidden_size} "
             f"wide, with a context of {shape.context_tokens:,} tokens.</p>",
         ),
         html.Section("Words and lines", "", (figures["fertility"], figures["ecdf"])),

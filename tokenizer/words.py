@@ -1,6 +1,7 @@
 """Word boundaries for fertility and for pretokenisation: a proper segmenter where one is installed.
 
-Nothing here downloads; a package that is absent is replaced by a simple rule, and the report names what was used.
+Nothing here downloads; a package that is absent is replaced by a simple rule, and the report names what was
+used.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _segmenter(name: str) -> Split:
 
 
 def keep_everything(split: Split) -> Split:
-    """A splitter whose words, joined, are the text: characters that a segmenter swallows go to the word before."""
+    """A splitter whose words, joined, are the text: what a segmenter swallows goes to the word before."""
 
     def exact(text: str) -> list[str]:
         words: list[str] = []

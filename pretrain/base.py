@@ -40,7 +40,9 @@ _LOGS_PER_RUN = 20
 _HELDOUT_TOKENS = 20_000
 
 
-def run(config: BaseConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext) -> StageResult:
+def run(
+    config: BaseConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
     """Train the base model of `base.scratch` on the corpus and write it to `output_dir`.
 
     Raises:
@@ -60,9 +62,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Path], output_dir: Path, contex
     mixture = write_tokens(scratch, inputs["corpus"], output_dir, tokens)
     write_random_model(scratch, mixture, work / "random", context.seed)
     write_import(work / "random", graft, tokenizer_dir=None, config=GraftConfig(), seed=context.seed)
-    result = train.run(
-        train_config(scratch), {"graft": graft, "tokens": tokens}, trained, context
-    )
+    result = train.run(train_config(scratch), {"graft": graft, "tokens": tokens}, trained, context)
     write_export(
         find_checkpoint(trained),
         output_dir,

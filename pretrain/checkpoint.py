@@ -47,7 +47,7 @@ _READ_BYTES = 1 << 22
 ShardedState = dict[str, Any]
 
 
-class _WriteHere(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _WriteHere(TorchDistSaveShardedStrategy):
     """Writes the shards of this rank in this process."""
 
     def __init__(self) -> None:
@@ -55,7 +55,9 @@ class _WriteHere(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
     def save(self, sharded_state_dict: ShardedState, checkpoint_dir: Path) -> None:
         """Write; an error on one rank is raised on all."""
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
         torch.distributed.checkpoint.save(
             mcore_to_pyt_state_dict(flat, False),
             storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
@@ -104,7 +106,11 @@ class TrainingState:
         try:
             with _quiet():
                 dist_checkpointing.save(
-                    state, str(directory), _WriteHere(), validate_access_integrity=False, content_metadata=_FORMAT
+                    state,
+                    str(directory),
+                    _WriteHere(),
+                    validate_access_integrity=False,
+                    content_metadata=_FORMAT,
                 )
         except (OSError, torch.distributed.checkpoint.CheckpointException) as error:
             raise CheckpointError(
@@ -131,7 +137,9 @@ class TrainingState:
         try:
             with _quiet():
                 loaded = dist_checkpointing.load(state, str(directory), validate_access_integrity=False)
-            for model, key in zip(self.models, [name for name in state if name.startswith("model")], strict=True):
+            for model, key in zip(
+                self.models, [name for name in state if name.startswith("model")], strict=True
+            ):
                 model.load_state_dict(loaded[key], strict=True)
         except Exception as error:
             # Megatron and torch report a wrong checkpoint in a dozen ways (KeyError, pickle, shapes).
@@ -204,7 +212,9 @@ class CheckpointStore:
         ]
         return sorted(found, reverse=True)
 
-    def save(self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]) -> None:
+    def save(
+        self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
         """Write a checkpoint, verify it is whole, then move `latest` to it; every rank calls this.
 
         Args:

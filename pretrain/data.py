@@ -36,15 +36,14 @@ class Batch:
         tokens: [b, s].
         labels: the next tokens, [b, s].
         loss_mask: 1.0 where the prediction counts, [b, s].
-        position_ids: [b, S], None where positions just count up.
-        documents: document number of every token, [b, S], None where documents see each other.
+        boundaries: document number and position of every token, [2, b, S]; None where neither the
+            attention nor the positions restart at documents.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
-    position_ids: Tensor | None = None
-    documents: Tensor | None = None
+    boundaries: Tensor | None = None
 
 
 class _DatasetTokenizer:
@@ -175,25 +174,30 @@ class BatchLayout:
         ends = tokens == self.eod_id
         if self.mask_end_of_document:
             loss_mask = loss_mask.masked_fill(ends, 0.0)
-        documents = positions = None
-        if self.reset_attention_mask or self.reset_position_ids:
-            # The token after an end-of-document token starts a document.
-            number = ends.cumsum(dim=1) - ends.long()
-            documents = number if self.reset_attention_mask else None
-            if self.reset_position_ids:
-                count = torch.arange(tokens.shape[1]).expand_as(tokens)
-                starts = torch.zeros_like(tokens)
-                starts[:, 1:] = torch.where(ends[:, :-1], count[:, 1:], 0)
-                positions = count - starts.cummax(dim=1).values
         device = torch.cuda.current_device()
-        return Batch(
-            *(
-                _context_chunks(part).to(device, non_blocking=True)
-                for part in (tokens, labels, loss_mask.float())
-            ),
-            position_ids=None if positions is None else positions.to(device, non_blocking=True),
-            documents=None if documents is None else documents.to(device, non_blocking=True),
+        boundaries = self._boundaries(ends) if self.reset_attention_mask or self.reset_position_ids else None
+        tokens, labels, loss_mask = (
+            _context_chunks(part).to(device, non_blocking=True)
+            for part in (tokens, labels, loss_mask.float())
         )
+        return Batch(
+            tokens,
+            labels,
+            loss_mask,
+            boundaries=None if boundaries is None else boundaries.to(device, non_blocking=True),
+        )
+
+    def _boundaries(self, ends: Tensor) -> Tensor:
+        """[2, b, S] from the mask of end-of-document tokens [b, S]; the token after one starts a document."""
+        count = torch.arange(ends.shape[1]).expand(ends.shape)
+        documents, positions = torch.zeros_like(count), count
+        if self.reset_attention_mask:
+            documents = ends.cumsum(dim=1) - ends.long()
+        if self.reset_position_ids:
+            starts = torch.zeros_like(count)
+            starts[:, 1:] = torch.where(ends[:, :-1], count[:, 1:], 0)
+            positions = count - starts.cummax(dim=1).values
+        return torch.stack([documents, positions])
 
 
 def _context_chunks(whole: Tensor) -> Tensor:

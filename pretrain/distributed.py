@@ -11,15 +11,13 @@ from torch import Tensor
 
 from experiment.errors import ConfigError
 from pretrain.config import ParallelConfig
-from pretrain.world import World
 from pretrain.megatron_cpu import has_gpu
+from pretrain.world import World
 
 _TIMEOUT = timedelta(minutes=30)
 
 
-def initialise(
-    world: World, parallel: ParallelConfig, seed: int, store: torch.distributed.Store | None = None
-) -> None:
+def initialise(world: World, parallel: ParallelConfig, seed: int, store: Any = None) -> None:
     """Join the process group and divide it for the layout.
 
     Args:

@@ -53,7 +53,7 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
     spec.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *_inherited_path()])}
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [sys.executable, "-m", "pretrain.worker", str(spec), str(processes)], env=environment
     )
     follower = _MetricsFollower(job.metrics_path, tracker)
@@ -71,7 +71,9 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
             process.wait()
     if process.returncode == INTERRUPTED_EXIT_CODE:
         raise Interrupted(
-            "training was asked to stop", where=job.checkpoints_dir, fix="run the same command again to continue"
+            "training was asked to stop",
+            where=job.checkpoints_dir,
+            fix="run the same command again to continue",
         )
     if process.returncode != 0:
         raise _first_error(job, processes, process.returncode)

@@ -73,11 +73,13 @@ class _GatherSequence(torch.autograd.Function):
 
 
 class SelfAttentionCore(torch.nn.Module):
-    """Scaled dot-product attention in Megatron's place for the attention core.
+    """Rotary positions and scaled dot-product attention in Megatron's place for the attention core.
 
     Causal, with grouped queries, sliding window, document boundaries, and context parallelism by
-    gathering keys and values (as Llama 3 was trained). The boundaries arrive as `attention_mask`: the
-    document number of every token of the whole sequence, [b, S], or None.
+    gathering keys and values (as Llama 3 was trained). The rotation is done here, with sines and cosines
+    computed once for all layers; Megatron computes them again in each. What restarts at documents
+    arrives as `attention_mask`, [2, b, S] or None: the document number of every token of the whole
+    sequence, and its position.
     """
 
     def __init__(
@@ -91,10 +93,10 @@ class SelfAttentionCore(torch.nn.Module):
     ) -> None:
         super().__init__()
         width = config.kv_channels or config.hidden_size // config.num_attention_heads
-        scale: float = getattr(config, "rope_attention_factor", 1.0)
+        self.rotary: RotaryPositions = config.rotary
         # YaRN multiplies rotated queries and keys alike, so the scores by its square.
-        self.scale = (softmax_scale or 1.0 / math.sqrt(width)) * scale * scale
-        self.window: int | None = getattr(config, "sliding_window", None)
+        self.scale = (softmax_scale or 1.0 / math.sqrt(width)) * self.rotary.attention_factor**2
+        self.window: int | None = config.sliding_window
         self.context_ranks = config.context_parallel_size
 
     def forward(
@@ -106,22 +108,25 @@ class SelfAttentionCore(torch.nn.Module):
         **_: Any,
     ) -> Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]."""
+        documents = positions = None
+        if attention_mask is not None:
+            documents, positions = attention_mask
+        cosine, sine = self.rotary.angles(query.shape[0] * self.context_ranks, positions, query.dtype)
+        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if self.context_ranks > 1:
             group = parallel_state.get_context_parallel_group()
-            key = _GatherSequence.apply(key, group)
-            value = _GatherSequence.apply(value, group)
+            key = _GatherSequence.apply(key, group)  # type: ignore[no-untyped-call]
+            value = _GatherSequence.apply(value, group)  # type: ignore[no-untyped-call]
             first, second = query.chunk(2, dim=0)
             rank, length = group.rank(), first.shape[0]
             output = torch.cat(
                 [
-                    self._attend(first, key, value, rank * length, attention_mask),
-                    self._attend(
-                        second, key, value, (2 * group.size() - 1 - rank) * length, attention_mask
-                    ),
+                    self._attend(first, key, value, rank * length, documents),
+                    self._attend(second, key, value, (2 * group.size() - 1 - rank) * length, documents),
                 ]
             )
         else:
-            output = self._attend(query, key, value, 0, attention_mask)
+            output = self._attend(query, key, value, 0, documents)
         return output.reshape(*output.shape[:2], -1)
 
     def _attend(
@@ -159,53 +164,43 @@ class SelfAttentionCore(torch.nn.Module):
         return (mask[None] & same)[:, None]
 
 
-class RotaryPositions(torch.nn.Module):
-    """Angles of the rotary embedding from the Hugging Face settings, with optional position resets.
+class RotaryPositions:
+    """Sines and cosines of the rotary embedding from the Hugging Face settings.
 
     Args:
         spec: rope base, head width and scaling.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
         self.inverse_frequencies, self.attention_factor = rope_frequencies(spec)
-        self.position_ids: Tensor | None = None
-        """Positions [b, S] of the current micro batch where they restart at documents; else None."""
-        self._plain: dict[tuple[int, str], Tensor] = {}
+        self._plain: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def get_rotary_seq_len(
-        self,
-        inference_context: Any,
-        transformer: Any,
-        transformer_input: Tensor | None,
-        transformer_config: TransformerConfig,
-        *_: Any,
-        **__: Any,
-    ) -> int:
-        """Length S of the whole sequence."""
-        local = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
-        assert local is not None
-        length = int(local.shape[0]) * transformer_config.context_parallel_size
-        if transformer_config.sequence_parallel:
-            length *= transformer_config.tensor_model_parallel_size
-        return length
+    def angles(self, length: int, positions: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [s, 1 or b, 1, d / 2] of this context-parallel rank's part of a sequence.
 
-    def forward(self, length: int, **_: Any) -> Tensor:
-        """Angles [s, 1 or b, 1, d] of this context-parallel rank's part of the sequence."""
-        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        if self.position_ids is not None:
-            return _local_chunks(self._angles(self.position_ids.transpose(0, 1)))
-        key = (length, str(device))
-        if key not in self._plain:
-            positions = torch.arange(length, device=device)[:, None]
-            self._plain[key] = _local_chunks(self._angles(positions))
-        return self._plain[key]
+        Args:
+            length: S.
+            positions: [b, S] where they restart at documents; None where they count up.
+            dtype: of the result; the angles are computed in fp32.
+        """
+        if positions is None:
+            if (length, dtype) not in self._plain:
+                count = torch.arange(length, device=torch.cuda.current_device())
+                self._plain[length, dtype] = self._compute(count[:, None], dtype)
+            return self._plain[length, dtype]
+        return self._compute(positions.transpose(0, 1), dtype)
 
-    def _angles(self, positions: Tensor) -> Tensor:
-        """[S, b] to [S, b, 1, d]."""
+    def _compute(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """From [S, b]."""
         self.inverse_frequencies = self.inverse_frequencies.to(positions.device)
-        angles = positions[..., None].float() * self.inverse_frequencies
-        return torch.cat([angles, angles], dim=-1)[:, :, None, :]
+        angles = _local_chunks(positions[..., None].float() * self.inverse_frequencies)[:, :, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate [s, b, heads, d], the two halves of d as pairs (the layout of Hugging Face)."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def _local_chunks(whole: Tensor) -> Tensor:

@@ -41,7 +41,9 @@ def check(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
         )
     chunks = parallel.pipeline * (parallel.virtual_pipeline or 1)
     if spec.layers % chunks:
-        stages = [size for size in _divisors(spec.layers) if parallel.virtual_pipeline is None or size < spec.layers]
+        stages = [
+            size for size in _divisors(spec.layers) if parallel.virtual_pipeline is None or size < spec.layers
+        ]
         raise ConfigError(
             f"pipeline parallelism does not divide the model's {spec.layers} layers evenly",
             where="train.parallel.pipeline",
@@ -82,8 +84,7 @@ def _check_batch(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
             where="train.global_batch",
             got=f"{config.global_batch} with micro_batch {config.micro_batch} and {replicas} replicas",
             expected=f"a multiple of micro_batch x replicas = {per_pass}",
-            fix=f"set train.micro_batch to one of "
-            f"{_choices(_divisors(config.global_batch // replicas))}"
+            fix=f"set train.micro_batch to one of {_choices(_divisors(config.global_batch // replicas))}"
             if config.global_batch % replicas == 0
             else f"set the replicas to one of {_choices(_divisors(config.global_batch))}",
         )
@@ -99,11 +100,7 @@ def _check_batch(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
 
 
 def _tensor_choices(spec: ModelSpec) -> list[int]:
-    return [
-        size
-        for size in _divisors(spec.heads)
-        if spec.kv_heads % size == 0 and spec.ffn_size % size == 0
-    ]
+    return [size for size in _divisors(spec.heads) if spec.kv_heads % size == 0 and spec.ffn_size % size == 0]
 
 
 def _divisors(number: int) -> list[int]:

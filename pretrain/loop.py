@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -44,7 +43,8 @@ def total_steps(mixture: Mixture, global_batch: int, sequence_length: int) -> in
             "the mixture is smaller than one training step",
             where="tokens.mixture.total_tokens",
             got=f"{mixture.total_tokens:,} tokens",
-            expected=f"at least train.global_batch x train.sequence_length = {global_batch * sequence_length:,}",
+            expected=f"at least train.global_batch x train.sequence_length = "
+            f"{global_batch * sequence_length:,}",
         )
     return steps
 
@@ -91,7 +91,11 @@ class Trainer:
             seed=job.seed,
         )
         self.models = build_model(
-            self.spec, config.parallel, precision=config.precision, recompute=config.recompute, z_loss=config.z_loss
+            self.spec,
+            config.parallel,
+            precision=config.precision,
+            recompute=config.recompute,
+            z_loss=config.z_loss,
         )
         self.checkpoints = CheckpointStore(
             job.checkpoints_dir, config.keep_checkpoints, config.milestone_interval_steps
@@ -112,7 +116,7 @@ class Trainer:
         self.state = TrainingState(self.models, self.optimizer.megatron, self.spec.vocabulary_size)
         if iteration is not None:
             self.state.load(self.checkpoints.path(iteration))
-            self.optimizer.use_fused_kernel()
+            self.optimizer.prepare_state()
             self.step = iteration
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
@@ -125,7 +129,7 @@ class Trainer:
         self.forward_backward = get_forward_backward_func()
 
     def _run_micro_batches(self, batches: list[Batch], *, forward_only: bool) -> Tensor:
-        """Run the schedule; returns [sum of losses in nats, tokens] of this replica (zeros off the last stage)."""
+        """Run the schedule; returns [sum of losses in nats, tokens], zeros off the last pipeline stage."""
         data: Any = iterators(batches, len(self.wrapped))
         reports = self.forward_backward(
             forward_step_func=_forward_step,
@@ -150,7 +154,9 @@ class Trainer:
         log: MetricsLog | None = None
         if reports:
             log = MetricsLog(
-                self.job.metrics_path, self.step, attach(self.job.tracking) if self.job.tracking else NullTracker(),
+                self.job.metrics_path,
+                self.step,
+                attach(self.job.tracking) if self.job.tracking else NullTracker(),
                 self.steps,
             )
             for problem in self.problems:
@@ -319,11 +325,10 @@ class _Interval:
 def _forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:
     """Megatron's forward step: one micro batch through one model chunk."""
     batch = next(data)
-    model.module.rotary_pos_emb.position_ids = batch.position_ids
     output = model(
         input_ids=batch.tokens,
         position_ids=None,
-        attention_mask=batch.documents,
+        attention_mask=batch.boundaries,
         labels=batch.labels,
     )
     return output, partial(_sum_losses, batch.loss_mask)
@@ -347,5 +352,3 @@ def _evaluating(models: list[Any]) -> Iterator[None]:
     finally:
         for model in models:
             model.train()
-
-

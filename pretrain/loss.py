@@ -80,7 +80,7 @@ def vocabulary_parallel_loss(
         What to minimise (cross entropy + z-loss) and the cross entropy alone (no gradient), both
         [s, b] in fp32, in nats.
     """
-    result: tuple[Tensor, Tensor] = _VocabularyParallelLoss.apply(
+    result: tuple[Tensor, Tensor] = _VocabularyParallelLoss.apply(  # type: ignore[no-untyped-call]
         logits, labels, first, vocabulary_size, z_loss, group
     )
     return result

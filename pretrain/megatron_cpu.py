@@ -86,7 +86,7 @@ def import_megatron() -> None:
     """
     install()
     # torch's optimizers import it on their first step; better once, before ranks are forked.
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401
 
     with _without_compiler() if not has_gpu() else contextlib.nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that apex and transformer-engine are absent: `doctor` says so
@@ -108,7 +108,7 @@ def _without_compiler() -> Iterator[None]:
     def unchanged(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         return functools.partial(unchanged, **options) if function is None else function
 
-    torch.compile = unchanged
+    torch.compile = unchanged  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -149,8 +149,8 @@ def _patch_tensor() -> None:
         return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) else answer
 
     torch.Tensor.cuda = cuda  # type: ignore[method-assign, assignment]
-    torch.Tensor.type = type_  # type: ignore[method-assign, assignment]
-    torch.nn.Module.cuda = lambda module, *_: module  # type: ignore[method-assign, assignment]
+    torch.Tensor.type = type_  # type: ignore[assignment, method-assign]
+    torch.nn.Module.cuda = lambda module, *_: module  # type: ignore[method-assign]
 
 
 class _Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def padded_vocabulary(size: int, tensor_parallel: int) -> int:
     return -(-size // multiple) * multiple
 
 
-class TrainingModel(GPTModel):  # type: ignore[misc]
+class TrainingModel(GPTModel):
     """GPTModel whose loss leaves the padded vocabulary rows out and may add a z-loss.
 
     `forward(..., labels=...)` returns what to minimise and the cross entropy, both [b, s] fp32.
@@ -74,7 +73,7 @@ def transformer_config(
             expected="both or neither",
         )
     half = precision != "fp32"
-    recomputation: dict[str, Any] = {
+    recomputations: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
         "full": {
@@ -82,7 +81,7 @@ def transformer_config(
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         },
-    }[recompute]
+    }
     config = TransformerConfig(
         num_layers=spec.layers,
         hidden_size=spec.hidden_size,
@@ -122,10 +121,11 @@ def transformer_config(
         # Gradients are sums over tokens, divided once by the tokens of the whole global batch: exact
         # with masked labels, whatever the layout.
         calculate_per_token_loss=True,
-        **recomputation,
+        **recomputations[recompute],
     )
     config.norm_offset = spec.norm_offset
     config.sliding_window = spec.sliding_window
+    config.rotary = RotaryPositions(spec)
     return config
 
 
@@ -163,8 +163,6 @@ def _build_chunk(
     virtual_stage: int | None,
     z_loss: float,
 ) -> TrainingModel:
-    rotary = RotaryPositions(spec)
-    config.rope_attention_factor = rotary.attention_factor
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
@@ -183,10 +181,9 @@ def _build_chunk(
         post_process=last,
         parallel_output=True,
         share_embeddings_and_output_weights=spec.tied_embeddings,
-        position_embedding_type="rope",
+        position_embedding_type="none",  # the attention core rotates
         vp_stage=virtual_stage,
     )
-    model.rotary_pos_emb = rotary
     model.true_vocabulary_size = spec.vocabulary_size
     model.z_loss = z_loss
     if first and spec.embedding_scale != 1.0:
@@ -201,11 +198,6 @@ def _scale_embedding(embedding: torch.nn.Module, scale: float) -> None:
         return output * torch.tensor(scale, dtype=output.dtype, device=output.device)
 
     embedding.register_forward_hook(scaled)
-
-
-def parameter_count(spec: ModelSpec) -> int:
-    """Parameters without padding."""
-    return spec.parameters
 
 
 def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float]:
@@ -224,6 +216,6 @@ def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float
     window = min(spec.sliding_window or sequence_length, sequence_length)
     full = 12.0 * spec.layers * queries * window
     # Mean keys of a causal token: s/2, or w - w^2 / 2s under a window w.
-    mean_keys = window - window * window / (2 * sequence_length) if math.isfinite(window) else window
+    mean_keys = window - window * window / (2 * sequence_length)
     causal = 12.0 * spec.layers * queries * mean_keys
     return matrices + full, matrices + causal

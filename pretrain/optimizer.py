@@ -69,14 +69,46 @@ class Optimizer:
                 models,
                 use_gloo_process_groups=False,
             )
-        self.use_fused_kernel()
+        self._keep_step_when_loading()
+        self.prepare_state()
 
-    def use_fused_kernel(self) -> None:
-        """One pass over the moments instead of ten; torch has it for CPU and GPU. Again after loading."""
+    def prepare_state(self) -> None:
+        """Make the moments exist and be each parameter's own; at the start and after loading.
+
+        Megatron can only load moments into torch's optimizer when it has some, and then lets all
+        parameters share one step counter, which torch would count up once for each of them.
+        """
         for optimizer in self.torch_optimizers():
-            if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-                for group in optimizer.param_groups:
-                    group["foreach"], group["fused"] = False, True
+            if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+                continue
+            for group in optimizer.param_groups:
+                # One pass over the moments instead of ten; torch has this kernel for CPU and GPU.
+                group["foreach"], group["fused"] = False, True
+                for parameter in group["params"]:
+                    state = optimizer.state[parameter]
+                    if not state:
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                        state["exp_avg"] = torch.zeros_like(parameter)
+                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    state["step"] = state["step"].clone()
+
+    def _keep_step_when_loading(self) -> None:
+        """Megatron loads every tensor of a parameter's state, and looks for torch's step counter, which
+        it keeps elsewhere, among what it has read."""
+        for item in getattr(self.megatron, "chained_optimizers", [self.megatron]):
+            original = getattr(item, "_set_main_param_and_optimizer_states", None)
+            if original is None:
+                continue
+
+            def load(
+                parameter: Any, tensors: dict[str, Any], *, item: Any = item, original: Any = original
+            ) -> None:
+                group, order = item.model_param_group_index_map[parameter]
+                state = item.optimizer.state[item.optimizer.param_groups[group]["params"][order]]
+                kept = {"step": state["step"]} if "step" in state else {}
+                original(parameter, {**kept, **tensors})
+
+            item._set_main_param_and_optimizer_states = load
 
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that do the arithmetic."""

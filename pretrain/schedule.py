@@ -35,7 +35,11 @@ class Phase:
     def learning_rate(self, tokens: int) -> float:
         """Learning rate of the step that brings the tokens seen to `tokens`, counted from the run's start."""
         return learning_rate(
-            self.schedule, tokens - self.start_tokens, self.end_tokens - self.start_tokens, self.peak, self.minimum
+            self.schedule,
+            tokens - self.start_tokens,
+            self.end_tokens - self.start_tokens,
+            self.peak,
+            self.minimum,
         )
 
 
@@ -70,7 +74,12 @@ def resolve_phases(config: TrainConfig, total_tokens: int) -> list[Phase]:
     if not config.phases:
         return [
             Phase(
-                "train", ("all",), 0, total_tokens, optimizer.learning_rate, optimizer.minimum_learning_rate,
+                "train",
+                ("all",),
+                0,
+                total_tokens,
+                optimizer.learning_rate,
+                optimizer.minimum_learning_rate,
                 config.schedule,
             )
         ]
@@ -84,7 +93,12 @@ def resolve_phases(config: TrainConfig, total_tokens: int) -> list[Phase]:
             minimum = min(peak, optimizer.minimum_learning_rate)
         phases.append(
             Phase(
-                phase.name or f"phase-{number}", tuple(phase.trains), start, end, peak, minimum,
+                phase.name or f"phase-{number}",
+                tuple(phase.trains),
+                start,
+                end,
+                peak,
+                minimum,
                 phase.schedule or config.schedule,
             )
         )

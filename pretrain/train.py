@@ -15,6 +15,7 @@ from pretrain.config import TrainConfig
 from pretrain.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from pretrain.launch import Interrupted, check_world, run_here
 from pretrain.layout import check
+from pretrain.signals import StopRequest
 from pretrain.spec import SPEC_NAME, ModelSpec
 from pretrain.world import World
 
@@ -76,7 +77,9 @@ def _run_as_rank(job: TrainJob, world: Any, context: StageContext) -> None:
     import_megatron()
     from pretrain.worker import train
 
-    if not train(job.model_copy(update={"tracking": context.tracker.info}), world):
+    stop = StopRequest()
+    stop.install()
+    if not train(job.model_copy(update={"tracking": context.tracker.info}), world, stop):
         raise Interrupted(
             "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"
         )
@@ -95,7 +98,9 @@ def _parameters(config: TrainConfig, spec: ModelSpec, mixture: Mixture, processe
 def _result(
     config: TrainConfig, spec: ModelSpec, mixture: Mixture, output_dir: Path, processes: int
 ) -> StageResult:
-    lines = [json.loads(text) for text in (output_dir / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(text) for text in (output_dir / METRICS_NAME).read_text(encoding="utf-8").splitlines()
+    ]
     training = [line for line in lines if "train/loss" in line]
     validation = [line for line in lines if any(key.startswith("validation/") for key in line)]
     metrics: dict[str, float] = {}
@@ -103,9 +108,10 @@ def _result(
         for line in found:
             metrics.update({key: value for key, value in line.items() if "/" in key})
     latest = json.loads((output_dir / CHECKPOINTS_NAME / "latest.json").read_text(encoding="utf-8"))
+    tokens = latest["iteration"] * config.global_batch * config.sequence_length
     summary = [
-        f"{latest['iteration']} steps, {latest['iteration'] * config.global_batch * config.sequence_length:,} tokens,"
-        f" {spec.parameters:,} parameters, {processes} processes"
+        f"{latest['iteration']} steps, {tokens:,} tokens, {spec.parameters:,} parameters,"
+        f" {processes} processes"
     ]
     if validation:
         shown = {
@@ -119,7 +125,7 @@ def _result(
     return StageResult(
         counts={
             "steps": latest["iteration"],
-            "tokens": latest["iteration"] * config.global_batch * config.sequence_length,
+            "tokens": tokens,
             "parameters": spec.parameters,
             "processes": processes,
         },

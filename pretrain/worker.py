@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from datetime import timedelta
@@ -25,21 +25,19 @@ from typing import Any
 from experiment.errors import TsugikiError
 from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, write_error
 from pretrain.signals import STOP_SIGNALS, StopRequest
+from pretrain.world import World
 
 _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
-def train(job: TrainJob, world: Any, store: Any = None) -> bool:
+def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> bool:
     """Train as one rank. Returns whether the run is finished (False: it was asked to stop)."""
     import torch
 
     from pretrain.distributed import initialise
     from pretrain.loop import Trainer
 
-    stop = StopRequest()
-    if threading.current_thread() is threading.main_thread():
-        stop.install()
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.config.threads or max(1, cores // world.size))
@@ -54,26 +52,27 @@ def train(job: TrainJob, world: Any, store: Any = None) -> bool:
 def rank_main(job: TrainJob, rank: int, size: int, port: int) -> int:
     """A rank from its start to its exit status."""
     _die_with_parent()
+    stop = StopRequest()
+    stop.install()
     log = log_path(job.work_dir, rank)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 2)
     faulthandler.enable()
     try:
-        import torch
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        from pretrain.world import World
         from pretrain.megatron_cpu import import_megatron
 
         import_megatron()
-        store = torch.distributed.TCPStore(
+        store = TCPStore(
             "127.0.0.1", port, size, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False
         )
-        finished = train(job, World(rank, size, rank), store)
+        finished = train(job, World(rank, size, rank), stop, store)
     except TsugikiError as error:
         write_error(job.work_dir, rank, error)
         print(error, file=sys.stderr)
         return error.exit_code
-    except BaseException as error:  # noqa: BLE001 - the launcher must learn of every end of a rank
+    except BaseException as error:  # the launcher must learn of every end of a rank
         write_error(job.work_dir, rank, error)
         traceback.print_exc()
         return 1
@@ -90,10 +89,11 @@ def main() -> int:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs must not initialise them here
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     import torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from pretrain.megatron_cpu import import_megatron
 
-    store = torch.distributed.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     log_path(job.work_dir, 0).parent.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
         ranks = [_spawned(rank, size, store.port) for rank in range(size)]
@@ -101,6 +101,8 @@ def main() -> int:
         import_megatron()
         import pretrain.loop  # noqa: F401
 
+        # Megatron collects garbage at every checkpoint; what is imported is none, and stays shared.
+        gc.freeze()
         ranks = [_forked(job, rank, size, store.port) for rank in range(size)]
     return _supervise(ranks)
 
@@ -121,11 +123,12 @@ def _forked(job: TrainJob, rank: int, size: int, port: int) -> int:
 
 def _spawned(rank: int, size: int, port: int) -> int:
     command = [sys.executable, "-m", "pretrain.worker", *sys.argv[1:3], str(rank), str(port)]
-    return subprocess.Popen(command).pid  # noqa: S603
+    return subprocess.Popen(command).pid
 
 
 def _supervise(ranks: list[int]) -> int:
     """Wait for all ranks; when one fails, give the others a moment and end them."""
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):

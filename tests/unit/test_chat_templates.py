@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from experiment.chat import Answers, ChatTemplate, HuggingFaceEncoder
 from experiment.errors import ConfigError, DataError
 from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
-from experiment.chat import Answers, ChatTemplate, HuggingFaceEncoder
 
 TEMPLATES = Path(__file__).parents[2] / "configs" / "chat_templates"
 TOKENS = {

@@ -22,7 +22,52 @@ class TruncatedInput(Exception):
     """A compressed stream ends before its end mark, or is corrupt."""
 
 
-class ZstdStream(io.RawIOBase):
+class _Unpacked(io.RawIOBase):
+    """Unpacked bytes; damage is reported one read after the last good bytes.
+
+    A buffered reader that is interrupted by an error loses what it had gathered, so the first
+    read that meets damage says "end of file" and the next one raises.
+    """
+
+    def __init__(self) -> None:
+        self._ready = memoryview(b"")
+        self._damage: TruncatedInput | None = None
+        self._ended = False
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer; 0 at the end.
+
+        Raises:
+            TruncatedInput: the end that was just reported is a damaged place.
+        """
+        if self._damage is not None:
+            raise self._damage
+        while not self._ready and not self._ended:
+            try:
+                data = self._next()
+            except TruncatedInput as error:
+                self._damage = error
+                return 0
+            if data is None:
+                self._ended = True
+            else:
+                self._ready = memoryview(data)
+        target = memoryview(buffer).cast("B")
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _next(self) -> bytes | None:
+        """More bytes, maybe none yet; None at the end."""
+        raise NotImplementedError
+
+
+class ZstdStream(_Unpacked):
     """Decompresses zstandard frames one after another.
 
     zstandard's own ``stream_reader`` takes a truncated frame for the end of the file; a corpus
@@ -35,73 +80,48 @@ class ZstdStream(io.RawIOBase):
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
 
+        super().__init__()
         self._raw = raw
         self._zstd = zstandard
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._fresh = True  # nothing of the current frame was fed yet
-        self._ready = memoryview(b"")
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill the buffer; 0 at the end.
-
-        Raises:
-            TruncatedInput: corrupt data, or the end of the file within a frame.
-        """
-        while not self._ready:
-            if not self._more():
-                return 0
-        target = memoryview(buffer).cast("B")
-        count = min(len(target), len(self._ready))
-        target[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _more(self) -> bool:
+    def _next(self) -> bytes | None:
+        rest = b""
         if self._frame.eof:
             rest = self._frame.unused_data
             self._frame = self._zstd.ZstdDecompressor().decompressobj()
             self._fresh = True
-        else:
-            rest = b""
         data = rest or self._raw.read(_CHUNK_BYTES)
         if not data:
             if self._fresh:
-                return False
+                return None
             raise TruncatedInput("the file ends within a zstandard frame")
         self._fresh = False
         try:
-            self._ready = memoryview(self._frame.decompress(data))
+            return cast(bytes, self._frame.decompress(data))
         except self._zstd.ZstdError as error:
             raise TruncatedInput(f"zstandard: {error}") from error
-        return True
 
 
-class _CheckedStream(io.RawIOBase):
+class _CheckedStream(_Unpacked):
     """Turns the errors of the standard decompressors into :class:`TruncatedInput`."""
 
     def __init__(self, inner: io.BufferedIOBase, kind: str) -> None:
+        super().__init__()
         self._inner = inner
         self._kind = kind
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def _next(self) -> bytes | None:
         try:
             # read1, not read: what comes before the damage must not be lost with it.
-            data = self._inner.read1(len(memoryview(buffer).cast("B")))
+            return self._inner.read1(_CHUNK_BYTES) or None
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
             raise TruncatedInput(f"{self._kind}: {error}") from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise TruncatedInput(f"{self._kind}: {error}") from error  # bz2 raises a bare OSError
-        memoryview(buffer).cast("B")[: len(data)] = data
-        return len(data)
 
 
 @contextmanager
@@ -147,18 +167,20 @@ def _buffered(stream: io.BufferedIOBase, kind: str) -> BinaryIO:
 def read_lines(stream: BinaryIO, maximum_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Lines with their number from 1, without the line end; None for a line that is too long.
 
-    A line that is too long is skipped in pieces, so memory stays below ``maximum_bytes``.
+    A line that is too long is skipped in pieces, so memory stays below ``maximum_bytes``. A line cut
+    by damage to the file is not a line: the damage is raised instead.
     """
     number = 0
     while line := stream.readline(maximum_bytes + 1):
         number += 1
-        if len(line) > maximum_bytes and not line.endswith(b"\n"):
-            while piece := stream.readline(_CHUNK_BYTES):
-                if piece.endswith(b"\n"):
-                    break
-            yield number, None
-        else:
+        if line.endswith(b"\n"):
             yield number, line.rstrip(b"\r\n")
+        elif len(line) > maximum_bytes:
+            while (piece := stream.readline(_CHUNK_BYTES)) and not piece.endswith(b"\n"):
+                pass
+            yield number, None
+        elif not stream.readline(1):  # raises if this is not the real end
+            yield number, line
 
 
 def read_limited(stream: BinaryIO, maximum_bytes: int) -> bytes | None:

@@ -165,7 +165,10 @@ def test_bad_json_lines_are_counted_by_reason(tmp_path: Path) -> None:
     assert [(document.id, document.text) for document in documents] == [("s/good", "one"), ("s/7", "two")]
     assert documents[1].metadata["url"] == "http://a.org"
     assert dropped(ledger) == {
-        "read.missing_field": 1, "read.wrong_type": 2, "read.invalid_json": 1, "read.undecodable": 1,
+        "read.missing_field": 1,
+        "read.wrong_type": 2,
+        "read.invalid_json": 1,
+        "read.undecodable": 1,
     }
     sample = next(item for item in ledger.samples() if item["rule"] == "read.missing_field")
     assert sample["id"] == "a.jsonl, line 2"
@@ -189,7 +192,10 @@ def test_compressed_files_whole_truncated_and_corrupt(tmp_path: Path, ending: st
     import lzma
 
     pack = {
-        "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": bz2.compress, "xz": lzma.compress,
+        "gz": gzip.compress,
+        "zst": zstandard.ZstdCompressor().compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
     }[ending]
     # Incompressible text, so that half of the file is half of the lines.
     import random

@@ -22,7 +22,14 @@ from experiment.errors import ConfigError, DataError
 from experiment.stage import StageContext
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "it", "by", "from", "at", "are", "this", "have", "which", "were", "not", "be", "or", "an", "their", "has", "more", "one", "than", "other", "also", "been", "some", "these", "there", "first", "would", "when", "about", "after", "people", "time", "river", "market", "teacher", "village", "mountain", "season", "harvest", "letter", "window", "garden", "bridge", "winter", "morning", "carried", "watched", "opened", "built", "carefully", "slowly", "together", "beside", "without", "against", "small", "heavy", "bright", "old", "quiet", "paper", "stone", "water", "bread", "music", "story", "road", "field", "engine", "doctor", "captain", "forest", "island"]
+VOCABULARY = """
+the of and to in is was for on that with as it by from at are this have which were not be or an their has
+more one than other also been some these there first would when about after people time river market
+teacher village mountain season harvest letter window garden bridge winter morning carried watched opened
+built carefully slowly together beside without against small heavy bright old quiet paper stone water bread
+music story road field engine doctor captain forest island
+"""
+WORDS = VOCABULARY.split()
 
 
 def sentence(rng: random.Random) -> str:
@@ -53,9 +60,7 @@ def make_source(folder: Path, files: int = 4, documents: int = 20) -> None:
 
 def config(folder: Path, **extra: object) -> CorpusConfig:
     values: dict[str, object] = {
-        "sources": [
-            {"name": "web", "language": "en", "format": "jsonl", "path": str(folder / "*.jsonl*")}
-        ],
+        "sources": [{"name": "web", "language": "en", "format": "jsonl", "path": str(folder / "*.jsonl*")}],
         "profiles": str(ROOT / "tests/fixtures/filters"),
         "heldout": {"fraction": 0.1},
         "shard_input_files": 1,
@@ -258,7 +263,10 @@ def test_translation_pairs_are_rendered_both_ways_and_held_out_together(tmp_path
     records.append({"id": "empty", "source": "x", "target": " "})
     write_jsonl(tmp_path / "in/a.jsonl", records)
     source = {
-        "name": "pairs", "language": "en", "format": "jsonl", "kind": "parallel",
+        "name": "pairs",
+        "language": "en",
+        "format": "jsonl",
+        "kind": "parallel",
         "path": str(tmp_path / "in/a.jsonl"),
         "parallel": {
             "target_language": "ja",

@@ -22,7 +22,7 @@ def tools(folder: Path, apt: str) -> None:
 
 
 def test_package_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools(tmp_path / "bin", f'echo run >> {tmp_path}/runs; touch pack_1.0_all.deb')
+    tools(tmp_path / "bin", f"echo run >> {tmp_path}/runs; touch pack_1.0_all.deb")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path / "cache"))
     folder = debian.unpacked("pack")

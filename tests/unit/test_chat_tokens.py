@@ -103,7 +103,7 @@ def test_masks_survive_packing_in_megatron(tokenizer_dir: Path, tmp_path: Path) 
 
     encoder = chat(tokenizer_dir, "seallm-v2")
     documents = [encoder.encode(DIALOGUE[:2]), encoder.encode(DIALOGUE), encoder.encode(DIALOGUE[2:])]
-    np.array(sum(documents, []), np.int32).tofile(tmp_path / "chat.bin")
+    np.array([token for document in documents for token in document], np.int32).tofile(tmp_path / "chat.bin")
     lengths = np.array([len(document) for document in documents], np.int32)
     write_index(tmp_path / "chat.idx", lengths, np.dtype(np.int32))
     total = sum(map(len, documents))

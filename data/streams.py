@@ -44,8 +44,7 @@ class _Unpacked(io.RawIOBase):
         Raises:
             TruncatedInput: the end that was just reported is a damaged place.
         """
-        if self._damage is not None:
-            raise self._damage
+        self.check()
         while not self._ready and not self._ended:
             try:
                 data = self._next()
@@ -61,6 +60,15 @@ class _Unpacked(io.RawIOBase):
         target[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+    def check(self) -> None:
+        """Raise if damage was met.
+
+        Raises:
+            TruncatedInput: what was wrong.
+        """
+        if self._damage is not None:
+            raise self._damage
 
     def _next(self) -> bytes | None:
         """More bytes, maybe none yet; None at the end."""
@@ -99,7 +107,7 @@ class ZstdStream(_Unpacked):
             raise TruncatedInput("the file ends within a zstandard frame")
         self._fresh = False
         try:
-            return cast(bytes, self._frame.decompress(data))
+            return self._frame.decompress(data)
         except self._zstd.ZstdError as error:
             raise TruncatedInput(f"zstandard: {error}") from error
 
@@ -143,25 +151,27 @@ def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
         raw = cast(BinaryIO, fsspec.open(path, "rb").open())
     else:
         raw = Path(path).open("rb")  # noqa: SIM115  (closed below)
+    kind = path.rsplit(".", 1)[-1].lower() if unpack else ""
     with raw:
-        kind = path.rsplit(".", 1)[-1].lower() if unpack else ""
         if kind == "zst":
-            yield io.BufferedReader(ZstdStream(raw), _CHUNK_BYTES)
+            yield from _checked(ZstdStream(raw))
         elif kind == "gz":
             with gzip.open(raw) as stream:
-                yield _buffered(stream, "gzip")
+                yield from _checked(_CheckedStream(stream, "gzip"))
         elif kind == "bz2":
             with bz2.open(raw) as stream:
-                yield _buffered(stream, "bzip2")
+                yield from _checked(_CheckedStream(stream, "bzip2"))
         elif kind == "xz":
             with lzma.open(raw) as stream:
-                yield _buffered(stream, "xz")
+                yield from _checked(_CheckedStream(stream, "xz"))
         else:
             yield raw
 
 
-def _buffered(stream: io.BufferedIOBase, kind: str) -> BinaryIO:
-    return io.BufferedReader(_CheckedStream(stream, kind), _CHUNK_BYTES)
+def _checked(unpacked: _Unpacked) -> Iterator[BinaryIO]:
+    """The stream, buffered; raises at the end if its reader took damage for the end of the file."""
+    yield io.BufferedReader(unpacked, _CHUNK_BYTES)
+    unpacked.check()
 
 
 def read_lines(stream: BinaryIO, maximum_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -186,4 +196,7 @@ def read_lines(stream: BinaryIO, maximum_bytes: int) -> Iterator[tuple[int, byte
 def read_limited(stream: BinaryIO, maximum_bytes: int) -> bytes | None:
     """The whole stream, or None when it is longer than ``maximum_bytes``."""
     data = stream.read(maximum_bytes + 1)
-    return None if len(data) > maximum_bytes else data
+    if len(data) > maximum_bytes:
+        return None
+    stream.read(1)  # raises if this is not the real end
+    return data

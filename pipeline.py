@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Sequence
@@ -14,12 +15,14 @@ from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, EnvironmentError_
 from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig
 from pretrain.config import BaseConfig, TrainConfig
 from pretrain.convert_config import ExportConfig, GraftConfig
+from pretrain.layout import check as check_layout
+from pretrain.plan import base_spec
 from tokenizer.config import TokenizerConfig
 
 STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
@@ -95,6 +98,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     experiment = Experiment(validate(ExperimentConfig, raw), raw)
     _check_languages(experiment)
     _check_lengths(experiment)
+    _check_layout(experiment)
     return experiment
 
 
@@ -199,3 +203,15 @@ def _check_lengths(experiment: Experiment) -> None:
             experiment, ("tokens", "mixture", "total_tokens"), "the token budget is smaller than one step",
             total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",
         )  # fmt: skip
+
+
+def _check_layout(experiment: Experiment) -> None:
+    """The division over processes against the model, where its architecture is known before it is loaded."""
+    base, train = experiment.config.base, experiment.config.train
+    try:
+        spec, _ = base_spec(base)
+    except ConfigError:
+        # A base model that only the compute nodes can see is checked there, by the training stage.
+        return
+    with contextlib.suppress(EnvironmentError_):  # what this machine lacks, another may have
+        check_layout(train, spec, train.parallel.data or 1)

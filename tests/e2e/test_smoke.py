@@ -228,7 +228,7 @@ def test_kill_9_during_training_then_rerun_gives_the_same_model(run_dir: Path, t
     [
         (["--set", "corpus.sources.fixture-ja.path=tests/fixtures/text/nowhere.jsonl"], "fixture-ja", 2),
         (["--set", "corpus.sources.fixture-ja.language=km", "--set", "tokenizer.extend.languages={km: 1}"], "fixture-ja", 1),
-        (["--set", "train.parallel.tensor=3", "--from", "train"], "tensor", 2),
+        (["--set", "train.parallel.tensor=3"], "train.parallel.tensor", 2),
         (["--set", "tokens.mixture.max_epochs=0.01", "--from", "tokens", "--until", "tokens"], "epochs", 2),
     ],
     ids=["missing file", "wrong language", "layout that does not divide", "too many epochs"],

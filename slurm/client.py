@@ -106,7 +106,7 @@ def _advice(text: str) -> str | None:
         return "set `account` in the cluster file; `sacctmgr show associations user=$USER` lists yours"
     if "qos" in lowered:
         return "set `qos` in the cluster file; `sacctmgr show qos` lists them"
-    if "node count" in lowered or "configuration is not available" in lowered:
+    if any(hint in lowered for hint in ("node count", "configuration is not available", "more processors")):
         return "ask for no more nodes, GPUs, cores and memory in the cluster file than `sinfo` shows"
     if "time limit" in lowered:
         return "lower `time_limit_hours` in the cluster file; `sinfo` shows the partition's limit"

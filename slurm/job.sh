@@ -6,6 +6,7 @@
 #   CONTAINER         array: prefix of every process, e.g. (apptainer exec --nv image.sif); may be empty
 #   SRUN_FLAGS        array: further flags of srun
 #   TSUGIKI_REQUEUE   1: the job may requeue itself; 0: it is followed by another link
+#   TSUGIKI_TORCHRUN  processes per node, to start one torchrun per node instead of one task per process
 #   TSUGIKI_RUN_DIR   run directory; found with `tsugiki run --dry-run` when unset
 #   TSUGIKI_CHAIN     name of the submission; restarts are counted within it
 #   TSUGIKI_MAX_IDLE_RESTARTS, TSUGIKI_EXCLUDE_AFTER, TSUGIKI_NODE_CHECK, TSUGIKI_MASTER_BASE_PORT
@@ -188,10 +189,16 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   [ "$tasks" -le 1 ] || check_nodes || again "a node failed its check"
   [ -z "$stopping" ] || again "asked to stop ($stopping) before the stage began"
 
+  local launcher=()
+  if [ -n "${TSUGIKI_TORCHRUN:-}" ]; then # its agents would die of USR1 unless told to hand it on
+    launcher=(torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$TSUGIKI_TORCHRUN" --max-restarts=0
+      --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id="$token"
+      "--signals-to-handle=SIGUSR1,SIGTERM,SIGINT" --no-python)
+  fi
   # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05.
   srun --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "${SRUN_FLAGS[@]}" bash "$TSUGIKI_HOME/slurm/rank.sh" \
-    "${CONTAINER[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
+    "${CONTAINER[@]}" "${launcher[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
   step=$!
   local status=0 answer
   while :; do # a trapped signal ends `wait` early: wait again until srun itself has ended

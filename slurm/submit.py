@@ -14,7 +14,7 @@ from experiment.config import RawConfig, dump_yaml
 from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
 from slurm import client
-from slurm.config import ClusterConfig, load_cluster, split_overrides
+from slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
 from slurm.jobs import FOLDER, Job, JobRecord, locked
 from slurm.scripts import Script, render
 
@@ -101,7 +101,7 @@ def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig)
     shape = (
         f"{resources.processes} processes = {resources.nodes} nodes x {resources.processes_per_node} per node"
     )
-    where = raw.mark(("train", "nodes")) or raw.mark(())
+    where = str(raw.mark(("train", "nodes"))).replace("--set ", f"--set {OVERRIDE_PREFIX}")
     if train.parallel.data is not None and copies * train.parallel.data != resources.processes:
         raise ConfigError(
             "the training job does not have the processes that the experiment divides over",

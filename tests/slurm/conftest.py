@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-NODES = 5
+NODES = 32  # every slurmd takes a few megabytes; job scripts for 32 nodes are tested as well
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))  # toy.py, which the jobs run as a script
 
 
@@ -53,7 +54,7 @@ def down(*arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """Five nodes with 8 cores each."""
+    """32 nodes with 8 cores and 8 pretended GPUs each."""
     if (reason := _obstacle()) is not None:
         pytest.skip(reason)
     with Path("/tmp/tsugiki-slurm-tests.lock").open("w") as lock:
@@ -68,10 +69,32 @@ def cluster() -> Iterator[None]:
         down()
 
 
-@pytest.fixture
-def until() -> Callable[..., Any]:
-    """Wait for a condition; the value it gave, or a failure that says what was waited for."""
-    return wait_until
+SETTINGS = [
+    "tokens.mixture.total_tokens=49152",  # 48 steps
+    "train.save_interval_steps=1000",
+    "train.validation_interval_steps=1000",
+    "train.log_interval_steps=1",
+    "tracking.enabled=false",
+]
+
+
+@pytest.fixture(scope="session")
+def smoke(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smoke experiment submitted, its corpus as an array, its training held back."""
+    run_dir = tmp_path_factory.mktemp("smoke") / "run"
+    overrides = [
+        *SETTINGS, f"run_dir={run_dir}", "cluster.arrays={corpus: {tasks: 3}}",
+        "cluster.stages={train: {sbatch_flags: [--hold]}}",
+        "cluster.environment.variables.TSUGIKI_STALE_SECONDS=1",
+    ]  # fmt: skip
+    from slurm.submit import submit
+
+    submit(ROOT / "configs" / "smoke.yaml", "local", overrides, announce=lambda line: None)
+    yield run_dir
+
+    from slurm import jobs
+
+    jobs.cancel(run_dir, wait_seconds=0, announce=lambda line: None)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:

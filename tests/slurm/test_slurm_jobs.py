@@ -94,8 +94,11 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """Runs that need nothing but time, all submitted at once; each test waits for its own."""
+def runs(cluster: None, smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Runs that need nothing but time, all submitted at once; each test waits for its own.
+
+    The smoke experiment, whose test comes later, is submitted before them and works meanwhile.
+    """
     folder = tmp_path_factory.mktemp("runs")
     long = {"steps": 60, "step_seconds": 2.0, "save_every": 1000}
     shape = {"nodes": 2, "tasks_per_node": 2}
@@ -256,6 +259,26 @@ def test_requeue_by_the_administrator_and_signal_to_the_step(tmp_path: Path) -> 
     subprocess.run(["scontrol", "requeue", job], check=True)  # kills the script: nothing is saved
     assert run.finish()["x"] == toy.expected_state(120)
     assert run.events() == ["start", "requeue", "start", "ended", "start", "complete"]
+
+
+def test_one_torchrun_per_node(tmp_path: Path) -> None:
+    run = Run(tmp_path, "torchrun", train={"steps": 400, "step_seconds": 0.05, "save_every": 10_000})
+    variables = {
+        "TSUGIKI_TORCHRUN": 2, "TSUGIKI_STALE_SECONDS": 1, "OMP_NUM_THREADS": 1,
+        "PATH": f"{Path(sys.executable).parent}:$PATH",
+    }  # fmt: skip
+    command = site().environment.command
+    run.submit(
+        site(
+            train={"nodes": 2, "tasks_per_node": 1}, environment={"command": command, "variables": variables}
+        )
+    )
+    wait_until(lambda: _ranks(run, 1), 60, run.log)
+    client.signal_batch(run.job("train"), "USR1")
+    assert run.finish(150)["x"] == toy.expected_state(400)
+    assert run.events() == ["start", "requeue", "start", "complete"]
+    first_step = int((run.dir / "train" / "ranks-3.log").read_text().splitlines()[1].split()[-1])
+    assert first_step > 1
 
 
 def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None:

@@ -171,13 +171,18 @@ def _check_languages(experiment: Experiment) -> None:
     languages = list(dict.fromkeys(source.language for source in config.corpus.sources))
     known = f"one of {', '.join(languages)}"
     if config.base.scratch is not None and config.base.scratch.language not in languages:
-        location = ("base", "scratch", "language")
-        _fail(experiment, location, "no corpus source in this language", config.base.scratch.language, known)
+        _fail(
+            experiment,
+            ("base", "scratch", "language"),
+            "no corpus source in this language",
+            config.base.scratch.language,
+            known,
+        )
     if config.tokenizer.extend is not None:
         for language in config.tokenizer.extend.languages or {}:
             if language not in languages:
-                location = ("tokenizer", "extend", "languages", language)
-                _fail(experiment, location, "no corpus source in this language", language, known)
+                where = ("tokenizer", "extend", "languages", language)
+                _fail(experiment, where, "no corpus source in this language", language, known)
     weights = config.tokens.mixture.weights
     for key in weights if isinstance(weights, dict) else ():
         if key not in languages and key not in names:

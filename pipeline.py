@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from evaluation.config import EvaluateConfig, ReportConfig
 from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
+from evaluation.config import EvaluateConfig, ReportConfig
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
 from experiment.errors import ConfigError, EnvironmentError_
 from experiment.graph import Graph, Stage

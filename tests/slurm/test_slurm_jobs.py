@@ -94,11 +94,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(cluster: None, smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """Runs that need nothing but time, all submitted at once; each test waits for its own.
-
-    The smoke experiment, whose test comes later, is submitted before them and works meanwhile.
-    """
+def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Runs that need nothing but time, all submitted at once; each test waits for its own."""
     folder = tmp_path_factory.mktemp("runs")
     long = {"steps": 60, "step_seconds": 2.0, "save_every": 1000}
     shape = {"nodes": 2, "tasks_per_node": 2}

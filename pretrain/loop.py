@@ -20,8 +20,10 @@ from experiment.tracking import NullTracker, attach
 from pretrain.checkpoint import CheckpointStore, TrainingState, device_name
 from pretrain.data import Batch, BatchLayout, BatchReader, TrainingData, iterators
 from pretrain.distributed import agree, owns_loss, sum_over_replicas
-from pretrain.job import TrainJob
-from pretrain.metrics import MetricsLog, tokens_per_byte
+from pretrain.freeze import RowControl, base_rows
+from pretrain.guard import Deadline, LossGuard, Watchdog
+from pretrain.job import TrainJob, write_error
+from pretrain.metrics import Interval, MetricsLog, tokens_per_byte
 from pretrain.model import build_model, flops_per_token
 from pretrain.optimizer import Optimizer, wrap_models
 from pretrain.schedule import Phase, phase_at, resolve_phases
@@ -101,7 +103,25 @@ class Trainer:
             job.checkpoints_dir, config.keep_checkpoints, config.milestone_interval_steps
         )
         self.step = 0
+        self.skipped: set[int] = set()
+        """Batches, counted from 0, that no update was made for."""
+        self.anomalies = 0
+        self.watchdog = Watchdog(config.watchdog_seconds, self._leave_hang)
         self._prepare()
+
+    def _leave_hang(self, seconds: float) -> None:
+        write_error(
+            self.job.work_dir,
+            self.world.rank,
+            TrainingError(
+                "training hangs",
+                where=f"rank {self.world.rank}, after step {self.step}",
+                got=f"no step finished in {seconds:.0f} s",
+                expected="stacks of all threads are in the rank's log",
+                fix="look for a dead node or a stuck file system; raise train.watchdog_seconds if a "
+                "step may take longer",
+            ),
+        )
 
     def _prepare(self) -> None:
         """Weights, gradient buffers, optimizer; from the newest whole checkpoint or from the graft."""
@@ -115,9 +135,13 @@ class Trainer:
         self.optimizer = Optimizer(config.optimizer, self.wrapped, config.precision)
         self.state = TrainingState(self.models, self.optimizer.megatron, self.spec.vocabulary_size)
         if iteration is not None:
-            self.state.load(self.checkpoints.path(iteration))
+            common = self.state.load(self.checkpoints.path(iteration))
             self.optimizer.prepare_state()
+            torch.set_rng_state(common["rng_state"])
+            self.skipped = set(common["skipped_batches"])
+            self.anomalies = common["anomalies"]
             self.step = iteration
+        self._control_rows()
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = self.optimizer.megatron.scale_loss
@@ -127,6 +151,23 @@ class Trainer:
                 else self.wrapped[0].no_sync
             )
         self.forward_backward = get_forward_backward_func()
+
+    def _control_rows(self) -> None:
+        """Let the phases decide what moves, where any of them or a multiplier asks for it."""
+        multiplier = self.config.optimizer.new_rows_learning_rate_multiplier
+        if multiplier == 1 and all(phase.trains == ("all",) for phase in self.phases):
+            return
+        rows = self.spec.vocabulary_size
+        self.optimizer.control_rows(
+            RowControl(
+                self.optimizer.megatron,
+                self.models,
+                self.spec.layers,
+                (base_rows(self.job.graft_dir, rows), rows),
+                multiplier,
+                self.spec.tied_embeddings,
+            )
+        )
 
     def _run_micro_batches(self, batches: list[Batch], *, forward_only: bool) -> Tensor:
         """Run the schedule; returns [sum of losses in nats, tokens], zeros off the last pipeline stage."""
@@ -167,57 +208,115 @@ class Trainer:
         try:
             return self._loop(reader, log)
         finally:
+            self.watchdog.close()
             reader.close()
             if log is not None:
                 log.close()
 
     def _loop(self, reader: BatchReader, log: MetricsLog | None) -> bool:
         config = self.config
-        interval = _Interval()
-        saved = self.step
+        interval = Interval()
+        guard, deadline = LossGuard(config.anomalies), Deadline()
+        phase: Phase | None = None
         while self.step < self.steps:
-            phase = phase_at(self.phases, self.step * self.tokens_per_step)
+            self.watchdog.alive()
+            started = time.monotonic()
+            current = phase_at(self.phases, self.step * self.tokens_per_step)
+            if current is not phase:
+                phase = current
+                self._enter(phase, log)
+            if self.step in self.skipped:
+                self.step += 1
+                continue
             batches = reader.step(self.step)
             self.optimizer.zero_grad(self.wrapped)
             sums = sum_over_replicas(self._run_micro_batches(batches, forward_only=False))
             total, tokens = (float(value) for value in sums)
             loss = total / max(tokens, 1.0)
             norm = self.optimizer.gradient_norm()
-            bad = not (math.isfinite(loss) and math.isfinite(norm))
-            any_bad, stop = agree([float(bad), float(self.stop.requested)])
-            if any_bad:
-                raise TrainingError(
-                    "the loss or its gradient is not finite",
-                    where=f"step {self.step + 1}",
-                    got=f"loss {loss}, gradient norm {norm}",
-                    fix="lower train.optimizer.learning_rate; the last checkpoint is intact",
-                )
+            # Every rank sees the same loss and norm; only the signals and clocks differ.
+            trouble = guard.judge(loss, norm)
+            deadline.step_took(time.monotonic() - started)
+            bad, stop, save = agree(
+                [float(trouble is not None), float(self.stop.requested), float(deadline.save_now())]
+            )
             self.step += 1
             rate = phase.learning_rate(self.step * self.tokens_per_step)
-            self.optimizer.step(rate, norm)
-            interval.add(loss, norm, tokens)
+            if bad:
+                self._handle_anomaly(trouble or "another rank reports an anomaly", loss, log)
+            else:
+                guard.accept(loss)
+                self.optimizer.step(rate, norm)
+                interval.add(loss, norm, tokens)
             last = self.step == self.steps
-            if log is not None and (self.step % config.log_interval_steps == 0 or last):
-                self._report(log, interval, rate, phase, reader)
             if self.step % config.log_interval_steps == 0 or last:
-                interval = _Interval()
+                if interval.steps:
+                    self._report(log, interval, rate, phase, reader)
+                interval = Interval()
             every = config.validation_interval_steps
             if every is not None and (self.step % every == 0 or last):
                 self._validate(log)
                 interval.restart()
-            if last or stop or self.step % config.save_interval_steps == 0:
-                self._save(log)
-                saved = self.step
+            if last or stop or save or self.step % config.save_interval_steps == 0:
+                deadline.save_took(self._save(log))
                 interval.restart()
             if stop and not last:
                 if log is not None:
-                    log.say(f"stopped as asked after step {saved}; the checkpoint is saved")
+                    log.say(f"stopped as asked after step {self.step}; the checkpoint is saved")
                 return False
         return True
 
+    def _enter(self, phase: Phase, log: MetricsLog | None) -> None:
+        """Begin a phase, or go on in it."""
+        if self.optimizer.rows is not None:
+            self.optimizer.rows.select(phase.trains)
+        if log is not None and len(self.phases) > 1:
+            log.say(f"phase {phase.name}: training {', '.join(phase.trains)}")
+
+    def _handle_anomaly(self, trouble: str, loss: float, log: MetricsLog | None) -> None:
+        """Skip the step just computed, go back, or give up, as configured; recorded in any case."""
+        action = self.config.anomalies.action
+        batch = self.step - 1
+        self.skipped.add(batch)
+        self.anomalies += 1
+        text = f"step {self.step}: {trouble}"
+        if log is not None:
+            log.event(self.step, action, trouble, loss)
+        if action == "stop" or self.anomalies > self.config.anomalies.maximum_anomalies:
+            raise TrainingError(
+                "the loss is not what it should be",
+                where=f"step {self.step}",
+                got=f"{trouble} (anomaly {self.anomalies})",
+                fix="lower train.optimizer.learning_rate, look at the data of that step, or set "
+                "train.anomalies; the last checkpoint is intact",
+            )
+        if action == "rollback":
+            back = self._roll_back()
+            self.skipped.update(range(back, self.step))
+            text += f"; back to the weights of step {back}, its data and that since then skipped"
+        else:
+            text += "; its batch is skipped"
+        if log is not None:
+            log.say(text)
+
+    def _roll_back(self) -> int:
+        """Load the newest whole checkpoint's weights and moments; returns its step."""
+        iteration, _ = self.checkpoints.newest_whole()
+        if iteration is None:
+            TrainingState(self.models, None, self.spec.vocabulary_size).load(
+                self.job.graft_dir / "checkpoint", weights_only=True
+            )
+            self.optimizer.forget()
+            return 0
+        self.state.load(self.checkpoints.path(iteration))
+        self.optimizer.prepare_state()
+        return iteration
+
     def _report(
-        self, log: MetricsLog, interval: _Interval, rate: float, phase: Phase, reader: BatchReader
+        self, log: MetricsLog | None, interval: Interval, rate: float, phase: Phase, reader: BatchReader
     ) -> None:
+        if log is None:
+            return
         seconds = max(interval.seconds(), 1e-9)
         loss = interval.loss()
         per_second = interval.tokens / seconds
@@ -269,14 +368,23 @@ class Trainer:
             )
             log.say(f"step {self.step}/{self.steps}  held-out bits/byte: {shown}")
 
-    def _save(self, log: MetricsLog | None) -> None:
+    def _save(self, log: MetricsLog | None) -> float:
+        """Write a checkpoint; returns the seconds it took."""
+        self.watchdog.alive()
         start = time.monotonic()
         samples = self.step * self.config.global_batch
-        common = {"iteration": self.step, "rng_state": torch.get_rng_state()}
+        common = {
+            "iteration": self.step,
+            "rng_state": torch.get_rng_state(),
+            "skipped_batches": sorted(self.skipped),
+            "anomalies": self.anomalies,
+        }
         facts = {
             "consumed_samples": samples,
             "consumed_tokens": self.step * self.tokens_per_step,
             "consumed_samples_by_source": self.data.samples_by_source(0, samples),
+            "skipped_batches": sorted(self.skipped),
+            "phase": phase_at(self.phases, max(self.step - 1, 0) * self.tokens_per_step).name,
             "seed": self.job.seed,
             "layout": self.config.parallel.model_dump(mode="json"),
             "processes": self.world.size,
@@ -284,42 +392,10 @@ class Trainer:
             "device": device_name(),
         }
         self.checkpoints.save(self.step, self.state, common, facts)
+        seconds = time.monotonic() - start
         if log is not None:
-            log.say(f"step {self.step}/{self.steps}  checkpoint saved in {time.monotonic() - start:.1f} s")
-
-
-class _Interval:
-    """Sums since the last log line."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.tokens = 0.0
-        self.norm = 0.0
-        self.steps = 0
-        self._before = 0.0
-        self._start = time.monotonic()
-
-    def add(self, loss: float, norm: float, tokens: float) -> None:
-        """One step."""
-        self.total += loss * tokens
-        self.tokens += tokens
-        self.norm = norm
-        self.steps += 1
-        now = time.monotonic()
-        self._before += now - self._start
-        self._start = now
-
-    def restart(self) -> None:
-        """Do not count the time since the last step (validation, checkpoint)."""
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        """Time spent in steps."""
-        return self._before
-
-    def loss(self) -> float:
-        """Mean over tokens."""
-        return self.total / max(self.tokens, 1.0)
+            log.say(f"step {self.step}/{self.steps}  checkpoint saved in {seconds:.1f} s")
+        return seconds
 
 
 def _forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from experiment.mixture import Mixture
 from experiment.tracking import NullTracker, Tracker
 
-_NOT_METRICS = ("step", "consumed_tokens", "seconds", "phase", "event")
+_NOT_METRICS = ("step", "consumed_tokens", "seconds", "phase", "event", "reason")
 
 
 def tokens_per_byte(mixture: Mixture) -> float:
@@ -23,6 +23,40 @@ def tokens_per_byte(mixture: Mixture) -> float:
     """
     bytes_per_token = sum(source.share * source.bytes / max(source.tokens, 1) for source in mixture.sources)
     return 1.0 / bytes_per_token if bytes_per_token else math.nan
+
+
+class Interval:
+    """Sums since the last log line."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.tokens = 0.0
+        self.norm = 0.0
+        self.steps = 0
+        self._before = 0.0
+        self._start = time.monotonic()
+
+    def add(self, loss: float, norm: float, tokens: float) -> None:
+        """One step."""
+        self.total += loss * tokens
+        self.tokens += tokens
+        self.norm = norm
+        self.steps += 1
+        now = time.monotonic()
+        self._before += now - self._start
+        self._start = now
+
+    def restart(self) -> None:
+        """Do not count the time since the last step (validation, checkpoint)."""
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent in steps."""
+        return self._before
+
+    def loss(self) -> float:
+        """Mean over tokens."""
+        return self.total / max(self.tokens, 1.0)
 
 
 class MetricsLog:
@@ -51,6 +85,18 @@ class MetricsLog:
         numbers = numbers_of(line)
         if numbers:
             self._tracker.log_metrics(numbers, int(line["step"]))
+
+    def event(self, step: int, action: str, reason: str, loss: float) -> None:
+        """Record an anomaly and what was done about it."""
+        self.write(
+            {
+                "step": step,
+                "event": action,
+                "reason": reason,
+                "anomaly/loss": loss if math.isfinite(loss) else None,
+                "seconds": round(time.time(), 3),
+            }
+        )
 
     def say(self, text: str) -> None:
         """A line for the console."""

@@ -12,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 
 from pretrain.config import OptimizerConfig
+from pretrain.freeze import RowControl
 from pretrain.megatron_cpu import has_gpu
 
 _CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
@@ -69,6 +70,7 @@ class Optimizer:
                 models,
                 use_gloo_process_groups=False,
             )
+        self.rows: RowControl | None = None
         self._keep_step_when_loading()
         self.prepare_state()
 
@@ -118,6 +120,8 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Make the reduced gradients ready and return their global norm (identical on all ranks)."""
         self.megatron.prepare_grads()
+        if self.rows is not None:
+            self.rows.mask_gradients()
         return float(self.megatron.get_grad_norm())
 
     def step(self, learning_rate: float, gradient_norm: float) -> None:
@@ -133,6 +137,23 @@ class Optimizer:
                         if parameter.grad is not None:
                             parameter.grad.mul_(factor)
         self.megatron.step_with_ready_grads()
+
+    def control_rows(self, rows: RowControl) -> None:
+        """Let a phase decide what moves. Between torch's step and the copy to the model's weights."""
+        self.rows = rows
+        optimizers = self.torch_optimizers()
+        if optimizers:
+            optimizers[0].register_step_pre_hook(lambda *_: rows.before_step())
+            optimizers[-1].register_step_post_hook(lambda *_: rows.after_step())
+
+    def forget(self) -> None:
+        """Zero the moments and take the model's weights as they are (after loading weights alone)."""
+        for optimizer in self.torch_optimizers():
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.zero_()
+        self.megatron.reload_model_params()
 
     def zero_grad(self, models: list[Any]) -> None:
         """Forget the gradients."""

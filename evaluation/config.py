@@ -36,6 +36,22 @@ class PerplexitySetConfig(StrictModel):
     """The first so many held-out documents of each language."""
 
 
+class HarnessConfig(StrictModel):
+    """Benchmarks through lm-evaluation-harness (``pip install 'tsugiki[eval]'``)."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Suites named after published tables (`swallow-ja`, `seallm-knowledge`, …), our tasks, or those of the
+    harness."""
+    data: str | None = None
+    """Folder with the files that our tasks read, as the benchmarks' authors publish them."""
+    fewshot: dict[str, int] = Field(default_factory=dict)
+    """Examples before a question, by task, where it should not be the published number."""
+    limit: int | None = Field(default=None, gt=0)
+    """Questions per task; null is all."""
+    batch_size: Annotated[int, Field(gt=0), Cosmetic] = 8
+    """Questions per batch."""
+
+
 class EvaluateConfig(StrictModel):
     """Base against result on the held-out documents of the corpus."""
 
@@ -53,6 +69,8 @@ class EvaluateConfig(StrictModel):
     """Sample generations."""
     perplexity_sets: dict[str, PerplexitySetConfig] = Field(default_factory=dict)
     """Perplexities over several languages together, by name."""
+    harness: HarnessConfig | None = None
+    """Benchmarks; null runs none."""
     bootstrap_resamples: int = Field(default=1000, ge=0)
     """Resamples of the documents for the confidence intervals; 0 gives none."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -85,3 +103,5 @@ class ReportConfig(StrictModel):
     """Heading of the page; null is the name of the experiment."""
     samples_per_language: int = Field(default=1, ge=0)
     """Sample generations shown per language; the others open on a click."""
+    published: list[str] = Field(default_factory=list)
+    """Rows of the published tables shown beside the benchmarks, e.g. `Swallow 7B`; empty shows all."""

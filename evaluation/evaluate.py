@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.config import EvaluateConfig
+from evaluation.harness import check, evaluate_benchmarks
 from evaluation.heldout import Document, heldout_documents, measured_languages
 from evaluation.intervals import Interval, Resampler
 from evaluation.language_model import LanguageModel, common_window, load_language_model
@@ -35,6 +37,7 @@ class _Measured:
     scores: dict[str, list[Score]]
     perplexity_sets: dict[str, list[Score]]
     continuations: list[str]
+    benchmarks: dict[str, dict[str, Any]]
 
 
 def run(
@@ -80,18 +83,30 @@ def run(
             got=stride,
             expected=f"less than the window of {window} tokens",
         )
+    asked = [] if config.harness is None else check(config.harness)
     measured: dict[str, _Measured] = {}
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
         scores = _score(model, name, [*documents.values(), *set_documents.values()], window, stride, config)
+        continuations = continue_greedily(model, [prompt.text for prompt in prompts], config.samples)
+        del model  # one model in memory at a time
         measured[name] = _Measured(
             scores={language: [scores[item] for item in items] for language, items in documents.items()},
             perplexity_sets={
                 set_name: [scores[item] for item in items] for set_name, items in set_documents.items()
             },
-            continuations=continue_greedily(model, [prompt.text for prompt in prompts], config.samples),
+            continuations=continuations,
+            benchmarks={}
+            if config.harness is None
+            else evaluate_benchmarks(
+                directories[name],
+                asked,
+                config.harness,
+                dtype=config.dtype,
+                device=config.device,
+                seed=context.seed,
+            ),
         )
-        del model  # one model in memory at a time
 
     results = _results(config, context.seed, window, stride, documents, measured)
     samples = [
@@ -110,14 +125,25 @@ def run(
             "bytes": results["bytes"],
             "samples": len(samples),
         },
-        metrics={
-            f"{name}/bits_per_byte/{language}": value
-            for name in MODELS
-            for language, value in results[name]["bits_per_byte"].items()
-        },
+        metrics=_metrics(results),
         artifacts=(RESULTS_NAME, MARKDOWN_NAME, SAMPLES_NAME),
         summary=_summary(results),
     )
+
+
+def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in MODELS:
+        for language, value in results[name]["bits_per_byte"].items():
+            metrics[f"{name}/bits_per_byte/{language}"] = value
+        for key, outcome in results["benchmarks"][name].items():
+            metrics[f"{name}/benchmark/{_metric_name(key)}"] = outcome["value"]
+    return metrics
+
+
+def _metric_name(key: str) -> str:
+    """A key with only what MLflow allows in the name of a metric."""
+    return re.sub(r"[^A-Za-z0-9_.\- /]", "_", key)
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -202,6 +228,7 @@ def _results(
             "bootstrap_resamples": config.bootstrap_resamples,
             "confidence": config.confidence,
             "dtype": config.dtype,
+            "benchmarks": "lm-evaluation-harness; 95% intervals from its standard errors",
         },
         "documents": {language: len(items) for language, items in documents.items()},
         "bytes": {language: sum(item.bytes for item in items) for language, items in documents.items()},
@@ -251,6 +278,7 @@ def _results(
         }
         for name, entry in config.perplexity_sets.items()
     }
+    results["benchmarks"] = {name: measured[name].benchmarks for name in MODELS}
     return results
 
 

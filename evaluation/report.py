@@ -8,6 +8,7 @@ from pathlib import Path
 from evaluation.artefacts import Artefacts
 from evaluation.config import ReportConfig
 from evaluation.html import page
+from evaluation.report_benchmarks import benchmarks_section
 from evaluation.report_data import corpus_section, mixture_section, tokenizer_section
 from evaluation.report_model import (
     environment_section,
@@ -37,8 +38,10 @@ def run(
         DataError: an artefact that is there cannot be read.
     """
     artefacts = Artefacts.load(inputs)
+    benchmarks = benchmarks_section(artefacts, config.published)
     sections = [
         quality_section(artefacts),
+        *([benchmarks] if benchmarks is not None else []),
         samples_section(artefacts, config.samples_per_language),
         tokenizer_section(artefacts),
         corpus_section(artefacts),

@@ -79,6 +79,29 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
                 ],
             )
         )
+    benchmarks = results["benchmarks"]
+    if benchmarks["base"]:
+        parts.append(f"Benchmarks ({protocol['benchmarks']}):")
+        parts.append(
+            table(
+                ["benchmark", "metric", "examples", "questions", "base", "result"],
+                [
+                    [
+                        key,
+                        entry["metric"],
+                        str(entry["fewshot"]),
+                        f"{entry['questions']:,}",
+                        *(
+                            with_interval(
+                                benchmarks[name][key]["value"], benchmarks[name][key]["interval"], ".4f"
+                            )
+                            for name in ("base", "result")
+                        ),
+                    ]
+                    for key, entry in benchmarks["base"].items()
+                ],
+            )
+        )
     for name in ("base", "result"):
         unknown = {language: count for language, count in results[name]["unknown_tokens"].items() if count}
         if unknown:

@@ -1,0 +1,324 @@
+"""Benchmarks through lm-evaluation-harness (extra ``eval``): its tasks, and ours that read local files."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.benchmark_data import find_file, read_records
+from evaluation.benchmark_scores import BLEU, SCORES, corpus_bleu
+from evaluation.config import HarnessConfig
+from experiment.errors import ConfigError, DataError, EnvironmentError_
+
+_HERE = Path(__file__).parent
+_NORMAL_95 = 1.959964
+_SHORT_WINDOW = 1024
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task as it is run.
+
+    Attributes:
+        title: name in the published table, or the task's own.
+        task: name of the task.
+        suite: suite it belongs to, None for a task named on its own.
+        fewshot: examples shown before a question; None is the task's own choice.
+        metric: metric reported; None is the first of the task.
+    """
+
+    title: str
+    task: str
+    suite: str | None = None
+    fewshot: int | None = None
+    metric: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Key in the results."""
+        return self.task if self.suite is None else f"{self.suite}/{self.title}"
+
+
+@cache
+def suites() -> dict[str, dict[str, Any]]:
+    """Suites by name, as ``suites.yaml`` has them."""
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load((_HERE / "suites.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+@cache
+def own_tasks() -> dict[str, dict[str, Any]]:
+    """Our tasks by name, variants written out."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((_HERE / "tasks").glob("*.yaml")):
+        task = yaml.safe_load(path.read_text(encoding="utf-8"))
+        variants = task.pop("variants", None)
+        if variants is None:
+            found[task["task"]] = task
+            continue
+        for name, changes in variants.items():
+            merged = {**task, **changes, "data": {**task["data"], **changes.get("data", {})}}
+            merged["task"] = f"{task['task']}_{name}"
+            found[merged["task"]] = merged
+    return found
+
+
+def benchmarks(config: HarnessConfig) -> list[Benchmark]:
+    """What the configuration asks for: suites opened, each benchmark once."""
+    found: list[Benchmark] = []
+    for name in config.tasks:
+        if name in suites():
+            found.extend(
+                Benchmark(column["title"], column["task"], name, column["fewshot"], column["metric"])
+                for column in suites()[name]["columns"]
+            )
+        else:
+            found.append(Benchmark(name, name))
+    overridden = [
+        item
+        if item.task not in config.fewshot
+        else Benchmark(item.title, item.task, item.suite, config.fewshot[item.task], item.metric)
+        for item in found
+    ]
+    return list(dict.fromkeys(overridden))
+
+
+def check(config: HarnessConfig) -> list[Benchmark]:
+    """Make sure that everything asked for can be run, before any model is loaded.
+
+    Raises:
+        EnvironmentError_: lm-evaluation-harness is not installed.
+        ConfigError: no such task.
+        DataError: files of our tasks are missing.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise EnvironmentError_(
+            "lm-evaluation-harness is not installed",
+            where="evaluate.harness",
+            fix="pip install 'tsugiki[eval]'",
+        )
+    asked = benchmarks(config)
+    foreign = [item.task for item in asked if item.task not in own_tasks()]
+    if foreign:
+        _check_names(foreign)
+    own = [own_tasks()[item.task] for item in asked if item.task in own_tasks()]
+    if own and config.data is None:
+        raise ConfigError(
+            "these tasks read local files",
+            where="evaluate.harness.data",
+            got=", ".join(sorted({task["task"] for task in own})),
+            expected="the folder with the benchmarks' files",
+        )
+    missing = sorted(
+        {
+            task["data"]["file"]
+            for task in own
+            if find_file(Path(str(config.data)), task["data"]["file"]) is None
+        }
+    )
+    if missing:
+        raise DataError(
+            "files of benchmarks are missing",
+            where=config.data,
+            got=", ".join(missing),
+            fix="get them from the benchmarks' authors, or leave their tasks out of evaluate.harness.tasks",
+        )
+    return asked
+
+
+@cache
+def _task_manager(with_harness_tasks: bool) -> Any:
+    """The harness' index of tasks; reading its own thousands of files takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=with_harness_tasks)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    known = {*_task_manager(True).all_tasks, *own_tasks(), *suites()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3)
+            raise ConfigError(
+                "no such task",
+                where="evaluate.harness.tasks",
+                got=name,
+                expected=f"a suite ({', '.join(suites())}), a task of ours or of lm-evaluation-harness",
+                fix=f"did you mean {' or '.join(near)}?" if near else "list them with `lm-eval ls tasks`",
+            )
+
+
+def evaluate_benchmarks(
+    directory: Path,
+    asked: Sequence[Benchmark],
+    config: HarnessConfig,
+    *,
+    dtype: str,
+    device: str | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Run benchmarks on one Hugging Face model directory.
+
+    Args:
+        directory: model and tokenizer.
+        asked: what :func:`check` returned.
+        config: the harness section.
+        dtype: name of the torch dtype of the weights.
+        device: torch device; None is the first GPU when there is one, else the CPU.
+        seed: seed of the few-shot examples.
+
+    Returns:
+        By :attr:`Benchmark.key`: value, standard error, 95 % interval, metric, few-shot examples, questions.
+    """
+    import logging
+
+    import torch
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # The tokenizer as its file has it: AutoTokenizer rebuilds some from their class.
+    tokenizer: Any = str(directory)
+    if (directory / "tokenizer.json").is_file():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    model = HFLM(
+        pretrained=str(directory),
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        batch_size=config.batch_size,
+        add_bos_token=True,
+    )
+    # Some tasks let a model write 512 tokens, which leaves no room for the question in a short window.
+    short = None if model.max_length >= _SHORT_WINDOW else {"max_gen_toks": model.max_length // 2}
+    results: dict[str, dict[str, Any]] = {}
+    # One call for all tasks with the same number of examples: a call costs seconds of its own.
+    own = own_tasks()
+    manager = _task_manager(any(item.task not in own for item in asked))
+    for fewshot in dict.fromkeys(item.fewshot for item in asked):
+        group = [item for item in asked if item.fewshot == fewshot]
+        found = simple_evaluate(
+            model=model,
+            tasks=[
+                _task(own[name], Path(str(config.data))) if name in own else name
+                for name in dict.fromkeys(item.task for item in group)
+            ],
+            task_manager=manager,
+            num_fewshot=fewshot,
+            limit=config.limit,
+            gen_kwargs=short,
+            bootstrap_iters=1000,
+            log_samples=False,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        if found is not None:  # None on the other ranks of a distributed evaluation
+            results.update({item.key: _outcome(item, found) for item in group})
+    return {item.key: results[item.key] for item in asked if item.key in results}
+
+
+def _task(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """One of our tasks in the harness' own form."""
+    settings = {key: value for key, value in task.items() if key not in ("data", "score", "answers")}
+    return {
+        **settings,
+        "custom_dataset": partial(_dataset, folder=folder, data=dict(task["data"])),
+        "test_split": "test",
+        "process_results": partial(_process, score=task["score"], answers=task.get("answers")),
+        "metric_list": [
+            {
+                "metric": task["score"],
+                "aggregation": _aggregation(task["score"]),
+                "higher_is_better": True,
+            }
+        ],
+    }
+
+
+def _dataset(folder: Path, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    from datasets import Dataset  # type: ignore[import-untyped, unused-ignore]
+
+    return {"test": Dataset.from_list(read_records(folder, data))}
+
+
+def _aggregation(score: str) -> Any:
+    if score in BLEU:
+        return partial(corpus_bleu, tokenizer=BLEU[score])
+    return "mean"
+
+
+def _process(
+    document: Mapping[str, Any], outcomes: Sequence[Any], score: str, answers: str | None
+) -> dict[str, Any]:
+    """Score of one question: ``outcomes`` is the text written, or (log-likelihood, greedy) per choice."""
+    if score == "accuracy":
+        likelihoods = [outcome[0] for outcome in outcomes]
+        return {score: float(likelihoods.index(max(likelihoods)) == _right_choice(document))}
+    wanted = document[str(answers)]
+    given = str(outcomes[0]).strip()
+    if score in BLEU:
+        return {score: (str(wanted), given)}
+    return {score: SCORES[score](given, wanted if isinstance(wanted, list) else [str(wanted)])}
+
+
+def _right_choice(document: Mapping[str, Any]) -> int:
+    if "correct_answer_num" in document:
+        return int(document["correct_answer_num"]) - 1
+    return int(document["label"] if "label" in document else document["answer"])
+
+
+def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
+    name, measured = _number(item, found["results"][item.task])
+    value = float(measured)
+    metric, _, chosen = name.partition(",")
+    error = found["results"][item.task].get(f"{metric}_stderr,{chosen}")
+    error = float(error) if isinstance(error, (int, float)) else None
+    members = list(_members(item.task, found.get("group_subtasks", {})))
+    return {
+        "title": item.title,
+        "suite": item.suite,
+        "task": item.task,
+        "metric": metric,
+        "value": value,
+        "standard_error": error,
+        "interval": None if error is None else [value - _NORMAL_95 * error, value + _NORMAL_95 * error],
+        "fewshot": max(int(found["n-shot"].get(name) or 0) for name in members),
+        "questions": sum(
+            found["n-samples"][name]["effective"] for name in members if name in found["n-samples"]
+        ),
+    }
+
+
+def _members(task: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The tasks of a group, groups within it opened; a task is its own only member."""
+    if not groups.get(task):
+        yield task
+    for member in groups.get(task, ()):
+        yield from _members(member, groups)
+
+
+def _number(item: Benchmark, measured: Mapping[str, Any]) -> tuple[str, Any]:
+    """The metric asked for, else the task's first; the stricter filter before the looser."""
+    names = [
+        name
+        for name, value in measured.items()
+        if "," in name and "_stderr," not in name and isinstance(value, (int, float))
+    ]
+    if item.metric is not None:
+        names = [name for name in names if name.partition(",")[0] == item.metric]
+    if not names:
+        raise DataError(
+            "the task does not give the metric", where=item.task, got=sorted(measured), expected=item.metric
+        )
+    chosen = min(names, key=lambda name: "flexible" in name)
+    return chosen, measured[chosen]

@@ -70,9 +70,12 @@ class ExtendConfig(StrictModel):
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
     scripts: dict[str, list[str]] = Field(default_factory=dict)
     """Unicode scripts of a language that is not in the built-in table, e.g. ``{xx: [Cyrillic]}``."""
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """What is maximised: 0 the sum over languages of the proportion of tokens saved; 1 the sum of its
+    logarithms, which goes on serving languages that are already short."""
     maximum_piece_characters: int = Field(default=16, ge=2)
     """Longest piece in characters."""
-    minimum_count: int = Field(default=2, ge=1)
+    minimum_count: int = Field(default=5, ge=1)
     """A piece must occur at least this often in the sample."""
     pretokenise: dict[str, Pretokeniser] = Field(default_factory=dict)
     """Word segmentation that pieces may not cross, by language, e.g. ``{ja: mecab, th: thai}``."""

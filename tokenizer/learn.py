@@ -1,16 +1,16 @@
 """Merges learned on top of the base's own segmentation ("continued BPE").
 
 An independent BPE model spends pieces on what the base model never lets through and on scaffolding that the
-base already has. Here the training text is first cut as the base cuts it, and every further merge is counted on what
-the merged tokenizer would really do; a merge that would touch protected text is never made, so the ones that
-build on something else instead are found by themselves.
+base already has. Here the training text is first cut as the base cuts it, and every further merge is counted
+on what the merged tokenizer would really do; a merge that would touch protected text is never made, so the
+ones that build on something else instead are found by themselves.
 
 The next merge is the one that saves the largest *proportion* of a language's tokens, summed over languages by
 weight, whatever the amount of text in each; ``balance`` says how far the tokens that remain count instead.
 
-Words used here: a *symbol* is a base token, a learned piece, or a character the base spells in bytes; a
-*segment* is a stretch of text within which pieces may form; a *position* is an index into the flat array of all
-segments, with -1 between two segments. N: positions, L: languages, K: learned pieces.
+Words used here: a *symbol* is a base token, a learned piece, or a character that the base spells in bytes. A
+*segment* is a stretch of text within which pieces may form; a *position* is an index into the flat array of
+all segments, with -1 between two segments. N: positions, L: languages, K: learned pieces.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class MergeLearner:
         accept: decides about a candidate.
         quotas: most pieces per language.
         minimum_count: a piece must occur this often.
+        explicit: merges are a list of pairs (byte-level BPE), so that only the learned pair makes the piece;
+            SentencePiece joins every pair that spells it.
         balance: 0 maximises the weighted sum of the proportions saved, 1 that of their logarithms, so that a
             language that is already short goes on getting pieces as long as its remaining text shrinks.
     """
@@ -110,6 +112,7 @@ class MergeLearner:
         quotas: Mapping[str, int] | None = None,
         minimum_count: float = 2,
         balance: float = 0.5,
+        explicit: bool = False,
     ) -> None:
         self._symbols = segments.symbols
         self._counts = segments.counts
@@ -123,6 +126,7 @@ class MergeLearner:
         self._quotas = dict(quotas or {})
         self._minimum = minimum_count
         self._balance = balance
+        self._explicit = explicit
         size = len(self._symbols)
         self._next = np.arange(1, size + 1, dtype=np.int32)
         self._previous = np.arange(-1, size - 1, dtype=np.int32)
@@ -291,6 +295,9 @@ class MergeLearner:
         left, right = key >> _SHIFT, key & ((1 << _SHIFT) - 1)
         surface = self._surfaces[left] + self._surfaces[right]
         known = self._ids.get(surface)
+        if known is not None and self._explicit:
+            self._refused.add(key)
+            return None
         if known is not None and known not in self._unknown:
             # Another way to the same piece: SentencePiece joins any two neighbours that make up a piece.
             self._join([(left, right)], known)
@@ -316,7 +323,7 @@ class MergeLearner:
         self._surfaces.append(surface)
         self._ids[surface] = symbol
         splits = [(left, right)]
-        for cut in range(1, len(surface)):
+        for cut in range(1, len(surface) if not self._explicit else 0):
             pair = self._ids.get(surface[:cut]), self._ids.get(surface[cut:])
             if pair[0] is not None and pair[1] is not None and pair != (left, right):
                 splits.append((pair[0], pair[1]))

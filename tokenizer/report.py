@@ -261,8 +261,8 @@ def _sections(
             html.table(header, rows)
             + html.metric_legend()
             + f"<p>Relative to {escape.escape(first)}. Words by {escape.escape(segmenters)}. "
-            f"Cost and context for a model of {shape.body_parameters / 1e9:.2f}B parameters besides the vocabulary, {shape.hidden_size} "
-            f"wide, with a context of {shape.context_tokens:,} tokens.</p>",
+            f"Cost and context for a model of {shape.body_parameters / 1e9:.2f}B parameters besides the "
+            f"vocabulary, {shape.hidden_size} wide, with a context of {shape.context_tokens:,} tokens.</p>",
         ),
         html.Section("Words and lines", "", (figures["fertility"], figures["ecdf"])),
     ]

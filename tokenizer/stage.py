@@ -5,33 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiment.corpus_index import CorpusIndex
-from experiment.errors import DataError
 from experiment.hf_tokenizer import write_hf_tokenizer
-from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
 from tokenizer.base import BaseTokenizer, load_base
-from tokenizer.code_sample import CODE_SAMPLE
-from tokenizer.config import ExtendConfig, TokenizerConfig
-from tokenizer.gates import Gate, GateInputs, check_sentencepiece, enforce
-from tokenizer.learn import MergeLearner
-from tokenizer.pieces import AddedPiece, write_pieces
-from tokenizer.sample import available_bytes, byte_budgets, draw, normalise, require_languages
-from tokenizer.scripts import ScriptRule, scripts_of
-from tokenizer.segments import PieceJudge, build_segments, count_runs
-from tokenizer.sentencepiece_trainer import train_candidates
-from tokenizer.vocabulary import (
-    merge_sentencepiece,
-    neighbour_concatenations,
-    padded_size,
-    select_reachable,
-    write_proto,
+from tokenizer.byte_level import (
+    ByteLevelEncoder,
+    check_byte_level,
+    merged_document,
+    write_byte_level,
 )
+from tokenizer.config import ExtendConfig, TokenizerConfig
+from tokenizer.extension import CorpusText, Extension, learn_extension
+from tokenizer.gates import Gate, GateInputs, check_sentencepiece, enforce
+from tokenizer.pieces import AddedPiece, write_pieces
+from tokenizer.sample import require_languages
+from tokenizer.size import best_size, held_out_curve
+from tokenizer.vocabulary import merge_sentencepiece, padded_size, write_proto
 
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -45,20 +38,6 @@ _TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class CorpusText:
-    """The corpus with what the stage needs to read from it."""
-
-    index: CorpusIndex
-    directory: Path
-    seed: int
-
-    def lines(self, language: str, budget_bytes: int, split: str = "heldout") -> list[str]:
-        """Non-empty lines of a language within a byte budget."""
-        texts = draw(self.index, self.directory, language, budget_bytes, split, self.seed)  # type: ignore[arg-type]
-        return [line for text in texts for line in text.split("\n") if line.strip()]
-
-
 def run(
     config: TokenizerConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
 ) -> StageResult:
@@ -69,17 +48,36 @@ def run(
         DataError: no usable text, a corrupt base, or a failed gate.
     """
     corpus = CorpusText(CorpusIndex.load(inputs["corpus"]), inputs["corpus"], context.seed)
+    base = load_base(inputs["base"])
     if config.extend is None:
-        return _keep(inputs["base"], output_dir)
-    return _extend(config, config.extend, load_base(inputs["base"]), corpus, output_dir, context)
+        return _keep(base, output_dir)
+    extend = config.extend
+    started = time.perf_counter()
+    require_languages(corpus.index, extend.languages)
+    wanted = extend.size if isinstance(extend.size, int) else extend.auto.maximum
+    extension = learn_extension(extend, base, corpus, wanted, context.workers)
+    texts = {
+        language: corpus.lines(language, config.report_bytes_per_language) for language in extend.languages
+    }
+    curve = held_out_curve(base, extension.pieces, {key: lines for key, lines in texts.items() if lines})
+    if extend.size == "auto":
+        chosen = best_size(curve, base, extend)
+        extension.pieces = extension.pieces[:chosen]
+        extension.facts["auto_size"] = chosen
+    final_size = padded_size(base.size + len(extension.pieces), extend.multiple_of, extend.tensor_parallel)
+    write_merged(base, extension, final_size, output_dir)
+    gates = _gates(extend, base, extension, final_size, corpus, output_dir)
+    extension.facts["seconds"] = time.perf_counter() - started
+    for language in extend.protect:
+        texts[language] = corpus.lines(language, config.report_bytes_per_language)
+    return _report(base, extension, final_size, gates, texts, curve, output_dir)
 
 
-def _keep(base_dir: Path, output_dir: Path) -> StageResult:
+def _keep(base: BaseTokenizer, output_dir: Path) -> StageResult:
     """``extend: null``: the base's own tokenizer."""
-    base = load_base(base_dir)
     copy_tokenizer(base, output_dir)
     write_pieces(output_dir / "pieces.tsv", [])
-    report = {"added": 0, "vocabulary_size": base.size, "gates": []}
+    report = {"pieces": 0, "vocabulary_size": base.size, "gates": []}
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return StageResult(
         counts={"base_vocabulary": base.size, "added_pieces": 0, "vocabulary_size": base.size},
@@ -98,196 +96,94 @@ def copy_tokenizer(base: BaseTokenizer, output_dir: Path) -> None:
         write_hf_tokenizer(base.directory / "tokenizer.model", output_dir, inherit_from=base.directory)
 
 
-def _extend(
-    config: TokenizerConfig,
+def write_merged(base: BaseTokenizer, extension: Extension, final_size: int, output_dir: Path) -> None:
+    """Write the merged tokenizer's files and ``pieces.tsv``."""
+    surfaces = extension.surfaces
+    if base.kind == "sentencepiece":
+        proto = merge_sentencepiece(base, surfaces, final_size)
+        work = output_dir / ".work"
+        work.mkdir(exist_ok=True)
+        write_proto(proto, work / "tokenizer.model")
+        write_hf_tokenizer(work / "tokenizer.model", output_dir, inherit_from=base.directory)
+        names = [piece.piece for piece in proto.pieces]
+        scores = [piece.score for piece in proto.pieces]
+        parts = base.parts(surfaces)
+    else:
+        assert base.document is not None
+        document = merged_document(base, extension.pieces, final_size)
+        write_byte_level(document, base, output_dir)
+        by_id = {index: surface for surface, index in document["model"]["vocab"].items()}
+        names = [by_id.get(index, "") for index in range(final_size)]
+        # Merges have no scores; their rank, negated, orders them in the same way.
+        scores = [float(-index) for index in range(final_size)]
+        encoder = ByteLevelEncoder(base.document)
+        parts = [encoder.ids(surface) for surface in surfaces]
+    parts += [[]] * (final_size - base.size - len(surfaces))
+    rows = (
+        AddedPiece(index, names[index], scores[index], tuple(parts[index - base.size]))
+        for index in range(base.size, final_size)
+    )
+    write_pieces(output_dir / "pieces.tsv", rows)
+
+
+def _gates(
     extend: ExtendConfig,
     base: BaseTokenizer,
+    extension: Extension,
+    final_size: int,
     corpus: CorpusText,
     output_dir: Path,
-    context: StageContext,
-) -> StageResult:
-    started = time.perf_counter()
-    require_languages(corpus.index, extend.languages)
-    rules = {language: ScriptRule(scripts_of(language, extend.scripts)) for language in extend.languages}
-    every_script = ScriptRule(script for rule in rules.values() for script in rule.scripts)
-    processor = base.exact_processor()
-    protected = protected_lines(extend, corpus)
-    forbidden = neighbour_concatenations(
-        processor, protected_texts(extend, corpus), every_script.is_foreign
-    ) | neighbour_concatenations(
-        processor, (line for lines in protected.values() for line in lines), every_script.is_foreign
+) -> list[Gate]:
+    inputs = GateInputs(
+        base=base,
+        directory=output_dir,
+        pieces=extension.surfaces,
+        final_size=final_size,
+        protected=corpus.protected(extend),
+        lines={
+            language: corpus.lines(language, extend.gate_bytes_per_language) for language in extend.languages
+        },
+        is_foreign=extension.is_foreign,
     )
-    target = extend.size if isinstance(extend.size, int) else extend.auto.maximum
-    if extend.method == "continued":
-        judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters)
-        candidates = _continued_candidates(extend, base, corpus, rules, judge, target, context.workers)
-        allowed = candidates
-    else:
-        candidates = _sentencepiece_candidates(extend, base, corpus, target, context.workers)
-        allowed = [
-            piece
-            for piece in candidates
-            if piece not in forbidden and any(rule.allows(piece) for rule in rules.values())
-        ]
-    pieces = select_reachable(base, allowed, target)
-    if not pieces:
-        raise DataError(
-            "no piece is left to add",
-            where="tokenizer.extend",
-            got=f"{len(candidates)} candidates, none in the scripts of {', '.join(extend.languages)}",
-            fix="check that the corpus holds text in those languages; raise sample_bytes",
-        )
-    final_size = padded_size(base.size + len(pieces), extend.multiple_of, extend.tensor_parallel)
-    proto = merge_sentencepiece(base, pieces, final_size)
-    work = output_dir / ".work"
-    work.mkdir(exist_ok=True)
-    write_proto(proto, work / "tokenizer.model")
-    write_hf_tokenizer(work / "tokenizer.model", output_dir, inherit_from=base.directory)
-    parts = base.parts(pieces)
-    rows = [
-        AddedPiece(base.size + offset, piece, proto.pieces[base.size + offset].score, tuple(ids))
-        for offset, (piece, ids) in enumerate(zip(pieces, parts, strict=True))
-    ]
-    rows += [
-        AddedPiece(index, proto.pieces[index].piece, 0.0, ())
-        for index in range(base.size + len(pieces), final_size)
-    ]
-    write_pieces(output_dir / "pieces.tsv", rows)
-    gates = enforce(
-        check_sentencepiece(
-            GateInputs(
-                base=base,
-                directory=output_dir,
-                pieces=pieces,
-                final_size=final_size,
-                protected=protected,
-                lines={
-                    language: corpus.lines(language, extend.gate_bytes_per_language)
-                    for language in extend.languages
-                },
-                is_foreign=every_script.is_foreign,
-            )
-        ),
-        extend.waive,
-    )
-    return _report(base, pieces, final_size, gates, corpus, config, output_dir, time.perf_counter() - started)
-
-
-def protected_texts(extend: ExtendConfig, corpus: CorpusText) -> Any:
-    """Training text of the protected languages, streamed."""
-    present = [language for language in extend.protect if language in corpus.index.languages]
-    for language in present:
-        yield from draw(
-            corpus.index,
-            corpus.directory,
-            language,
-            extend.protect_bytes // len(present),
-            "train",
-            corpus.seed,
-        )
-
-
-def protected_lines(extend: ExtendConfig, corpus: CorpusText) -> dict[str, list[str]]:
-    """Held-out lines that must not change, by name."""
-    found = {language: corpus.lines(language, extend.protect_bytes) for language in extend.protect}
-    if extend.protect_code:
-        found["code"] = [line for line in CODE_SAMPLE.split("\n") if line.strip()]
-    return {name: lines for name, lines in found.items() if lines}
-
-
-def _continued_candidates(
-    extend: ExtendConfig,
-    base: BaseTokenizer,
-    corpus: CorpusText,
-    rules: Mapping[str, ScriptRule],
-    judge: PieceJudge,
-    target: int,
-    workers: int,
-) -> list[str]:
-    available = available_bytes(corpus.index, extend.languages, "train")
-    budgets = byte_budgets(extend.languages, available, extend.sample_bytes)
-    runs = {
-        language: count_runs(
-            draw(corpus.index, corpus.directory, language, budget, "train", corpus.seed),
-            rules[language],
-            lambda text: normalise(text, extend.normalize),
-        )
-        for language, budget in budgets.items()
-    }
-    segments, surfaces, byte_cost = build_segments(
-        base, runs, extend.languages, damping=extend.damping, threads=workers
-    )
-    del runs
-    learner = MergeLearner(segments, surfaces, byte_cost, judge, extend.quotas, extend.minimum_count)
-    with Progress("learn merges", target, "pieces") as progress:
-        learned = learner.learn(target, progress.advance)
-    return [item.piece for item in learned.pieces]
-
-
-def _sentencepiece_candidates(
-    extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, target: int, workers: int
-) -> list[str]:
-    available = available_bytes(corpus.index, extend.languages, "train")
-    budgets = byte_budgets(extend.languages, available, extend.sample_bytes)
-
-    def lines() -> Any:
-        for language, budget in budgets.items():
-            for text in draw(corpus.index, corpus.directory, language, budget, "train", corpus.seed):
-                yield from normalise(text, extend.normalize).split("\n")
-
-    spec = base.proto.trainer_spec
-    return train_candidates(
-        lines(),
-        int(target * 1.5) + 4000,
-        {"split_digits": spec.split_digits, "split_by_unicode_script": True, "split_by_number": True},
-        threads=workers,
-        maximum_piece_characters=extend.maximum_piece_characters,
-    )
+    check = check_sentencepiece if base.kind == "sentencepiece" else check_byte_level
+    return enforce(check(inputs), extend.waive)
 
 
 def _report(
     base: BaseTokenizer,
-    pieces: list[str],
+    extension: Extension,
     final_size: int,
-    gates: list[Gate],
-    corpus: CorpusText,
-    config: TokenizerConfig,
+    gates: Sequence[Gate],
+    texts: Mapping[str, list[str]],
+    curve: tuple[list[int], dict[str, list[float]]],
     output_dir: Path,
-    seconds: float,
 ) -> StageResult:
     from tokenizer.efficiency import AnyTokenizer
     from tokenizer.report import stage_report
 
-    extend = config.extend
-    assert extend is not None
-    protect = [item for item in extend.protect if item in corpus.index.languages]
-    texts = {
-        language: corpus.lines(language, config.report_bytes_per_language)
-        for language in [*extend.languages, *protect]
-    }
-    texts = {language: lines for language, lines in texts.items() if lines}
-    reserved = final_size - base.size - len(pieces)
+    added = len(extension.pieces)
+    passed = f"{sum(item.passed for item in gates)} of {len(gates)}"
     facts = {
+        **extension.facts,
         "base_vocabulary": base.size,
-        "pieces": len(pieces),
-        "reserved": reserved,
+        "pieces": added,
+        "reserved": final_size - base.size - added,
         "vocabulary_size": final_size,
-        "seconds": seconds,
         "headline": {
             "rows of the base": f"{base.size:,}",
-            "pieces added": f"{len(pieces):,}",
+            "pieces added": f"{added:,}",
             "rows in all": f"{final_size:,}",
-            "gates passed": f"{sum(item.passed for item in gates)} of {len(gates)}",
+            "gates passed": passed,
         },
     }
     document = stage_report(
         AnyTokenizer("base", base.directory),
         AnyTokenizer("extended", output_dir),
-        texts,
+        {language: lines for language, lines in texts.items() if lines},
         output_dir,
         gates=gates,
         facts=facts,
-        curve=size_curve(base, pieces, {item: texts[item] for item in extend.languages if item in texts}),
+        curve=curve,
     )
     ratios: dict[str, float] = document["tokens_relative_to_base"]
     metrics = {f"tokenizer/tokens_relative_to_base/{language}": value for language, value in ratios.items()}
@@ -295,39 +191,19 @@ def _report(
     return StageResult(
         counts={
             "base_vocabulary": base.size,
-            "added_pieces": len(pieces),
-            "reserved_pieces": reserved,
+            "added_pieces": added,
+            "reserved_pieces": final_size - base.size - added,
             "vocabulary_size": final_size,
+            "pieces_by_language": extension.facts.get("pieces_by_language", {}),
         },
-        metrics={**metrics, "tokenizer/vocabulary_size": final_size, "tokenizer/added_pieces": len(pieces)},
+        metrics={**metrics, "tokenizer/vocabulary_size": final_size, "tokenizer/added_pieces": added},
         artifacts=(
             *sorted(p.name for p in output_dir.iterdir() if p.suffix in {".html", ".png", ".csv", ".md"}),
             "report.json",
             "pieces.tsv",
         ),
         summary=(
-            f"{base.size:,} + {len(pieces):,} pieces, {final_size:,} rows; "
-            f"gates: {sum(item.passed for item in gates)} of {len(gates)} passed",
+            f"{base.size:,} + {added:,} pieces, {final_size:,} rows; gates: {passed} passed",
             f"tokens relative to the base on held-out text: {shown}",
         ),
     )
-
-
-def size_curve(
-    base: BaseTokenizer, pieces: list[str], texts: Mapping[str, list[str]], points: int = 9
-) -> tuple[list[int], dict[str, list[float]]]:
-    """Tokens relative to the base when only the first pieces are added.
-
-    Pieces come in merge order, and each is made of earlier ones, so a prefix of them is a vocabulary too.
-    """
-    import sentencepiece
-
-    sizes = sorted({round(len(pieces) * at / (points - 1)) for at in range(points)})
-    sample = {language: lines[:2000] for language, lines in texts.items()}
-    tokens: dict[str, list[int]] = {language: [] for language in sample}
-    for size in sizes:
-        proto = merge_sentencepiece(base, pieces[:size], base.size + size)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-        for language, lines in sample.items():
-            tokens[language].append(sum(map(len, processor.encode(lines, out_type=int))))
-    return sizes, {language: [value / found[0] for value in found] for language, found in tokens.items()}

@@ -1,0 +1,233 @@
+"""Measures the vocabulary stage: compression per added piece against naive merging, English untouched, speed.
+
+    python benchmarks/tokenizer.py --text CORPORA/text --parallel CORPORA/parallel [--only ja|joint|speed] [--out FILE]
+
+``--text`` holds ``<language>/<source>.jsonl.zst`` (documents with ``id`` and ``text``), ``--parallel`` holds
+``<language>.txt`` with aligned lines. One document in twenty, chosen by the hash of its id, is held out of training;
+the parallel text is never trained on. Ratios are tokens relative to the base (the genuine Mistral-7B-v0.1 model) on
+held-out documents / on parallel text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiment.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
+from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
+from experiment.stage import StageContext
+from tokenizer.base import BaseTokenizer, load_base
+from tokenizer.config import TokenizerConfig
+from tokenizer.extension import CorpusText
+from tokenizer.sentencepiece_trainer import train_candidates
+from tokenizer.stage import run
+from tokenizer.vocabulary import merge_sentencepiece
+
+HELD_OUT_ONE_IN = 20
+JOINT = ("zh", "vi", "th", "id", "ms", "km", "lo", "my", "tl")
+
+
+def build_corpus(text_dir: Path, languages: tuple[str, ...], target: Path) -> CorpusIndex:
+    """Copy documents into the layout of the corpus stage, a twentieth of them held out."""
+    import zstandard
+
+    sources = []
+    for language in languages:
+        for file in sorted((text_dir / language).glob("*.jsonl.zst")):
+            name = f"{language}-{file.name.removesuffix('.jsonl.zst')}"
+            (target / name).mkdir(parents=True)
+            lines: dict[str, list[str]] = {"train": [], "heldout": []}
+            size = {"train": 0, "heldout": 0}
+            for record in read_jsonl_zst(file):
+                digest = hashlib.blake2b(str(record["id"]).encode(), digest_size=4).digest()
+                split = "train" if int.from_bytes(digest, "big") % HELD_OUT_ONE_IN else "heldout"
+                entry = {"id": record["id"], "text": record["text"], "metadata": {"language": language}}
+                lines[split].append(json.dumps(entry, ensure_ascii=False) + "\n")
+                size[split] += len(record["text"].encode())
+            for split, found in lines.items():
+                data = zstandard.ZstdCompressor(3).compress("".join(found).encode())
+                (target / name / f"{split}.jsonl.zst").write_bytes(data)
+            sources.append(
+                CorpusSource(
+                    name=name,
+                    language=language,
+                    train=[f"{name}/train.jsonl.zst"],
+                    heldout=[f"{name}/heldout.jsonl.zst"],
+                    train_documents=len(lines["train"]),
+                    train_bytes=size["train"],
+                    heldout_documents=len(lines["heldout"]),
+                    heldout_bytes=size["heldout"],
+                )
+            )
+    index = CorpusIndex(sources=sources)
+    index.save(target)
+    return index
+
+
+def naive_pieces(
+    base: BaseTokenizer, corpus: CorpusText, languages: tuple[str, ...], count: int
+) -> list[str]:
+    """New pieces of an independent joint SentencePiece BPE model, no quotas: what most projects do."""
+    lines = (
+        line
+        for language in languages
+        for document in corpus.index.documents(corpus.directory, "train", language=language)
+        for line in document["text"].split("\n")
+    )
+    known = {piece.piece for piece in base.proto.pieces}
+    spec = {"split_digits": True}
+    found = train_candidates(lines, count + 8000, spec, threads=2, maximum_piece_characters=16)
+    return [piece for piece in found if piece not in known][:count]
+
+
+def ratios(
+    base: BaseTokenizer, model: bytes, corpus: CorpusText, parallel: Path, languages: tuple[str, ...]
+) -> tuple[dict[str, str], str]:
+    """Tokens relative to the base by language, and how many English lines changed."""
+    import sentencepiece
+
+    old = sentencepiece.SentencePieceProcessor(model_proto=base.proto.SerializeToString())
+    new = sentencepiece.SentencePieceProcessor(model_proto=model)
+    row = {}
+    changed = ""
+    for language in (*languages, "en"):
+        cells = []
+        for lines in (corpus.lines(language, 10**9), (parallel / f"{language}.txt").read_text().splitlines()):
+            before, after = old.encode(lines), new.encode(lines)
+            cells.append(f"{sum(map(len, after)) / sum(map(len, before)):.3f}")
+            if language == "en":
+                differing = sum(one != other for one, other in zip(before, after, strict=True))
+                changed += f"{' / ' if changed else ''}{differing} of {len(lines)}"
+        row[language] = "/".join(cells)
+    return row, changed
+
+
+def table(
+    title: str, languages: tuple[str, ...], count: int, args: argparse.Namespace, work: Path
+) -> list[str]:
+    """Naive rows and ours, as Markdown."""
+    corpus_dir = work / f"corpus-{title}"
+    index = build_corpus(args.text, (*languages, "en"), corpus_dir)
+    corpus = CorpusText(index, corpus_dir, 1234)
+    base_dir = work / "base"
+    base_dir.mkdir(exist_ok=True)
+    write_hf_tokenizer(mistral_v1_model(), base_dir)
+    base = load_base(base_dir)
+    started = time.perf_counter()
+    naive = naive_pieces(base, corpus, languages, count)
+    seconds = time.perf_counter() - started
+    rows = {}
+    for name, pieces in (
+        ("naive, all pieces", naive),
+        ("naive, no ASCII letters", [p for p in naive if not any(c.isascii() and c.isalpha() for c in p)]),
+    ):
+        proto = merge_sentencepiece(base, pieces, base.size + len(pieces))
+        rows[name] = (
+            len(pieces),
+            seconds,
+            *ratios(base, proto.SerializeToString(), corpus, args.parallel, languages),
+        )
+    output = work / f"out-{title}"
+    output.mkdir()
+    settings = {
+        "size": count,
+        "languages": dict.fromkeys(languages, 1.0),
+        "sample_bytes": 10**9,
+        **args.extend,
+    }
+    started = time.perf_counter()
+    result = run(
+        TokenizerConfig.model_validate({"extend": settings}),
+        {"base": base_dir, "corpus": corpus_dir},
+        output,
+        StageContext(workers=2),
+    )
+    seconds = time.perf_counter() - started
+    model = (output / "tokenizer.model").read_bytes()
+    added = int(result.counts["added_pieces"])
+    rows["tsugiki"] = (added, seconds, *ratios(base, model, corpus, args.parallel, languages))
+    lines = [f"## {title}: {', '.join(languages)}", ""]
+    lines.append(
+        "| method | pieces | " + " | ".join((*languages, "en")) + " | English lines changed | seconds |"
+    )
+    lines.append("|---" * (len(languages) + 5) + "|")
+    for name, (pieces, taken, row, changed) in rows.items():
+        cells = " | ".join(row[language] for language in (*languages, "en"))
+        lines.append(f"| {name} | {pieces:,} | {cells} | {changed} | {taken:.0f} |")
+    return [*lines, "", f"by language: {result.counts.get('pieces_by_language', '')}", ""]
+
+
+def speed(args: argparse.Namespace, work: Path) -> list[str]:
+    """Encode speed of the extended fast tokenizer against the base's, and of the report."""
+    from tokenizers import Tokenizer
+
+    from tokenizer.efficiency import AnyTokenizer, measure
+
+    lines = []
+    for name in ("ja", "joint"):
+        if not (work / f"out-{name}" / "tokenizer.json").is_file():
+            continue
+        base = Tokenizer.from_file(str(work / "base" / "tokenizer.json"))
+        new = Tokenizer.from_file(str(work / f"out-{name}" / "tokenizer.json"))
+        for language in ("en", "ja" if name == "ja" else "th"):
+            text = CorpusText(CorpusIndex.load(work / f"corpus-{name}"), work / f"corpus-{name}", 1).lines(
+                language, 3_000_000, "train"
+            )
+            size = sum(len(line.encode()) for line in text) / 1e6
+            rates = []
+            for tokenizer in (base, new):
+                best = min(_timed(lambda t=tokenizer: t.encode_batch_fast(text)) for _ in range(3))
+                rates.append(f"{size / best:.1f}")
+            taken = _timed(lambda: measure(AnyTokenizer("x", work / f"out-{name}"), text, language))
+            lines.append(
+                f"{name}, {language}: encode base {rates[0]} MB/s, extended {rates[1]} MB/s; report {size / taken:.1f} MB/s"
+            )
+    return [*lines, ""]
+
+
+def _timed(action: object) -> float:
+    started = time.perf_counter()
+    action()  # type: ignore[operator]
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--parallel", type=Path, required=True)
+    parser.add_argument("--only", choices=["ja", "joint"])
+    parser.add_argument("--extend", type=json.loads, default={}, help="tokenizer.extend fields as JSON")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines = [
+        f"# Vocabulary stage on {platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    ]
+    lines += ["", "`python " + " ".join(sys.argv) + "`", ""]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if args.only in (None, "ja"):
+            lines += table("ja", ("ja",), 11176, args, work)
+        if args.only in (None, "joint"):
+            lines += table("joint", JOINT, 16512, args, work)
+        lines += speed(args, work)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    lines.append(f"peak memory {peak:.2f} GB")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""From corpus and base to the pieces to add, for both kinds of base."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment.corpus_index import CorpusIndex, Split
+from experiment.errors import ConfigError, DataError
+from experiment.progress import Progress
+from tokenizer.base import BaseTokenizer
+from tokenizer.byte_level import (
+    ByteLevelEncoder,
+    BytePieceJudge,
+    build_byte_segments,
+    byte_neighbours,
+    count_pretokens,
+)
+from tokenizer.code_sample import CODE_SAMPLE
+from tokenizer.config import ExtendConfig
+from tokenizer.learn import Learned, LearnedPiece, MergeLearner, describe
+from tokenizer.sample import available_bytes, byte_budgets, draw, normalise
+from tokenizer.scripts import ScriptRule, scripts_of
+from tokenizer.segments import PieceJudge, build_segments, count_runs
+from tokenizer.sentencepiece_trainer import PRETOKENISATION_DELIMITER, train_candidates
+from tokenizer.vocabulary import neighbour_concatenations, select_reachable
+from tokenizer.words import Split as Splitter
+from tokenizer.words import keep_everything, pretokeniser
+
+_MINIMUM_SCRIPT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class CorpusText:
+    """The corpus with what the stage needs to read from it."""
+
+    index: CorpusIndex
+    directory: Path
+    seed: int
+
+    def lines(self, language: str, budget_bytes: int, split: Split = "heldout") -> list[str]:
+        """Non-empty lines of a language within a byte budget."""
+        texts = draw(self.index, self.directory, language, budget_bytes, split, self.seed)
+        return [line for text in texts for line in text.split("\n") if line.strip()]
+
+    def protected(self, extend: ExtendConfig) -> dict[str, list[str]]:
+        """Held-out lines that must not change, by name."""
+        found = {language: self.lines(language, extend.protect_bytes) for language in extend.protect}
+        if extend.protect_code:
+            found["code"] = [line for line in CODE_SAMPLE.split("\n") if line.strip()]
+        return {name: lines for name, lines in found.items() if lines}
+
+    def protected_training(self, extend: ExtendConfig) -> Iterator[str]:
+        """Training text of the protected languages, streamed."""
+        present = [language for language in extend.protect if language in self.index.languages]
+        for language in present:
+            budget = extend.protect_bytes // len(present)
+            yield from draw(self.index, self.directory, language, budget, "train", self.seed)
+
+
+@dataclass
+class Extension:
+    """What is added to a base.
+
+    Attributes:
+        pieces: in merge order.
+        facts: how they were learned, for the report.
+        is_foreign: whether a text holds characters of a target script other than Latin.
+    """
+
+    pieces: list[LearnedPiece]
+    facts: dict[str, Any]
+    is_foreign: Callable[[str], bool]
+
+    @property
+    def surfaces(self) -> list[str]:
+        """Surfaces of the pieces."""
+        return [item.piece for item in self.pieces]
+
+
+def learn_extension(
+    extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, count: int, workers: int
+) -> Extension:
+    """Learn up to ``count`` pieces on the training text of the corpus.
+
+    Raises:
+        DataError: no usable text, or text that is not in a language's script.
+        ConfigError: a method that the base does not allow.
+    """
+    rules = {language: ScriptRule(scripts_of(language, extend.scripts)) for language in extend.languages}
+    every = ScriptRule(script for rule in rules.values() for script in rule.scripts)
+    if base.kind == "byte_level" and extend.method != "continued":
+        raise ConfigError(
+            "a byte-level base is extended by continued merges only",
+            where="tokenizer.extend.method",
+            got=extend.method,
+            expected="continued",
+        )
+    splitters = {
+        language: keep_everything(pretokeniser(name))
+        for language, name in extend.pretokenise.items()
+        if name != "none"
+    }
+    if extend.method == "sentencepiece":
+        pieces, learned = (
+            _by_sentencepiece(extend, base, corpus, rules, every, splitters, count, workers),
+            None,
+        )
+    elif base.kind == "sentencepiece":
+        pieces, learned = _by_merges(extend, base, corpus, rules, every, splitters, count, workers)
+    else:
+        pieces, learned = _by_byte_merges(extend, base, corpus, rules, every, count)
+    if not pieces:
+        raise DataError(
+            "no piece is left to add",
+            where="tokenizer.extend",
+            got=f"no repeated text in the scripts of {', '.join(extend.languages)}",
+            fix="check that the corpus holds text in those languages; raise sample_bytes",
+        )
+    facts = describe(learned, list(extend.languages)) if learned is not None else {}
+    return Extension(pieces, facts, every.is_foreign)
+
+
+def _samples(
+    extend: ExtendConfig, corpus: CorpusText, rules: dict[str, ScriptRule]
+) -> dict[str, Callable[[], Iterator[str]]]:
+    """A function per language that streams its training sample; checks its script on the way."""
+    available = available_bytes(corpus.index, extend.languages, "train")
+    budgets = byte_budgets(extend.languages, available, extend.sample_bytes)
+
+    def stream(language: str) -> Iterator[str]:
+        letters = characters = 0
+        for text in draw(corpus.index, corpus.directory, language, budgets[language], "train", corpus.seed):
+            letters += rules[language].letters(text)
+            characters += sum(map(str.isalpha, text))
+            yield text
+        if letters < _MINIMUM_SCRIPT_SHARE * characters or not characters:
+            share = letters / max(characters, 1)
+            raise DataError(
+                f"the text called '{language}' is in another language",
+                where=f"tokenizer.extend.languages.{language}",
+                got=f"{share:.0%} of its letters are {', '.join(rules[language].scripts)}",
+                expected=f"at least {_MINIMUM_SCRIPT_SHARE:.0%}",
+                fix="correct the language of the corpus sources, or their filters",
+            )
+
+    return {language: lambda language=language: stream(language) for language in extend.languages}  # type: ignore[misc]
+
+
+def _by_merges(
+    extend: ExtendConfig,
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    rules: dict[str, ScriptRule],
+    every: ScriptRule,
+    splitters: dict[str, Splitter],
+    count: int,
+    workers: int,
+) -> tuple[list[LearnedPiece], Learned]:
+    runs = {
+        language: count_runs(
+            sample(), rules[language], lambda text: normalise(text, extend.normalize), splitters.get(language)
+        )
+        for language, sample in _samples(extend, corpus, rules).items()
+    }
+    forbidden = _forbidden(extend, base, corpus, every)
+    segments, surfaces, byte_cost = build_segments(
+        base, runs, extend.languages, damping=extend.damping, threads=workers
+    )
+    del runs
+    judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters)
+    learner = MergeLearner(
+        segments, surfaces, byte_cost, judge, extend.quotas, extend.minimum_count, extend.balance
+    )
+    with Progress("learn merges", count, "pieces") as progress:
+        learned = learner.learn(count, progress.advance)
+    kept = set(select_reachable(base, [item.piece for item in learned.pieces], count))
+    return [item for item in learned.pieces if item.piece in kept], learned
+
+
+def _forbidden(extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, every: ScriptRule) -> set[str]:
+    """Pieces that would change protected text."""
+    processor = base.exact_processor()
+    lines = (line for found in corpus.protected(extend).values() for line in found)
+    return neighbour_concatenations(
+        processor, corpus.protected_training(extend), every.is_foreign
+    ) | neighbour_concatenations(processor, lines, every.is_foreign)
+
+
+def _by_sentencepiece(
+    extend: ExtendConfig,
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    rules: dict[str, ScriptRule],
+    every: ScriptRule,
+    splitters: dict[str, Splitter],
+    count: int,
+    workers: int,
+) -> list[LearnedPiece]:
+    def lines() -> Iterator[str]:
+        for language, sample in _samples(extend, corpus, rules).items():
+            split = splitters.get(language)
+            for text in sample():
+                for line in normalise(text, extend.normalize).split("\n"):
+                    yield line if split is None else PRETOKENISATION_DELIMITER.join(split(line))
+
+    candidates = train_candidates(
+        lines(),
+        int(count * 1.5) + 4000,
+        {"split_digits": base.proto.trainer_spec.split_digits},
+        threads=workers,
+        maximum_piece_characters=extend.maximum_piece_characters,
+    )
+    forbidden = _forbidden(extend, base, corpus, every)
+    allowed = [
+        piece
+        for piece in candidates
+        if piece not in forbidden and any(rule.allows(piece) for rule in rules.values())
+    ]
+    return [LearnedPiece(piece, (), "", 0.0) for piece in select_reachable(base, allowed, count)]
+
+
+def _by_byte_merges(
+    extend: ExtendConfig,
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    rules: dict[str, ScriptRule],
+    every: ScriptRule,
+    count: int,
+) -> tuple[list[LearnedPiece], Learned]:
+    assert base.document is not None
+    encoder = ByteLevelEncoder(base.document)
+    runs: dict[str, Counter[str]] = {
+        language: count_pretokens(
+            sample(), encoder, rules[language], lambda text: normalise(text, extend.normalize)
+        )
+        for language, sample in _samples(extend, corpus, rules).items()
+    }
+    protected = [line for lines in corpus.protected(extend).values() for line in lines]
+    forbidden = byte_neighbours(encoder, corpus.protected_training(extend), every.is_foreign)
+    forbidden |= byte_neighbours(encoder, protected, every.is_foreign)
+    segments, surfaces = build_byte_segments(base, encoder, runs, extend.languages, extend.damping)
+    judge = BytePieceJudge(
+        encoder, surfaces, list(rules.values()), forbidden, extend.maximum_piece_characters
+    )
+    learner = MergeLearner(
+        segments,
+        surfaces,
+        {},
+        judge,
+        extend.quotas,
+        extend.minimum_count,
+        extend.balance,
+        explicit=True,
+    )
+    with Progress("learn merges", count, "pieces") as progress:
+        learned = learner.learn(count, progress.advance)
+    return learned.pieces, learned

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -101,11 +101,19 @@ def run(
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
+    scale: Annotated[
+        Literal["full", "tiny"],
+        typer.Option("--scale", help="tiny: the same experiment in miniature, on 4 CPU processes."),
+    ] = "full",
 ) -> None:
     """Run an experiment: all stages, or a range of them.
 
     Stages: corpus, base (only for base.scratch), tokenizer, tokens, graft, train, export, evaluate, report.
     """
+    if scale == "tiny":
+        from pretrain.plan_tiny import write_tiny
+
+        config, overrides = write_tiny(config, overrides or ()), None
     _run(config, overrides, start=start, until=until, dry_run=dry_run, force=force)
 
 

@@ -15,7 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from experiment.config import expand_path, load_raw
 from experiment.errors import ConfigError, DataError
+from pretrain.plan import PROJECT_ROOT
 
 PROCESSES = 4
 STEPS = 8
@@ -84,6 +88,36 @@ def write_tiny_base(architecture: Path, output_dir: Path, *, seed: int = 1234) -
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shrunk), dtype=getattr(torch, dtype))
         model.save_pretrained(output_dir)
     write_hf_tokenizer(mistral_v1_model(), output_dir)
+
+
+def write_tiny(config: Path, overrides: Sequence[str] = (), text_dir: Path | None = None) -> Path:
+    """Write a recipe's tiny configuration and what it reads beside the run directory.
+
+    Args:
+        config: YAML file of the recipe.
+        overrides: ``--set`` options, applied before shrinking.
+        text_dir: documents to train on; None takes the short texts of the test fixtures.
+
+    Returns:
+        ``<run directory>-tiny.inputs/config.yaml``, with ``base/`` and ``text/`` beside it.
+
+    Raises:
+        ConfigError: the recipe cannot be read, or names no architecture.
+        DataError: there is no text of one of its languages.
+    """
+    values = load_raw(config, overrides).values
+    run_dir = expand_path(values.get("run_dir") or f"runs/{values.get('name', config.stem)}")
+    work_dir = run_dir.with_name(f"{run_dir.name}-tiny.inputs")
+    tiny = tiny_recipe(values, work_dir, text_dir or PROJECT_ROOT / "tests" / "fixtures" / "text")
+    tiny["run_dir"] = str(run_dir.with_name(f"{run_dir.name}-tiny"))
+    if "path" in tiny["base"]:
+        architecture = expand_path(values["base"]["architecture"])
+        if not architecture.is_absolute() and not architecture.is_file():
+            architecture = PROJECT_ROOT / architecture
+        write_tiny_base(architecture, work_dir / "base", seed=int(values.get("seed", 1234)))
+    path = work_dir / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
 
 
 def tiny_recipe(values: Mapping[str, Any], work_dir: Path, text_dir: Path) -> dict[str, Any]:
@@ -183,8 +217,9 @@ def _documents(text_dir: Path, language: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError("no text of this language for tiny runs", where=path, got=language)
     lines = path.read_text(encoding="utf-8").splitlines()
+    unique = {item["text"]: item for item in map(json.loads, lines)}
     # An order that has nothing to do with how the file was written, the same on every machine.
-    return sorted(map(json.loads, lines), key=lambda item: zlib.crc32(item["id"].encode()))
+    return sorted(unique.values(), key=lambda item: zlib.crc32(item["id"].encode()))
 
 
 def _records(source: Mapping[str, Any], pools: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -116,6 +116,7 @@ def _values(runs: Mapping[str, Artefacts], resamples: int, confidence: float, se
         "difference": {},
         "same_text": {},
         "tokens_per_byte": {},
+        "benchmarks": _benchmarks(runs),
         "curves": {name: _curves(artefacts) for name, artefacts in runs.items()},
         "warnings": _warnings(runs),
     }
@@ -171,6 +172,15 @@ def _scores(artefacts: Artefacts, language: str) -> list[Score]:
         for record in artefacts.documents
         if record["language"] == language
     ]
+
+
+def _benchmarks(runs: Mapping[str, Artefacts]) -> dict[str, dict[str, Any]]:
+    """Benchmarks of the results, by key and run."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, artefacts in runs.items():
+        for key, outcome in (artefacts.results or {}).get("benchmarks", {}).get("result", {}).items():
+            found.setdefault(key, {})[name] = outcome
+    return found
 
 
 def _bytes_per_token(artefacts: Artefacts) -> float | None:
@@ -300,4 +310,18 @@ def _markdown(values: Mapping[str, Any]) -> str:
         table(["run", *(key.replace("_", " ") for key in values["runs"][names[0]])], facts),
         *values["warnings"],
     ]
+    if values["benchmarks"]:
+        rows = [
+            [
+                key,
+                *(
+                    with_interval(outcomes[name]["value"], outcomes[name]["interval"], ".4f")
+                    if name in outcomes
+                    else "–"
+                    for name in names
+                ),
+            ]
+            for key, outcomes in values["benchmarks"].items()
+        ]
+        parts.append(table(["benchmark", *names], rows))
     return "\n\n".join(parts) + "\n"

@@ -43,6 +43,7 @@ def comparison_page(values: Mapping[str, Any]) -> str:
         warnings,
         [
             Section("quality", "Bits per byte", _quality(values, colours)),
+            *_benchmarks(values),
             Section("curves", "Along the way", _curves(values, colours)),
             Section("vocabulary", "Vocabulary", _vocabulary(values, colours)),
             Section("runs", "Runs", _runs(values)),
@@ -122,6 +123,36 @@ def _difference(values: Mapping[str, Any], language: str, name: str) -> Markup:
         return shown
     bounds = ", ".join(number(bound, "+.3f") for bound in interval)
     return join([shown, " ", tag("span", Markup(f"[{bounds}]"), class_="small")])
+
+
+def _benchmarks(values: Mapping[str, Any]) -> list[Section]:
+    if not values["benchmarks"]:
+        return []
+    names = list(values["runs"])
+    rows = [
+        [
+            key,
+            next(iter(outcomes.values()))["metric"],
+            next(iter(outcomes.values()))["fewshot"],
+            *(_outcome(outcomes[name]) if name in outcomes else None for name in names),
+        ]
+        for key, outcomes in values["benchmarks"].items()
+    ]
+    columns = [
+        Column("benchmark", numeric=False),
+        Column("metric", numeric=False),
+        Column("examples", hint="before a question"),
+        *(Column(name) for name in names),
+    ]
+    return [Section("benchmarks", "Benchmarks", table("Benchmarks of each run", columns, rows))]
+
+
+def _outcome(outcome: Mapping[str, Any]) -> Markup:
+    shown = number(outcome["value"], ".4f")
+    if outcome["interval"] is None:
+        return shown
+    half = (outcome["interval"][1] - outcome["interval"][0]) / 2
+    return join([shown, " ", tag("span", f"±{half:.4f}", class_="small")])
 
 
 def _curves(values: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:

@@ -30,7 +30,9 @@ _COLOURS = 7
 
 def megabytes(size: float) -> str:
     """A number of bytes in MB, in kB when it is small."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+    if size < 1e4:
+        return f"{size / 1e3:,.1f} kB"
+    return f"{size / 1e3:,.0f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
 
 
 def corpus_section(artefacts: Artefacts) -> Section:

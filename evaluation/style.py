@@ -52,7 +52,7 @@ color:var(--soft)}
 .k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}.k4{background:var(--c4)}
 .k5{background:var(--c5)}.k6{background:var(--c6)}.k7{background:var(--c7)}.k8{background:var(--c8)}
 .kb{background:var(--base)}.kr{background:var(--result)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 6px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:0 0 6px}
 .tile{background:var(--panel);border-radius:6px;padding:12px 14px}
 .tile b{display:block;font-size:23px;line-height:1.25;font-variant-numeric:tabular-nums;font-weight:650}
 .tile span{color:var(--soft);font-size:13px}

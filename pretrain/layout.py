@@ -6,6 +6,7 @@ import importlib.util
 
 from experiment.errors import ConfigError, EnvironmentError_
 from pretrain.config import TrainConfig
+from pretrain.selection import Selection
 from pretrain.spec import ModelSpec
 
 _LARGEST_SHOWN = 64
@@ -59,6 +60,7 @@ def check(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
             expected="fewer tensor-parallel processes",
         )
     _check_batch(config, spec, replicas)
+    _check_phases(config, spec)
     if config.sequence_length > spec.max_positions and spec.rope_scaling is None:
         raise ConfigError(
             "sequences are longer than the model was made for",
@@ -96,6 +98,21 @@ def _check_batch(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
             got=f"{micro_batches} micro batches per step and replica",
             expected=f"a multiple of pipeline = {config.parallel.pipeline}",
             fix="change train.micro_batch or train.global_batch, or set virtual_pipeline: null",
+        )
+
+
+def _check_phases(config: TrainConfig, spec: ModelSpec) -> None:
+    for phase in config.phases:
+        Selection.parse(tuple(phase.trains), spec.layers)
+    partial = any("all" not in phase.trains for phase in config.phases)
+    if not config.optimizer.distributed and (
+        partial or config.optimizer.new_rows_learning_rate_multiplier != 1
+    ):
+        raise ConfigError(
+            "training a part of the model needs the distributed optimizer",
+            where="train.optimizer.distributed",
+            got=False,
+            expected="true, with train.phases or new_rows_learning_rate_multiplier",
         )
 
 

@@ -20,13 +20,14 @@ from experiment.tracking import NullTracker, attach
 from pretrain.checkpoint import CheckpointStore, TrainingState, device_name
 from pretrain.data import Batch, BatchLayout, BatchReader, TrainingData, iterators
 from pretrain.distributed import agree, owns_loss, sum_over_replicas
-from pretrain.freeze import RowControl, base_rows
+from pretrain.freeze import RowControl
 from pretrain.guard import Deadline, LossGuard, Watchdog
 from pretrain.job import TrainJob, write_error
 from pretrain.metrics import Interval, MetricsLog, tokens_per_byte
 from pretrain.model import build_model, flops_per_token
 from pretrain.optimizer import Optimizer, wrap_models
 from pretrain.schedule import Phase, phase_at, resolve_phases
+from pretrain.selection import base_rows
 from pretrain.signals import StopRequest
 from pretrain.spec import ModelSpec
 from pretrain.validation import Windows, read_heldout

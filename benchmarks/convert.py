@@ -65,13 +65,27 @@ def timed(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
+def write_tokenizer(directory: Path, rows: int, pieces: int) -> None:
+    """An extended tokenizer as far as the import reads it: added pieces of four base tokens each."""
+    directory.mkdir(parents=True)
+    lines = ["id\tpiece\tscore\tbase_ids"]
+    for number in range(pieces):
+        ids = " ".join(str((number * 7919 + step * 104729) % rows) for step in range(4))
+        lines.append(f"{rows + number}\tp{number}\t{-number}\t{ids}")
+    (directory / "pieces.tsv").write_text("\n".join(lines) + "\n")
+    vocabulary = {f"p{number}": number for number in range(rows + pieces)}
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+
+
 def child(action: str, source: Path, target: Path, workers: int) -> None:
     """One conversion, in this process."""
     from pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
     from pretrain.convert_config import ExportConfig
 
     if action == "import":
-        import_checkpoint(source, target, workers=workers)
+        tokenizer = target.parent / "tokenizer"
+        tokenizer_dir = tokenizer if tokenizer.is_dir() else None
+        import_checkpoint(source, target, workers=workers, tokenizer_dir=tokenizer_dir)
     elif action == "export":
         export_checkpoint(source, target, workers=workers, config=ExportConfig(verify=False))
     else:
@@ -88,6 +102,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--directory", type=Path, required=True, help="where the copies go")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pieces", type=int, default=0, help="vocabulary rows to add")
     parser.add_argument("--child", nargs=3, metavar=("ACTION", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
@@ -96,14 +111,16 @@ def main() -> None:
         return
     work = options.directory / f"convert-benchmark-{os.getpid()}"
     try:
-        report = measure(work, options.shape, options.workers)
+        report = measure(work, options.shape, options.workers, options.pieces)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(json.dumps(report, indent=2))
 
 
-def measure(work: Path, shape: str, workers: int) -> dict[str, object]:
+def measure(work: Path, shape: str, workers: int, pieces: int) -> dict[str, object]:
     size = write_model(work / "base", shape)
+    if pieces:
+        write_tokenizer(work / "tokenizer", 32000, pieces)
 
     def convert(action: str, source: str, target: str) -> tuple[float, str]:
         script = [sys.executable, str(Path(__file__).resolve())]
@@ -114,11 +131,19 @@ def measure(work: Path, shape: str, workers: int) -> dict[str, object]:
     copy_seconds, _ = timed(["cp", "-r", str(work / "base"), str(work / "copy")])
     shutil.rmtree(work / "copy")
     rows = {}
-    for action, source, target in (
-        ("import", "base", "megatron"), ("export", "megatron", "export"), ("verify", "megatron", "export"),
-    ):  # fmt: skip
+    for name, action, source, target in (
+        ("import", "import", "base", "megatron"),
+        ("verify_import", "verify", "megatron", "base"),
+        ("export", "export", "megatron", "export"),
+        ("verify_export", "verify", "megatron", "export"),
+    ):
+        if name == "verify_import" and pieces:
+            continue
+        if name == "export":
+            # Two copies at a time; the export is compared with what was compared with the base.
+            shutil.rmtree(work / "base")
         seconds, peak = convert(action, source, target)
-        rows[action] = {
+        rows[name] = {
             "seconds": round(seconds, 1),
             "gigabytes_per_second": round(size / seconds / 1e9, 2),
             "share_of_cp_speed": round(copy_seconds / seconds, 2),

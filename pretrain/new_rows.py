@@ -1,8 +1,7 @@
 """Rows that an extended vocabulary adds to the embedding and output matrices.
 
 ``pieces.tsv`` of the tokenizer says, for each added id, into which base tokens the old tokenizer
-cuts the piece; :mod:`pretrain.initialise` makes rows of that. This module feeds it from matrices
-that stay on disk.
+cuts the piece; :mod:`pretrain.initialise` makes rows of that, one matrix after the other.
 """
 
 from __future__ import annotations
@@ -136,31 +135,20 @@ class NewRows:
 
         from pretrain.initialise import initialise_rows
 
+        base = self._read(name, 0, self._known_rows)  # in its own type: the one tensor held whole
         if self._method not in _ROW_BY_ROW:
-            base = self._read(name, 0, self._known_rows)
             return initialise_rows(base, [piece.base_ids for piece in self._pieces], self._method, self._seed)
-        # These look at one piece at a time, so blocks of pieces do and the base stays on disk.
+        # These look at one piece at a time: blocks of pieces keep the gathered rows few.
         made = [position for position, piece in enumerate(self._pieces) if piece.base_ids]
-        width = self._read(name, 0, 1).shape[1]
-        result = torch.zeros((len(self._pieces), width))
+        result = torch.zeros((len(self._pieces), base.shape[1]))
         for begin in range(0, len(made), _BLOCK_PIECES):
             block = made[begin : begin + _BLOCK_PIECES]
             ids = [self._pieces[position].base_ids for position in block]
-            result[block] = initialise_rows(
-                lambda wanted: self._gather(name, wanted), ids, self._method, self._seed
-            )
+            result[block] = initialise_rows(base, ids, self._method, self._seed)
         if made and len(made) < len(self._pieces):
             reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
             result[reserved] = result[made].mean(dim=0)
         return result
-
-    def _gather(self, name: str, ids: Sequence[int]) -> torch.Tensor:
-        """Rows of the base by id: [len(ids), h] fp32."""
-        import torch
-
-        unique, position = torch.tensor(ids, dtype=torch.long).unique(return_inverse=True)
-        rows = torch.cat([self._read(name, index, index + 1) for index in unique.tolist()])
-        return rows.float()[position]
 
     def norms(self) -> dict[str, dict[str, float]]:
         """Per matrix, mean length of the base's rows and mean, least and greatest length of the new."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.artefacts import STAGES, Artefacts
@@ -26,7 +26,7 @@ from evaluation.html import (
 from evaluation.languages import labelled, language_name
 
 _MARKED_CHANGE = 0.005
-"""Differences below half a percent are not coloured."""
+"""Without an interval, changes below half a percent are not coloured."""
 
 
 def headline(artefacts: Artefacts) -> tuple[Markup, Markup]:
@@ -98,7 +98,7 @@ def quality_section(artefacts: Artefacts) -> Section:
                 f"{before:.3f}",
                 f"{after:.3f}",
                 _difference(difference),
-                tag("span", number(relative, "+.1%"), class_=_direction(relative)),
+                tag("span", number(relative, "+.1%"), class_=_direction(relative, difference["interval"])),
                 f"{base['tokens'][language]:,} → {result['tokens'][language]:,}",
                 results["documents"][language],
             ]
@@ -133,7 +133,8 @@ def quality_section(artefacts: Artefacts) -> Section:
                 _perplexities(results),
                 tag(
                     "p",
-                    f"Intervals: {protocol['confidence']:.0%}, {protocol['interval']}. Tokens: "
+                    f"Intervals: {protocol['confidence']:.0%}, {protocol['interval']}; a change is coloured when "
+                    "its interval excludes zero. Tokens: "
                     f"{protocol['tokens']}. Windows of {protocol['window_tokens']:,} tokens, stride "
                     f"{protocol['stride_tokens']:,}. Bits per byte = {protocol['bits_per_byte']}. Weights in "
                     f"{protocol['dtype']}.",
@@ -153,8 +154,10 @@ def _difference(difference: Mapping[str, Any]) -> Markup:
     return join([shown, " ", tag("span", Markup(f"[{bounds}]"), class_="small")])
 
 
-def _direction(relative: float) -> str | None:
-    if abs(relative) < _MARKED_CHANGE:
+def _direction(relative: float, interval: Sequence[float] | None) -> str | None:
+    """Colour of a change: none when its interval holds zero, or when it is tiny and has no interval."""
+    certain = abs(relative) >= _MARKED_CHANGE if interval is None else interval[0] * interval[1] > 0
+    if not certain:
         return None
     return "better" if relative < 0 else "worse"
 

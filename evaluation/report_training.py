@@ -26,6 +26,9 @@ def training_section(artefacts: Artefacts) -> Section:
             height=250,
         )
         parts.append(tag("figure", join([tag("figcaption", "Training loss, bits per byte"), chart])))
+        rows = [[round(position), f"{value:.3f}"] for position, value in thin(train, 20)]
+        columns: list[Column | str] = [axis, "bits per byte"]
+        parts.append(details("The same as a table", table("Training loss, bits per byte", columns, rows)))
     languages = artefacts.validated_languages()
     if languages:
         parts.append(_validation(artefacts, languages, axis))

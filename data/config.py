@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from experiment.chat_tokens import ChatConfig
 from experiment.config import Cosmetic, StrictModel
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
@@ -270,6 +271,8 @@ class TokensConfig(StrictModel):
 
     mixture: MixtureConfig
     """Shares and length of training."""
+    chat: ChatConfig | None = None
+    """How sources of `kind: instruction` are written out; required where there are any."""
     add_bos: bool = True
     """Begin every document with the tokenizer's BOS, where it has one."""
     batch_documents: Annotated[int, Cosmetic] = Field(default=256, gt=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,18 +50,18 @@ def _spread(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(29))
 
 
-@lru_cache(maxsize=2)
-def _powers_of_two_size(size: int) -> tuple[Hashes, Hashes]:
-    powers = np.full(size, np.uint64(_BASE))
-    inverses = np.full(size, np.uint64(pow(_BASE, -1, 1 << 64)))
-    powers[0] = inverses[0] = 1
-    return np.cumprod(powers, dtype=np.uint64), np.cumprod(inverses, dtype=np.uint64)
+_TABLES: list[Hashes] = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
 
 
 def _powers(count: int) -> tuple[Hashes, Hashes]:
-    powers, inverses = _powers_of_two_size(1 << max(16, count.bit_length()))
-    # One more than there are characters: an empty span may begin at the end.
-    return powers[:count], inverses[: count + 1]
+    """B^0 ... and B^-0 ..., the latter one longer, as an empty span may begin at the end."""
+    if len(_TABLES[0]) <= count:
+        size = 1 << max(16, count.bit_length())
+        for place, base in enumerate((_BASE, pow(_BASE, -1, 1 << 64))):
+            table = np.full(size, np.uint64(base))
+            table[0] = 1
+            _TABLES[place] = np.cumprod(table, dtype=np.uint64)
+    return _TABLES[0][:count], _TABLES[1][: count + 1]
 
 
 def word_bounds(words: Sequence[str], gap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

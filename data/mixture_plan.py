@@ -68,7 +68,7 @@ def _shares(config: MixtureConfig, sources: Sequence[Available]) -> dict[str, fl
     names = {source.name for source in sources}
     for key in config.weights:
         if key not in names and key not in languages:
-            near = difflib.get_close_matches(key, [*names, *languages], n=1)
+            near = difflib.get_close_matches(key, [*languages, *names], n=1, cutoff=0.5)
             raise ConfigError(
                 "a mixture weight names neither a source nor a language",
                 where=f"tokens.mixture.weights.{key}",

@@ -14,18 +14,24 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
+from numpy.typing import NDArray
 
 from data.config import TokensConfig
+from data.encoding import Ids, load_encoder
 from data.execution import ProcessExecutor, available_workers
-from data.indexed_dataset import concatenate, token_type
+from data.indexed_dataset import TokenType, concatenate, token_type
 from data.mixture_plan import Available, plan_tokens
 from data.shardfile import atomic_file, read_json, write_json
+from experiment.chat_tokens import TEMPLATE_NAME, ChatConfig, ChatEncoder
+from experiment.config import expand_path
 from experiment.corpus_index import INDEX_NAME, CorpusIndex, CorpusSource, Split, read_jsonl_zst
 from experiment.errors import ConfigError, DataError
 from experiment.mixture import Mixture, MixtureSource
@@ -91,9 +97,15 @@ class EncodeTask:
     """One corpus shard to encode."""
 
     source: str
+    kind: str
     split: Split
     shard: Path
     part: str
+
+
+def stored_type(kind: str, vocabulary: Vocabulary) -> TokenType:
+    """Type of the ids of a source: conversations mark what is not learned by negative numbers."""
+    return np.dtype(np.int32) if kind == "instruction" else token_type(vocabulary.size)
 
 
 class EncodeShards(PipelineStep):
@@ -104,8 +116,7 @@ class EncodeShards(PipelineStep):
         vocabulary: its special ids.
         tasks: what to encode.
         work: folder of the parts.
-        add_bos: whether documents begin with BOS.
-        batch_documents: documents encoded at a time.
+        config: the tokens section.
     """
 
     name = "encode"
@@ -117,16 +128,15 @@ class EncodeShards(PipelineStep):
         vocabulary: Vocabulary,
         tasks: list[EncodeTask],
         work: Path,
-        add_bos: bool,
-        batch_documents: int,
+        config: TokensConfig,
     ) -> None:
         super().__init__()
         self.tokenizer_dir = tokenizer_dir
         self.vocabulary = vocabulary
         self.tasks = tasks
         self.work = work
-        self.prefix = [vocabulary.bos_id] if add_bos and vocabulary.bos_id is not None else []
-        self.batch_documents = batch_documents
+        self.config = config
+        self.bos_id = vocabulary.bos_id if config.add_bos else None
 
     def run(
         self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
@@ -135,49 +145,65 @@ class EncodeShards(PipelineStep):
         # Set before the library starts its thread pool: processes are the parallelism here.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         task = self.tasks[rank]
-        dtype = token_type(self.vocabulary.size)
-        lengths: list[int] = []
+        encode = self._conversations if task.kind == "instruction" else self._texts
+        dtype = stored_type(task.kind, self.vocabulary)
+        lengths: list[NDArray[np.int64]] = []
         text_bytes = 0
         with atomic_file(self.work / f"{task.part}.ids") as file:
-            for texts in self._batches(task.shard):
-                for ids in self._encode(texts):
-                    document = np.array([*self.prefix, *ids, self.vocabulary.eod_id], dtype)
-                    file.write(document.tobytes())
-                    lengths.append(len(document))
-                text_bytes += sum(len(text.encode()) for text in texts)
+            for records in _batches(read_jsonl_zst(task.shard), self.config.batch_documents):
+                ids, counts, size = encode(records)
+                file.write(ids.astype(dtype).tobytes())
+                lengths.append(counts)
+                text_bytes += size
         with atomic_file(self.work / f"{task.part}.lengths.npy") as file:
-            np.save(file, np.array(lengths, np.int32))
+            np.save(file, np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int32))
         write_json(self.work / f"{task.part}.json", {"bytes": text_bytes})
         yield from ()
 
-    def _batches(self, shard: Path) -> Iterator[list[str]]:
-        batch: list[str] = []
-        for record in read_jsonl_zst(shard):
-            batch.append(record["text"])
-            if len(batch) >= self.batch_documents:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _texts(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, int]:
+        """Ids of all documents with BOS and EOD, tokens per document, bytes of text."""
+        texts = [record["text"] for record in records]
+        ids, counts = load_encoder(self.tokenizer_dir / TOKENIZER_NAME).encode(texts)
+        ends = np.cumsum(counts)
+        marks = [(ends, self.vocabulary.eod_id)]
+        if self.bos_id is not None:
+            marks.insert(0, (ends - counts, self.bos_id))
+        # Document by document, BOS before EOD: np.insert keeps the order of what goes to one place.
+        place = np.stack([places for places, _ in marks], axis=1).ravel()
+        value = np.tile([mark for _, mark in marks], len(texts))
+        size = sum(len(text.encode()) for text in texts)
+        return np.insert(ids, place, value), counts + len(marks), size
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        tokenizer = load_tokenizer(str(self.tokenizer_dir / TOKENIZER_NAME))
-        return [item.ids for item in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def _conversations(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, int]:
+        """Stored numbers of all conversations, numbers per conversation, bytes of the messages."""
+        if self.config.chat is None:
+            raise ConfigError("tokens.chat is needed for conversations", where="tokens.chat")
+        encoder = load_chat_encoder(self.config.chat, self.tokenizer_dir)
+        stored: list[list[int]] = []
+        size = 0
+        for record in records:
+            messages = record["metadata"]["messages"]
+            try:
+                stored.append(encoder.encode(messages))
+            except DataError as error:
+                raise DataError(
+                    error.what, where=f"document {record['id']}", got=error.got, expected=error.expected,
+                    fix=error.fix,
+                ) from error
+            size += sum(len(message["content"].encode()) for message in messages)
+        counts = np.array([len(ids) for ids in stored], np.int64)
+        return np.array([token for ids in stored for token in ids], np.int64), counts, size
 
 
-_TOKENIZERS: dict[str, Any] = {}
+def _batches(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(records, size)):
+        yield batch
 
 
-def load_tokenizer(path: str) -> Any:
-    """A tokenizer, loaded once per process."""
-    if path not in _TOKENIZERS:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(path)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        _TOKENIZERS[path] = tokenizer
-    return _TOKENIZERS[path]
+@lru_cache(maxsize=1)
+def load_chat_encoder(config: ChatConfig, tokenizer_dir: Path) -> ChatEncoder:
+    """A chat encoder, loaded once per process."""
+    return ChatEncoder.load(config, tokenizer_dir)
 
 
 def run(
@@ -200,16 +226,15 @@ def run(
     vocabulary = Vocabulary.load(tokenizer_dir)
     sources = [source for source in index.sources if source.train_documents]
     _check_weights(config, sources)
+    _check_chat(config, sources, tokenizer_dir)
     tasks = [
-        EncodeTask(source.name, split, corpus_dir / shard, f"{source.name}/{split}-{number:05d}")
+        EncodeTask(source.name, source.kind, split, corpus_dir / shard, f"{source.name}/{split}-{number:05d}")
         for source in sources
         for split in _SPLITS
         for number, shard in enumerate(source.train if split == "train" else source.heldout)
     ]
     work = _open_work(output_dir, config, vocabulary, corpus_dir)
-    step = EncodeShards(
-        tokenizer_dir, vocabulary, tasks, work, config.add_bos, config.batch_documents
-    )
+    step = EncodeShards(tokenizer_dir, vocabulary, tasks, work, config)
     total_bytes = sum(source.train_bytes + source.heldout_bytes for source in sources)
     start = time.monotonic()
     executor = ProcessExecutor(
@@ -219,6 +244,10 @@ def run(
         executor.run(lambda rank: progress.advance())
     seconds = time.monotonic() - start
     datasets = {source.name: _join(source, tasks, vocabulary, work, output_dir) for source in sources}
+    if config.chat is not None:
+        template = expand_path(config.chat.template).read_bytes()
+        with atomic_file(output_dir / TEMPLATE_NAME) as file:
+            file.write(template)
     mixture = _plan(config, sources, datasets, vocabulary)
     mixture.save(output_dir)
     return _result(mixture, seconds, total_bytes)
@@ -246,11 +275,26 @@ def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
         raise DataError("the corpus has no documents", fix="run the corpus stage on sources with text")
 
 
+def _check_chat(config: TokensConfig, sources: list[CorpusSource], tokenizer_dir: Path) -> None:
+    """Find a missing or unusable chat template before hours of encoding."""
+    names = [source.name for source in sources if source.kind == "instruction"]
+    if config.chat is not None:
+        load_chat_encoder(config.chat, tokenizer_dir)
+    elif names:
+        raise ConfigError(
+            f"sources of conversations, but no chat template: {', '.join(names)}",
+            where="tokens.chat",
+            expected="the template conversations are written out with",
+            fix="set tokens.chat.template, e.g. to one of configs/chat_templates/",
+        )
+
+
 def _open_work(output_dir: Path, config: TokensConfig, vocabulary: Vocabulary, corpus_dir: Path) -> Path:
     """The folder of parts; parts of another tokenizer or corpus are removed."""
     work = output_dir / WORK_FOLDER
     corpus = hashlib.sha256((corpus_dir / INDEX_NAME).read_bytes()).hexdigest()
-    plan = {"tokenizer": vocabulary.sha256, "corpus": corpus, "add_bos": config.add_bos}
+    chat = None if config.chat is None else config.chat.model_dump(mode="json")
+    plan = {"tokenizer": vocabulary.sha256, "corpus": corpus, "add_bos": config.add_bos, "chat": chat}
     marker = work / "plan.json"
     if not marker.is_file() or read_json(marker) != plan:
         for item in output_dir.iterdir():
@@ -272,7 +316,7 @@ def _join(
             name = source.name if split == "train" else f"{source.name}.heldout"
             concatenate(
                 output_dir / name, [work / f"{part}.ids" for part in parts], lengths,
-                token_type(vocabulary.size),
+                stored_type(source.kind, vocabulary),
             )
         text_bytes = sum(read_json(work / f"{part}.json")["bytes"] for part in parts)
         numbers += [len(lengths), int(lengths.sum(dtype=np.int64)), text_bytes]

@@ -9,15 +9,17 @@ from pydantic import Field
 from experiment.config import Cosmetic, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
-InitMethod = Literal["mean"]
+InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random"]
 
 
 class GraftConfig(StrictModel):
     """Hugging Face base -> Megatron checkpoint with the extended vocabulary."""
 
     init: InitMethod = "mean"
-    """How the rows of added pieces start, input and output alike: as the mean of the rows of the base
-    tokens a piece is made of."""
+    """How the rows of added pieces start, input and output alike: the mean of the rows of the base
+    tokens a piece is made of (mean), later tokens counting more (weighted), moved towards similar
+    pieces (similarity); or drawn from the distribution of the base rows (multivariate) or from
+    N(0, 0.02) (random, an ablation)."""
     dtype: WeightDtype | None = None
     """Type of the weights in the checkpoint; null keeps the type of every tensor of the base."""
     trim_padding_rows: bool = False

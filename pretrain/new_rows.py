@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,7 @@ _HEADER = ["id", "piece", "score", "base_ids"]
 _BLOCK_PIECES = 1024
 _NO_ID = 1 << 62
 _ROW_BY_ROW = ("mean", "weighted")
+_DRAWN = ("multivariate", "random")
 
 
 @dataclass(frozen=True)
@@ -136,18 +138,23 @@ class NewRows:
         from pretrain.initialise import initialise_rows
 
         base = self._read(name, 0, self._known_rows)  # in its own type: the one tensor held whole
-        if self._method not in _ROW_BY_ROW:
-            return initialise_rows(base, [piece.base_ids for piece in self._pieces], self._method, self._seed)
-        # These look at one piece at a time: blocks of pieces keep the gathered rows few.
         made = [position for position, piece in enumerate(self._pieces) if piece.base_ids]
-        result = torch.zeros((len(self._pieces), base.shape[1]))
-        for begin in range(0, len(made), _BLOCK_PIECES):
-            block = made[begin : begin + _BLOCK_PIECES]
-            ids = [self._pieces[position].base_ids for position in block]
-            result[block] = initialise_rows(base, ids, self._method, self._seed)
-        if made and len(made) < len(self._pieces):
-            reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
-            result[reserved] = result[made].mean(dim=0)
+        # Input and output rows are drawn independently.
+        seed = self._seed + zlib.crc32(name.encode())
+        if self._method not in _ROW_BY_ROW:
+            ids = [piece.base_ids for piece in self._pieces]
+            result = initialise_rows(base, ids, self._method, seed)
+        else:
+            # These look at one piece at a time: blocks of pieces keep the gathered rows few.
+            result = torch.zeros((len(self._pieces), base.shape[1]))
+            for begin in range(0, len(made), _BLOCK_PIECES):
+                block = made[begin : begin + _BLOCK_PIECES]
+                ids = [self._pieces[position].base_ids for position in block]
+                result[block] = initialise_rows(base, ids, self._method, seed)
+        reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
+        if reserved and self._method not in _DRAWN:
+            # Never zero, which would give extreme gradients.
+            result[reserved] = result[made].mean(dim=0) if made else base.float().mean(dim=0)
         return result
 
     def norms(self) -> dict[str, dict[str, float]]:

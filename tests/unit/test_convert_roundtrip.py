@@ -137,3 +137,25 @@ def test_first_release_of_yi(tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "megatron", tmp_path / "export", config=NO_VERIFY)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "export").state_dict()
     assert all(same_bits(tensor, after[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("method", ["weighted", "similarity", "multivariate", "random"])
+def test_other_initialisations(method: str, tmp_path: Path) -> None:
+    base = make_model(CASES[0], tmp_path / "base")
+    pieces = [[3, 4], [5, 6, 7], [], [96, 1], *([index, index + 1, index + 2] for index in range(60))]
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", 97, pieces)
+    config = GraftConfig.model_validate({"init": method})
+    report = import_checkpoint(base, tmp_path / "megatron", tokenizer_dir=tokenizer, config=config)
+    export_checkpoint(tmp_path / "megatron", tmp_path / "export", config=NO_VERIFY)
+    after = read_weights(tmp_path / "export")
+    new = {name: after[name][97:] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    for name, rows in new.items():
+        assert rows.shape == (64, 32) and bool(rows.isfinite().all()) and bool(rows.norm(dim=1).min() > 0)
+        lengths = report["row_norms"][name]
+        assert lengths["new_mean"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-5)
+        assert lengths["base_mean"] == pytest.approx(after[name][:97].norm(dim=1).mean().item(), rel=1e-5)
+    assert not new["model.embed_tokens.weight"].equal(new["lm_head.weight"])
+    if method == "weighted":
+        old = after["lm_head.weight"][:97]
+        expected = (1 * old[5] + 2 * old[6] + 3 * old[7]) / 6
+        torch.testing.assert_close(new["lm_head.weight"][1], expected, rtol=0, atol=1e-7)

@@ -18,8 +18,8 @@ from pretrain.convert_import import (
     HF_CONFIG_NAME,
     for_each,
     require_space,
-    row_blocks,
 )
+from pretrain.convert_source import row_blocks
 from pretrain.dist_files import CONFIG_NAME, METADATA_NAME, DistReader
 from pretrain.hf_files import HfWriter, dtype_name, torch_dtype, write_json
 from pretrain.journal import Journal, file_states

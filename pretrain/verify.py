@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError, DataError, EnvironmentError_
 from pretrain.convert_export import TrainedModel, Unit, read_parts, units
-from pretrain.convert_import import Source, for_each
+from pretrain.convert_import import for_each
+from pretrain.convert_source import Source
 from pretrain.dist_files import DistReader
 from pretrain.hf_files import torch_dtype
 from pretrain.new_rows import tokenizer_size

@@ -48,8 +48,9 @@ class ExtractionConfig(StrictModel):
     """Keep the text of tables."""
     remove: list[str] = Field(default_factory=list)
     """XPath expressions of parts to remove before extraction (menus of a known site)."""
-    timeout_seconds: float = Field(default=5.0, gt=0)
-    """A page that takes longer is dropped (``extraction_timeout``)."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """A page that takes longer is dropped (``extraction.timeout``); long enough that a busy machine
+    does not drop pages another one keeps."""
 
 
 class ParallelConfig(StrictModel):

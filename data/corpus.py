@@ -264,5 +264,5 @@ def _write_dropped(
         samples = [record for ledger in ledgers[source.name] for record in ledger.samples()]
         with ShardWriter(output_dir / source.name / "dropped.jsonl.zst") as writer:
             for record in samples:
-                text, identifier = record.pop("text"), record.pop("id")
-                writer.write(identifier, text, record)
+                about = {key: value for key, value in record.items() if key not in ("id", "text")}
+                writer.write(record["id"], record["text"], about)

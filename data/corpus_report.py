@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.config import CorpusConfig
+from data.corpus_page import corpus_page
 from data.ledger import Ledger
 from data.profiles import Profile
 from data.shardfile import atomic_file, write_json
@@ -111,32 +111,5 @@ def write_report(report: CorpusReport, output_dir: Path) -> tuple[str, ...]:
     """Write both files; returns their names."""
     write_json(output_dir / "report.json", report.values)
     with atomic_file(output_dir / "report.html") as file:
-        file.write(_page(report.values).encode())
+        file.write(corpus_page(report.values).encode(errors="replace"))
     return ("report.json", "report.html")
-
-
-def _page(values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(source['name'])}<td>{source['language']}"
-        f"<td>{source['read']['documents']:,}<td>{source['extracted']['documents']:,}"
-        f"<td>{source['filtered']['documents']:,}<td>{source['kept']['documents']:,}"
-        f"<td>{source['kept']['bytes'] / 1e6:,.2f}<td>{source['heldout']['documents']:,}</tr>"
-        for source in values["sources"]
-    )
-    rules = "".join(
-        f"<h2>{html.escape(source['name'])}</h2><table><tr><th>rule<th>documents<th>MB</tr>"
-        + "".join(
-            f"<tr><td>{html.escape(rule)}<td>{count['documents']:,}<td>{count['bytes'] / 1e6:,.3f}</tr>"
-            for rule, count in source["dropped"].items()
-        )
-        + "</table>"
-        for source in values["sources"]
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Corpus report</title>"
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;"
-        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}</style>"
-        "<h1>Corpus report</h1><table><tr><th>source<th>language<th>read<th>with text<th>filtered"
-        f"<th>kept<th>MB<th>held out</tr>{rows}</table>{rules}</html>\n"
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
@@ -20,6 +21,33 @@ _LINE_ENDS = re.compile(r"\r\n?|[\x85\u2028\u2029\x0b\x0c]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
 _TRAILING_SPACES = re.compile(r"[ \t\u00a0\u3000]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class Sandbox(ExtractorSandbox):
+    """datatrove's sandbox process, always forked.
+
+    datatrove starts it by the default method. In a worker that is not a fork, so a page that times
+    out is followed by an error: the second process is handed the first one, which cannot be
+    pickled. A fork also inherits the imported parser and is ready at once.
+    """
+
+    _START_SECONDS = 60.0
+    process: Any
+
+    def _ensure_process(self, extract_fn: Callable[[str], str]) -> None:
+        if self.process is not None and self.process.is_alive():
+            return
+        self._cleanup_process()
+        context = multiprocessing.get_context("fork")
+        self.parent_conn, self.child_conn = context.Pipe()
+        process = context.Process(target=self._worker, args=(self.child_conn, extract_fn), daemon=True)
+        process.start()
+        self.process = process
+        self.all_processes.append(process)
+        if not self.parent_conn.poll(self._START_SECONDS):
+            self._cleanup_process()
+            raise TimeoutError("the extraction process does not start")
+        self.parent_conn.recv()
 
 
 class ContentExtractor(Trafilatura):
@@ -62,7 +90,7 @@ class ContentExtractor(Trafilatura):
         """Replace markup by text; drop pages without text."""
         import trafilatura  # noqa: F401  (imported here so that each sandbox inherits it)
 
-        with ExtractorSandbox(timeout=self.timeout, warmup_text="") as sandbox:
+        with Sandbox(timeout=self.timeout, warmup_text="") as sandbox:
             for document in data:
                 with self.track_time():
                     try:

@@ -6,8 +6,10 @@ python tests/unit/plan_megatron.py ranks CONFIG    # parameters of every rank of
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -92,6 +94,45 @@ def activations() -> list[dict[str, Any]]:
     return found
 
 
+def live_bytes() -> int:
+    """Storages of all tensors that exist."""
+    gc.collect()
+    storages = {}
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor) and not item.is_meta:
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def state_of(case: tuple[int, bool, str]) -> dict[str, Any]:
+    """What a process holds before its first step; the other processes of its layout do not exist."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from pretrain.config import OptimizerConfig
+    from pretrain.optimizer import Optimizer, wrap_models
+
+    data, distributed, precision = case
+    torch.distributed.init_process_group("fake", rank=0, world_size=data, store=FakeStore())
+    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+    model_parallel_cuda_manual_seed(1)
+    before = live_bytes()
+    models = build_model(tiny(4, 2, 1024), ParallelConfig(), precision=precision)
+    wrapped = wrap_models(models, distributed_optimizer=distributed)
+    optimizer = Optimizer(OptimizerConfig(distributed=distributed), wrapped, precision)
+    held = live_bytes() - before
+    del optimizer
+    return {"data": data, "distributed": distributed, "precision": precision, "bytes": held}
+
+
+def state() -> list[dict[str, Any]]:
+    import megatron.core.optimizer  # noqa: F401  once, before the processes fork
+
+    cases = itertools.product((1, 4), (True, False), ("fp32", "bf16"))
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        return pool.map(state_of, cases, chunksize=1)
+
+
 def ranks(config_path: str) -> dict[str, Any]:
     """Build the part of every rank of a recipe's layout with a process group that does not exist."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -137,4 +178,5 @@ def ranks(config_path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(activations() if sys.argv[1] == "activations" else ranks(sys.argv[2])))
+    measures = {"activations": activations, "state": state, "ranks": ranks}
+    print(json.dumps(measures[sys.argv[1]](*sys.argv[2:])))

@@ -273,3 +273,27 @@ def test_file_names_are_relative_to_the_fixed_part_of_the_pattern(tmp_path: Path
         (tmp_path / name).write_text("t")
     documents, _ = read(tmp_path / "x/**/*.txt", format="text")
     assert [document.id for document in documents] == ["s/one.txt", "s/y/two.txt"]
+
+
+def test_pages_that_hang_or_crash_the_parser_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import time
+
+    from datatrove.data import Document
+
+    from data.config import ExtractionConfig
+    from data.extraction import ContentExtractor
+
+    def extract(self: ContentExtractor, text: str) -> str:
+        if "hang" in text:
+            time.sleep(60)
+        if "crash" in text:
+            os._exit(9)
+        return text.upper()
+
+    monkeypatch.setattr(ContentExtractor, "extract", extract)
+    ledger = Ledger()
+    step = ContentExtractor(ExtractionConfig(timeout_seconds=0.5), ledger)
+    pages = [Document(text, text) for text in ("one", "hang", "two", "crash", "crash", "three", "")]
+    assert [document.text for document in step.run(iter(pages))] == ["ONE", "TWO", "THREE"]  # type: ignore[arg-type]
+    assert dropped(ledger) == {"extraction.timeout": 1, "extraction.crash": 2, "extraction.no_content": 1}

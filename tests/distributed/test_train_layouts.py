@@ -93,6 +93,8 @@ def samples_in_order(case: Path, output: Path):
     script = (
         "import json, sys; from pathlib import Path\n"
         "from pretrain.megatron_cpu import import_megatron; import_megatron()\n"
+        "import torch.distributed as group\n"
+        "group.init_process_group('gloo', store=group.HashStore(), rank=0, world_size=1)\n"
         "from pretrain.data import TrainingData; from experiment.mixture import Mixture\n"
         "tokens = Path(sys.argv[1])\n"
         f"data = TrainingData(Mixture.load(tokens), tokens, Path(sys.argv[2]), sequence_length={SEQUENCE},"

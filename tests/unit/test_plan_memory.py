@@ -66,7 +66,7 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 
 def test_state_is_what_a_process_holds() -> None:
-    """Weights, gradients, optimizer: within 1 % of all tensors alive, replicated and divided, fp32 and bf16."""
+    """Weights, gradients, optimizer: within 1 % of all tensors alive, replicated and divided."""
     measured = megatron("state")
     assert len(measured) == 8
     for case in measured:

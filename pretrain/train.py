@@ -64,10 +64,11 @@ def run(
         check_world(config.parallel.model_processes, config.parallel.data, world.size)
         _run_as_rank(job, world, context)
         processes = world.size
-    if world is None or world.rank == 0:
-        for name in _GRAFT_FILES:
-            if (graft / name).is_file():
-                shutil.copyfile(graft / name, output_dir / name)
+        if world.rank > 0:  # rank 0 seals the stage and renames its directory at any moment from here
+            return StageResult()
+    for name in _GRAFT_FILES:
+        if (graft / name).is_file():
+            shutil.copyfile(graft / name, output_dir / name)
     return _result(config, spec, mixture, output_dir, processes)
 
 

@@ -185,6 +185,10 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   # Another port after every restart: nothing left over from the last attempt can join.
   MASTER_PORT=$((${TSUGIKI_MASTER_BASE_PORT:-20000} + (SLURM_JOB_ID + 1009 * restart) % 10000))
   export MASTER_ADDR MASTER_PORT
+  # The end of this start's time, for training to save ahead of it even where no signal comes.
+  local end
+  end=$(scontrol show job "$SLURM_JOB_ID" -o | sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p')
+  if [ -n "$end" ] && end=$(date -d "$end" +%s 2>/dev/null); then export TSUGIKI_DEADLINE=$end; fi
   tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
   [ "$tasks" -le 1 ] || check_nodes || again "a node failed its check"
   [ -z "$stopping" ] || again "asked to stop ($stopping) before the stage began"
@@ -215,6 +219,8 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
     say "stage $stage is complete"
     exit 0
   fi
+  # Ranks that end while the job is being stopped are nobody's fault.
+  if [ -n "$stopping" ]; then sed -i "/\t$token\t/d" "$state/$stage.failures" 2>/dev/null; fi
   report_failure
   if cancelled; then
     record cancelled "status $status"

@@ -50,6 +50,8 @@ while :; do # `wait` returns early on a trapped signal
   kill -0 "$child" 2>/dev/null || break
 done
 kill "$watcher" 2>/dev/null
+# Stopped on request, all ranks at the same step. The first to leave makes srun end the others: give them time.
+[ "$status" != 75 ] || sleep 5
 
 if [ "$status" != 0 ]; then
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$TSUGIKI_CHAIN" "$TSUGIKI_TOKEN" "$(date +%s.%N)" "$rank" \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from experiment.errors import CheckpointError, DataError, EnvironmentError_
 from pretrain.convert_config import GraftConfig
 from pretrain.convert_source import Source, row_blocks
 from pretrain.dist_writer import DistWriter, Slot
-from pretrain.hf_files import DTYPES, torch_dtype, write_json
+from pretrain.hf_files import torch_dtype, write_json
 from pretrain.journal import Journal, file_states
 from pretrain.new_rows import PIECES_NAME, NewRows, Piece, read_pieces, tokenizer_size
 from pretrain.raw_files import byte_progress, copy_range
@@ -77,7 +76,7 @@ def write_import(
             writer.write_metadata()
 
     spec.save(output_dir)
-    write_json(output_dir / HF_CONFIG_NAME, _hf_config(source, spec, config.dtype))
+    write_json(output_dir / HF_CONFIG_NAME, _hf_config(source, spec))
     report = {
         "base_family": spec.family,
         "base_rows": source.spec.vocabulary_size,
@@ -288,7 +287,7 @@ def for_each(pool: ThreadPoolExecutor, function: Callable[[Any], None], items: I
         raise
 
 
-def _hf_config(source: Source, spec: ModelSpec, asked: str | None) -> dict[str, Any]:
+def _hf_config(source: Source, spec: ModelSpec) -> dict[str, Any]:
     """The base's config.json with the new vocabulary, and the types of its tensors."""
     config = dict(source.config)
     config["vocab_size"] = spec.vocabulary_size
@@ -299,22 +298,7 @@ def _hf_config(source: Source, spec: ModelSpec, asked: str | None) -> dict[str, 
     exceptions = {
         name: source.dtype_of(name)
         for name, _ in hf_tensors(source.spec)
-        if asked is None and source.dtype_of(name) != source.dtype
+        if source.dtype_of(name) != source.dtype
     }
-    default = asked or source.dtype
-    assert default in DTYPES
-    config[DTYPES_KEY] = {"default": default, "exceptions": exceptions}
+    config[DTYPES_KEY] = {"default": source.dtype, "exceptions": exceptions}
     return config
-
-
-def load_report(directory: Path) -> dict[str, Any]:
-    """Contents of ``graft.json``.
-
-    Raises:
-        CheckpointError: missing or not JSON.
-    """
-    try:
-        loaded: dict[str, Any] = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("no import report here", where=directory / REPORT_NAME, got=error) from error
-    return loaded

@@ -209,6 +209,8 @@ def _start_megatron(
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    # On the CPU, as transformers: the GPU may be training, and its sums are rounded otherwise.
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
         environment.pop(name, None)
     try:

@@ -79,7 +79,7 @@ class EvaluateConfig(StrictModel):
     """Precision of the weights while evaluating; log-probabilities are always summed in higher precision."""
     device: Annotated[str | None, Cosmetic] = None
     """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
-    batch_bytes: Annotated[int, Field(gt=0), Cosmetic] = 400_000_000
+    batch_bytes: Annotated[int, Field(gt=0), Cosmetic] = 100_000_000
     """Memory for the logits of a batch: windows are batched until this is used."""
 
     @model_validator(mode="after")

@@ -133,8 +133,8 @@ def quality_section(artefacts: Artefacts) -> Section:
                 _perplexities(results),
                 tag(
                     "p",
-                    f"Intervals: {protocol['confidence']:.0%}, {protocol['interval']}; a change is coloured when "
-                    "its interval excludes zero. Tokens: "
+                    f"Intervals: {protocol['confidence']:.0%}, {protocol['interval']}; a change is coloured "
+                    "when its interval excludes zero. Tokens: "
                     f"{protocol['tokens']}. Windows of {protocol['window_tokens']:,} tokens, stride "
                     f"{protocol['stride_tokens']:,}. Bits per byte = {protocol['bits_per_byte']}. Weights in "
                     f"{protocol['dtype']}.",

@@ -84,7 +84,7 @@ def score_documents(
     *,
     window: int,
     stride: int,
-    batch_bytes: int = 400_000_000,
+    batch_bytes: int = 100_000_000,
     advance: Callable[[float], None] | None = None,
 ) -> list[Score]:
     """Score every document.

@@ -82,6 +82,8 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _megabytes(size: float) -> str:
+    if size < 1e5:
+        return f"{size / 1e3:,.1f} kB"
     return f"{size / 1e6:,.2f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
 
 

@@ -283,7 +283,8 @@ def _extend_document(base: dict[str, Any], proto: Any, where: str) -> dict[str, 
         for index, piece in enumerate(proto.pieces)
         if piece.piece not in old and piece.piece not in added
     ]
-    old.update((piece.piece, index) for index, piece in fresh)
+    # Added tokens too: one that the vocabulary lacks would be numbered anew, behind the new pieces.
+    old.update((piece.piece, index) for index, piece in enumerate(proto.pieces))
     parts = mergeable(proto)
     new_merges = merges_of(((p.piece, p.score) for _, p in fresh if p.type == _NORMAL), parts)
     merges = [_merge_pair(merge) for merge in model.get("merges") or []]

@@ -201,6 +201,8 @@ def merged_document(base: BaseTokenizer, pieces: Sequence[LearnedPiece], final_s
     surfaces = surfaces_of(base)
     model = dict(base.document["model"])
     vocabulary = dict(model["vocab"])
+    # An added token that the vocabulary lacks would be numbered anew on loading, behind the new pieces.
+    vocabulary |= {token["content"]: token["id"] for token in base.document.get("added_tokens") or []}
     merges = list(model["merges"])
     strings = bool(merges) and isinstance(merges[0], str)
     for piece in pieces:

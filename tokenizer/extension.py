@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from experiment.corpus_index import CorpusIndex, Split
 from experiment.errors import ConfigError, DataError
+from experiment.hf_tokenizer import SPACE
 from experiment.progress import Progress
 from tokenizer.base import BaseTokenizer
 from tokenizer.byte_level import (
@@ -31,6 +34,7 @@ from tokenizer.words import Split as Splitter
 from tokenizer.words import keep_everything, pretokeniser
 
 _MINIMUM_SCRIPT_SHARE = 0.1
+_LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 @dataclass(frozen=True)
@@ -168,17 +172,44 @@ def _by_merges(
     }
     forbidden = _forbidden(extend, base, corpus, every)
     segments, surfaces, byte_cost = build_segments(
-        base, runs, extend.languages, damping=extend.damping, threads=workers
+        base, runs, _importance(extend, corpus), damping=extend.damping, threads=workers
     )
     del runs
-    judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters)
+    words = protected_words(extend, corpus)
+    judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters, words)
     learner = MergeLearner(
-        segments, surfaces, byte_cost, judge, extend.quotas, extend.minimum_count, extend.balance
+        segments,
+        surfaces,
+        byte_cost,
+        judge,
+        extend.quotas,
+        extend.minimum_count,
+        extend.balance,
+        character_factor=extend.character_factor,
     )
     with Progress("learn merges", count, "pieces") as progress:
         learned = learner.learn(count, progress.advance)
     kept = set(select_reachable(base, [item.piece for item in learned.pieces], count))
     return [item for item in learned.pieces if item.piece in kept], learned
+
+
+def protected_words(extend: ExtendConfig, corpus: CorpusText) -> str:
+    """Distinct words of protected text, each led by ``▁``, as one string to search in."""
+    held_out = (line for lines in corpus.protected(extend).values() for line in lines)
+    words: set[str] = set()
+    for text in chain(corpus.protected_training(extend), held_out):
+        words.update(_LATIN_WORD.findall(text))
+    return SPACE + SPACE.join(sorted(words)) + SPACE
+
+
+def _importance(extend: ExtendConfig, corpus: CorpusText) -> dict[str, float]:
+    """Weights of the languages: configured weight times amount of text to the power ``size_exponent``."""
+    available = available_bytes(corpus.index, extend.languages, "train")
+    budgets = byte_budgets(extend.languages, available, extend.sample_bytes)
+    return {
+        language: weight * float(max(budgets[language], 1)) ** extend.size_exponent
+        for language, weight in extend.languages.items()
+    }
 
 
 def _forbidden(extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, every: ScriptRule) -> set[str]:
@@ -242,7 +273,7 @@ def _by_byte_merges(
     protected = [line for lines in corpus.protected(extend).values() for line in lines]
     forbidden = byte_neighbours(encoder, corpus.protected_training(extend), every.is_foreign)
     forbidden |= byte_neighbours(encoder, protected, every.is_foreign)
-    segments, surfaces = build_byte_segments(base, encoder, runs, extend.languages, extend.damping)
+    segments, surfaces = build_byte_segments(base, encoder, runs, _importance(extend, corpus), extend.damping)
     judge = BytePieceJudge(
         encoder, surfaces, list(rules.values()), forbidden, extend.maximum_piece_characters
     )

@@ -99,6 +99,7 @@ class MergeLearner:
         minimum_count: a piece must occur this often.
         explicit: merges are a list of pairs (byte-level BPE), so that only the learned pair makes the piece;
             SentencePiece joins every pair that spells it.
+        character_factor: how much more a token saved by a character counts than one saved by a merge.
         balance: 0 maximises the weighted sum of the proportions saved, 1 that of their logarithms, so that a
             language that is already short goes on getting pieces as long as its remaining text shrinks.
     """
@@ -113,6 +114,7 @@ class MergeLearner:
         minimum_count: float = 2,
         balance: float = 0.5,
         explicit: bool = False,
+        character_factor: float = 1.0,
     ) -> None:
         self._symbols = segments.symbols
         self._counts = segments.counts
@@ -127,6 +129,7 @@ class MergeLearner:
         self._minimum = minimum_count
         self._balance = balance
         self._explicit = explicit
+        self._character_factor = character_factor
         size = len(self._symbols)
         self._next = np.arange(1, size + 1, dtype=np.int32)
         self._previous = np.arange(-1, size - 1, dtype=np.int32)
@@ -230,6 +233,7 @@ class MergeLearner:
             symbol = int(symbols[start])
             self._occurrences[symbol] = positions[start:end]
             saved = float(self._weights[positions[start:end]].sum()) * (self._unknown[symbol] - 1)
+            saved *= self._character_factor
             self._heap.append((-saved, -symbol - 1))
 
     def _pop(self) -> tuple[int, float] | None:

@@ -165,6 +165,9 @@ class PieceJudge:
         rules: one per target language; a piece has to satisfy one of them.
         forbidden: concatenations that would change protected text.
         maximum_characters: longest piece.
+        protected_words: words of protected text, each led by ``▁``, as one string. A piece of plain ASCII
+            must not occur in it anywhere: what the test of neighbours missed by chance in one word would
+            turn up in another word of unseen text.
     """
 
     def __init__(
@@ -173,7 +176,9 @@ class PieceJudge:
         rules: Sequence[ScriptRule],
         forbidden: set[str],
         maximum_characters: int,
+        protected_words: str = "",
     ) -> None:
+        self._protected_words = protected_words
         self._processor: Any = base.exact_processor()
         self._known = {piece.piece for piece in base.proto.pieces if piece.type == NORMAL}
         self._rules = [rule.matcher() for rule in rules]
@@ -188,6 +193,8 @@ class PieceJudge:
         if not any(rule(surface) for rule in self._rules):
             return "script"
         if surface in self._forbidden:
+            return "protected"
+        if surface.removeprefix(SPACE).isascii() and surface in self._protected_words:
             return "protected"
         if len(surface) > 1 and not self.reachable(surface):
             return "unreachable"

@@ -1,0 +1,126 @@
+"""The Hugging Face tokenizer written from a SentencePiece model, against sentencepiece and transformers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_material import fixture_texts, mistral_base, mistral_proto, processor, train_model
+from tokenizers import Tokenizer
+
+from experiment.errors import ConfigError, DataError
+from experiment.hf_tokenizer import mistral_v1_model, tokenizer_document, write_hf_tokenizer
+
+LANGUAGES = ["en", "ja", "zh", "vi", "th", "km", "my", "lo", "id"]
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory):
+    return mistral_base(tmp_path_factory.mktemp("mistral"))
+
+
+@pytest.fixture(scope="module")
+def both(mistral):
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(mistral / "tokenizer.model"))
+    return slow, Tokenizer.from_file(str(mistral / "tokenizer.json"))
+
+
+def test_same_segmentation_on_real_text(both):
+    slow, fast = both
+    for language in LANGUAGES:
+        for text in fixture_texts(language):
+            assert fast.encode(text, add_special_tokens=False).ids == slow.encode(text)
+
+
+# Runs of spaces tie in the base model itself: its pieces for them share one score.
+texts = st.text(max_size=40).filter(
+    lambda text: "   " not in text and "\u2581" not in text and "<" not in text
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts)
+def test_same_segmentation_and_round_trip_on_random_unicode(both, text):
+    slow, fast = both
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    ids = fast.encode(text, add_special_tokens=False).ids
+    if "\0" not in text:
+        assert ids == slow.encode(text)
+    assert fast.decode(ids, skip_special_tokens=False) == text
+
+
+def test_transformers_loads_it_as_it_stands(mistral, both):
+    from transformers import AutoTokenizer
+
+    slow, _ = both
+    (mistral / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    tokenizer = AutoTokenizer.from_pretrained(mistral)
+    for text in [" hi", "東京", "hi", "", "a\n b"]:
+        assert tokenizer.encode(text, add_special_tokens=False) == slow.encode(text), text
+    assert tokenizer.encode("hi") == [1, *slow.encode("hi")]
+    assert len(tokenizer) == 32000 and tokenizer.eos_token_id == 2
+
+
+def test_inheriting_from_itself_changes_nothing(mistral, tmp_path):
+    write_hf_tokenizer(mistral_v1_model(), tmp_path, inherit_from=mistral)
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (mistral / name).read_bytes()
+
+
+def test_chat_template_is_inherited_and_class_replaced(mistral, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    mistral_base(base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config |= {"chat_template": "{{ x }}", "tokenizer_class": "LlamaTokenizer", "pad_token": "</s>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    write_hf_tokenizer(mistral_v1_model(), out, inherit_from=base)
+    written = json.loads((out / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == "{{ x }}" and written["pad_token"] == "</s>"
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_normaliser_without_dummy_prefix_and_with_nfkc(tmp_path):
+    lines = [line for text in fixture_texts("en") for line in text.split(". ")]
+    for options in (
+        {"add_dummy_prefix": False, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+        {"normalization_rule_name": "nfkc"},
+    ):
+        model = train_model(lines, tmp_path / "m.model", model_type="bpe", **options)
+        write_hf_tokenizer(model, tmp_path)
+        slow = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        for line in [*lines, "ｆｕｌｌ  width ①", " lead", "trail  "]:
+            assert fast.encode(line, add_special_tokens=False).ids == slow.encode(line), line
+
+
+def test_unigram_is_refused(tmp_path):
+    model = train_model(fixture_texts("en"), tmp_path / "u.model", model_type="unigram", vocab_size=380)
+    with pytest.raises(ConfigError, match="Unigram model, which cannot be extended"):
+        write_hf_tokenizer(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"<html>not found"]
+)
+def test_corrupt_model(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(DataError, match="corrupt SentencePiece model"):
+        write_hf_tokenizer(tmp_path / "tokenizer.model", tmp_path / "out")
+
+
+def test_missing_model(tmp_path):
+    with pytest.raises(DataError, match="no SentencePiece model"):
+        write_hf_tokenizer(tmp_path / "none.model", tmp_path)
+
+
+def test_byte_pieces_are_not_spelled_from_text():
+    slow = processor(mistral_proto())
+    fast = Tokenizer.from_str(json.dumps(tokenizer_document(mistral_proto())))
+    assert fast.encode("<0x41>", add_special_tokens=False).ids == slow.encode("<0x41>")

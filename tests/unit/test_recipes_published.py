@@ -153,6 +153,16 @@ def test_sus_chat() -> None:
     assert {kinds[name] for name in learned} == {"instruction"}
 
 
+def test_published_rows_of_the_report_exist() -> None:
+    import yaml
+
+    suites = yaml.safe_load((ROOT / "evaluation" / "suites.yaml").read_text(encoding="utf-8"))
+    rows = {row for suite in suites.values() for row in suite.get("published") or {}}
+    for path in RECIPES:
+        assert set(recipe(path.stem).report.published) <= rows, path.stem
+    assert recipe("swallow-70b").report.published == ["Llama 2 70B", "Swallow 70B"]
+
+
 def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As `tsugiki run RECIPE --dry-run` does, in one process."""
     from typer.testing import CliRunner

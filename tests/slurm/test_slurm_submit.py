@@ -130,7 +130,7 @@ def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:
 def test_smoke_experiment_interrupted_twice_equals_a_run_by_hand(smoke: Path, tmp_path: Path) -> None:
     """2 nodes x 2 tasks, TP2 x PP2 over gloo, to a finished export; the same by plain sbatch, undisturbed."""
     ids = {(job.stage, job.kind): job.job_id for job in jobs.JobRecord.load(smoke).jobs}
-    wait_until(lambda: (smoke / "graft" / "manifest.json").is_file(), 180, lambda: log(smoke))
+    wait_until(lambda: (smoke / "graft" / "manifest.json").is_file(), 400, lambda: log(smoke))
     assert client.states([ids["corpus", "array"]])[ids["corpus", "array"]].reason == "3 tasks: 3 COMPLETED"
 
     by_hand = tmp_path / "run"
@@ -146,17 +146,17 @@ def test_smoke_experiment_interrupted_twice_equals_a_run_by_hand(smoke: Path, tm
         ],
         cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    hand_state = wait_until(lambda: _ended(int(hand_job)), 120, lambda: (tmp_path / "train.log").read_text())
+    hand_state = wait_until(lambda: _ended(int(hand_job)), 300, lambda: (tmp_path / "train.log").read_text())
     assert hand_state.state == "COMPLETED", (tmp_path / "train.log").read_text()
 
     train = ids["train", "stage"]
     subprocess.run(["scontrol", "release", str(train)], check=True)
     for step in (5, 20):
-        wait_until(lambda step=step: max(losses(smoke), default=0) >= step, 90, lambda: log(smoke))
+        wait_until(lambda step=step: max(losses(smoke), default=0) >= step, 240, lambda: log(smoke))
         # what --signal=B:USR1@… does ahead of the time limit
         subprocess.run(["scancel", "--signal=USR1", "--batch", str(train)], check=True)
     last = ids["report", "stage"]
-    wait_until(lambda: _ended(last), 240, lambda: f"{jobs.status(smoke).to_text()}\n{log(smoke)}")
+    wait_until(lambda: _ended(last), 600, lambda: f"{jobs.status(smoke).to_text()}\n{log(smoke)}")
 
     events = [event.event for event in jobs.history(smoke) if event.stage == "train"]
     assert events == ["start", "requeue", "start", "requeue", "start", "complete"]

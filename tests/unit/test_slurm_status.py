@@ -49,7 +49,7 @@ def test_the_jobs_own_words_tell_what_slurm_does_not(run: Path, monkeypatch: pyt
     assert (found["train"].restarts, found["train"].detail) == (1, "no_space")
 
 
-# What Debian's 22.05.8 printed: a finished job, an array of which one task failed, a job cancelled by a user.
+# In the format of `sacct -n -X -P`: a finished job, an array of which one task failed, a cancelled job.
 SACCT = """#!/bin/sh
 cat <<END
 1|COMPLETED|00:00:07|00:30:00|node1

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, DataError
 from pretrain.convert_config import ExportConfig, GraftConfig
 from pretrain.journal import JOURNAL_NAME
 
@@ -158,6 +158,7 @@ def verify_checkpoint(
     Raises:
         ConfigError: no such iteration.
         CheckpointError: the first difference found, or a damaged side.
+        DataError: the texts hold nothing, or the tokenizer cannot be read.
     """
     from pretrain.convert_export import find_checkpoint
     from pretrain.verify import check_logits, encode_text, pseudo_random_ids, verify_logits, verify_weights
@@ -165,11 +166,10 @@ def verify_checkpoint(
     model = find_checkpoint(megatron_dir, iteration)
     result: dict[str, Any] = {"weights": verify_weights(hf_dir, model)}
     if logits:
-        sequences = (
-            encode_text(hf_dir, texts, tokens)
-            if texts
-            else pseudo_random_ids(model.spec.vocabulary_size, tokens)
-        )
+        sequences = encode_text(hf_dir, texts, tokens)
+        if texts and not sequences:
+            raise DataError("no text to compare logits on", got=f"{len(texts)} empty samples")
+        sequences = sequences or pseudo_random_ids(model.spec.vocabulary_size, tokens)
         report = verify_logits(hf_dir, model, sequences)
         check_logits(report, tolerance, hf_dir)
         result["logits"] = asdict(report)

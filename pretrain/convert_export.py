@@ -294,7 +294,7 @@ def _check_tensors(reader: DistReader, spec: ModelSpec) -> None:
                 expected=list(expected),
             )
     known = {weight.megatron for weight in weight_table(spec)}
-    left = [key for key in reader.tensors if key not in known and not key.startswith("optimizer.")]
+    left = [key for key in reader.tensors if key not in known and "optimizer" not in key.split(".")]
     if left:
         raise CheckpointError(
             f"{len(left)} tensors of the checkpoint have no place in a {spec.family}",

@@ -122,10 +122,10 @@ def verify_vocabulary(hf_dir: Path) -> int:
 
 
 def encode_text(tokenizer_dir: Path, texts: Iterable[str], tokens: int) -> list[list[int]]:
-    """Sequences of at most 128 ids, ``tokens`` in all, from the texts in turn.
+    """Sequences of at most 128 ids, ``tokens`` in all, from the texts in turn; none without text.
 
     Raises:
-        DataError: the texts are empty.
+        DataError: unreadable tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -134,15 +134,17 @@ def encode_text(tokenizer_dir: Path, texts: Iterable[str], tokens: int) -> list[
     left = tokens
     for text in texts:
         if tokenizer is None:
-            tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+            path = tokenizer_dir / "tokenizer.json"
+            try:
+                tokenizer = Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises nothing more specific
+                raise DataError("unreadable tokenizer", where=path, got=error) from error
         ids = tokenizer.encode(text[:2000], add_special_tokens=False).ids[: min(_SEQUENCE, left)]
         if ids:
             sequences.append(ids)
             left -= len(ids)
         if left <= 0:
             break
-    if not sequences:
-        raise DataError("no text to compare logits on", where=tokenizer_dir)
     return sequences
 
 
@@ -307,10 +309,8 @@ def verify_export(
         report["logits"] = None
         report["logits_skipped"] = f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
     else:
-        try:
-            sequences = encode_text(hf_dir, texts, tokens)
-        except DataError:
-            sequences = pseudo_random_ids(model.spec.vocabulary_size, tokens)
+        sequences = encode_text(hf_dir, texts, tokens)
+        sequences = sequences or pseudo_random_ids(model.spec.vocabulary_size, tokens)
         logits = verify_logits(hf_dir, model, sequences)
         check_logits(logits, tolerance, hf_dir)
         report["logits"] = asdict(logits)

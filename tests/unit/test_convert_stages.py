@@ -15,9 +15,10 @@ from convert_material import CASES, make_model, read_weights, write_tokenizer
 import pretrain.export
 import pretrain.graft
 from experiment.corpus_index import CorpusIndex, CorpusSource
-from experiment.errors import CheckpointError
+from experiment.errors import CheckpointError, DataError
 from experiment.mixture import Mixture, MixtureSource
 from experiment.stage import StageContext
+from pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
 from pretrain.convert_config import ExportConfig, GraftConfig
 from pretrain.verify import LogitsReport, check_logits, compare_logits
 
@@ -77,6 +78,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(run / "graft" / name, train / name)
     metrics = [{"step": step, "validation/bits_per_byte/ja": 3.0 - step / 10} for step in (0, 5, 10)]
     (train / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
+    import_checkpoint(base, run / "base-megatron")
+    config = ExportConfig(verify=False)
+    export_checkpoint(train, run / "export", tokenizer_dir=run / "tokenizer", config=config)
     return run
 
 
@@ -102,9 +106,18 @@ def test_export_stage_writes_a_verified_model_with_its_card(run_dir: Path, tmp_p
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_damage_after_export_is_found(run_dir: Path, tmp_path: Path) -> None:
-    from pretrain.convert import export_checkpoint, verify_checkpoint
+def test_verify_command_with_logits(run_dir: Path) -> None:
+    result = verify_checkpoint(run_dir / "base", run_dir / "base-megatron", logits=True, tokens=40)
+    assert result["weights"]["tensors"] == 39
+    assert result["logits"]["tokens"] == 40 and result["logits"]["max_difference"] <= 1e-5
+    with pytest.raises(DataError, match="no text"):
+        verify_checkpoint(run_dir / "export", run_dir / "train", logits=True, texts=["", ""])
+    (run_dir / "export" / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    with pytest.raises(DataError, match="unreadable tokenizer"):
+        verify_checkpoint(run_dir / "export", run_dir / "train", logits=True, texts=["w1"])
 
+
+def test_damage_after_export_is_found(run_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "hf"
     config = ExportConfig(verify=False)
     export_checkpoint(run_dir / "train", target, tokenizer_dir=run_dir / "tokenizer", config=config)

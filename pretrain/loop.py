@@ -23,8 +23,8 @@ from pretrain.distributed import agree, owns_loss, sum_over_replicas
 from pretrain.freeze import RowControl
 from pretrain.guard import Deadline, LossGuard, Watchdog
 from pretrain.job import TrainJob, write_error
-from pretrain.metrics import Interval, MetricsLog, tokens_per_byte
-from pretrain.model import build_model, flops_per_token
+from pretrain.metrics import Interval, MetricsLog, flops_per_token, tokens_per_byte
+from pretrain.model import build_model
 from pretrain.optimizer import Optimizer, wrap_models
 from pretrain.schedule import Phase, phase_at, resolve_phases
 from pretrain.selection import base_rows

@@ -1,0 +1,125 @@
+"""Wrong training requests, each with a message that names what would do."""
+
+import pytest
+from pydantic import ValidationError
+
+from experiment.errors import ConfigError, TsugikiError
+from pretrain.config import BaseConfig, TrainConfig
+from pretrain.launch import check_world
+from pretrain.layout import check
+from pretrain.spec import ModelSpec
+
+SPEC = ModelSpec(
+    family="llama", layers=6, hidden_size=48, ffn_size=96, heads=12, kv_heads=4, head_dim=4,
+    vocabulary_size=1000, max_positions=64,
+)  # fmt: skip
+GOOD = {"sequence_length": 64, "micro_batch": 1, "global_batch": 8, "precision": "fp32"}
+
+WRONG_IN_ITSELF = [
+    ({"parallel": {"sequence": True}}, "needs tensor >= 2"),
+    ({"parallel": {"virtual_pipeline": 2}}, "needs pipeline >= 2"),
+    ({"parallel": {"tensor": 0}}, "greater than or equal to 1"),
+    ({"parallel": {"tensr": 2}}, "Extra inputs"),
+    ({"parallel": {"tensor": "two"}}, "valid integer"),
+    ({"micro_batch": 3}, "must be a multiple of micro_batch x parallel.data = 3"),
+    ({"parallel": {"data": 3}}, "must be a multiple of micro_batch x parallel.data = 3"),
+    ({"sequence_length": 66, "parallel": {"context": 2}}, "must be a multiple of 2 x parallel.context = 4"),
+    ({"sequence_length": 63, "parallel": {"tensor": 2, "sequence": True}}, "multiple of parallel.tensor = 2"),
+    ({"sequence_length": 4}, "greater than or equal to 8"),
+    ({"global_batch": 0}, "greater than or equal to 1"),
+    ({"precision": "fp16"}, "'fp32', 'bf16' or 'fp8'"),
+    ({"optimizer": {"learning_rate": 0}}, "greater than 0"),
+    ({"optimizer": {"learning_rate": 1e-5, "minimum_learning_rate": 1e-4}}, "exceeds learning_rate"),
+    ({"optimizer": {"betas": [0.9, 1.0]}}, "betas must be in [0, 1)"),
+    ({"optimizer": {"betas": [0.9]}}, "Field required"),
+    ({"optimizer": {"clip_grad_norm": -1}}, "greater than or equal to 0"),
+    ({"optimizer": {"new_rows_learning_rate_multiplier": 0}}, "greater than 0"),
+    ({"schedule": {"kind": "cosin"}}, "'cosine', 'linear', 'wsd' or 'constant'"),
+    ({"schedule": {"kind": "cosine", "decay_tokens": 5}}, "belongs to kind: wsd"),
+    ({"schedule": {"warmup_tokens": -1}}, "greater than or equal to 0"),
+    (
+        {"save_interval_steps": 10, "milestone_interval_steps": 15},
+        "must be a multiple of save_interval_steps 10",
+    ),
+    ({"keep_checkpoints": 0}, "greater than or equal to 1"),
+    ({"recompute": "some"}, "'none', 'selective' or 'full'"),
+    ({"z_loss": -1}, "greater than or equal to 0"),
+    ({"phases": [{"trains": ["all"]}, {"trains": ["all"]}]}, "every phase but the last needs until_tokens"),
+    ({"phases": [{"until_tokens": 9}, {"until_tokens": 5}]}, "until_tokens must grow"),
+    ({"anomalies": {"action": "ignore"}}, "'skip', 'rollback' or 'stop'"),
+    ({"anomalies": {"spike_factor": 0.5}}, "greater than 1"),
+    ({"watchdog_seconds": 0}, "greater than 0"),
+]
+
+WRONG_FOR_THE_MODEL = [
+    ({"parallel": {"tensor": 5}}, "12 attention heads", "one of 1, 2, 4"),
+    ({"parallel": {"tensor": 6}}, "4 key/value heads", "one of 1, 2, 4"),
+    ({"parallel": {"pipeline": 4}}, "6 layers", "one of 1, 2, 3, 6"),
+    ({"parallel": {"pipeline": 2, "virtual_pipeline": 2}}, "6 layers", "one of 1, 2, 3"),
+    (
+        {"parallel": {"pipeline": 3, "virtual_pipeline": 2}},
+        "groups of the pipeline's size",
+        "multiple of pipeline = 3",
+    ),
+    ({"sequence_length": 128}, "longer than the model was made for", "at most 64"),
+    ({"precision": "fp8"}, "fp8 needs transformer-engine", "train.precision: bf16"),
+    ({"phases": [{"trains": ["layers:9"]}]}, "no such layer", "from -6 to 5"),
+    ({"phases": [{"trains": ["embedings"]}]}, "no such part of the model", "embeddings"),
+    (
+        {"phases": [{"trains": ["embeddings"]}], "optimizer": {"distributed": False}},
+        "needs the distributed optimizer",
+        "true",
+    ),
+]
+
+
+def test_the_good_one_passes() -> None:
+    check(TrainConfig.model_validate(GOOD), SPEC, 1)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_IN_ITSELF)
+def test_wrong_in_itself(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate({**GOOD, **change})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "what", "choices"), WRONG_FOR_THE_MODEL)
+def test_wrong_for_the_model(change: dict[str, object], what: str, choices: str) -> None:
+    with pytest.raises(TsugikiError) as caught:
+        check(TrainConfig.model_validate({**GOOD, **change}), SPEC, 1)
+    assert what in str(caught.value)
+    assert choices in str(caught.value)
+
+
+def test_a_batch_that_replicas_do_not_divide() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)whole number of passes.*one of 1, 2, 4, 8"):
+        check(TrainConfig.model_validate(GOOD), SPEC, 3)
+
+
+@pytest.mark.parametrize(("data", "size"), [(2, 6), (None, 6), (None, 2)])
+def test_a_world_that_does_not_fit(data: int | None, size: int) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)does not fit the processes.*fix:"):
+        check_world(4, data, size)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "message"),
+    [
+        ({"hidden_size": 130}, "must be a multiple of heads"),
+        ({"kv_heads": 3}, "must be a multiple of kv_heads"),
+        ({"sequence_length": 512}, "exceeds max_positions"),
+        ({"global_batch": 9, "processes": 2}, "must be a multiple of processes"),
+        ({"micro_batch": 3}, "micro_batch x processes"),
+        ({"hidden_size": 36, "heads": 12, "kv_heads": 4}, "must be even"),
+    ],
+)
+def test_wrong_base(scratch: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        BaseConfig.model_validate({"scratch": scratch})
+
+
+def test_a_base_is_a_path_or_from_scratch() -> None:
+    for both in ({}, {"path": "x", "scratch": {}}):
+        with pytest.raises(ValidationError, match="either path"):
+            BaseConfig.model_validate(both)

@@ -151,8 +151,8 @@ def _outcome(outcome: Mapping[str, Any]) -> Markup:
     shown = number(outcome["value"], ".4f")
     if outcome["interval"] is None:
         return shown
-    half = (outcome["interval"][1] - outcome["interval"][0]) / 2
-    return join([shown, " ", tag("span", f"±{half:.4f}", class_="small")])
+    low, high = (number(bound, ".4f") for bound in outcome["interval"])
+    return join([shown, " ", tag("span", Markup(f"[{low}, {high}]"), class_="small")])
 
 
 def _curves(values: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:

@@ -228,7 +228,8 @@ def _results(
             "bootstrap_resamples": config.bootstrap_resamples,
             "confidence": config.confidence,
             "dtype": config.dtype,
-            "benchmarks": "lm-evaluation-harness; 95% intervals from its standard errors",
+            "benchmarks": "lm-evaluation-harness; 95% intervals: Wilson for shares of right answers, "
+            "else from its standard errors",
         },
         "documents": {language: len(items) for language, items in documents.items()},
         "bytes": {language: sum(item.bytes for item in items) for language, items in documents.items()},

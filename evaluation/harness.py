@@ -20,6 +20,8 @@ from experiment.errors import ConfigError, DataError, EnvironmentError_
 _HERE = Path(__file__).parent
 _NORMAL_95 = 1.959964
 _SHORT_WINDOW = 1024
+_RIGHT_OR_WRONG = frozenset({"accuracy", "acc", "acc_norm", "exact_match", "exact", "last_number", "boxed"})
+"""Metrics that are 0 or 1 for a question."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,9 @@ def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
     error = found["results"][item.task].get(f"{metric}_stderr,{chosen}")
     error = float(error) if isinstance(error, (int, float)) else None
     members = list(_members(item.task, found.get("group_subtasks", {})))
+    questions = sum(
+        found["n-samples"][member]["effective"] for member in members if member in found["n-samples"]
+    )
     return {
         "title": item.title,
         "suite": item.suite,
@@ -291,12 +296,30 @@ def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
         "metric": metric,
         "value": value,
         "standard_error": error,
-        "interval": None if error is None else [value - _NORMAL_95 * error, value + _NORMAL_95 * error],
-        "fewshot": max(int(found["n-shot"].get(name) or 0) for name in members),
-        "questions": sum(
-            found["n-samples"][name]["effective"] for name in members if name in found["n-samples"]
-        ),
+        "interval": _interval(metric, value, error, questions),
+        "fewshot": max(int(found["n-shot"].get(member) or 0) for member in members),
+        "questions": questions,
     }
+
+
+def _interval(metric: str, value: float, error: float | None, questions: int) -> list[float] | None:
+    """95 % interval: Wilson's for shares of right answers, else from the standard error."""
+    if metric in _RIGHT_OR_WRONG and questions and 0 <= value <= 1:
+        return list(wilson(value, questions))
+    return None if error is None else [value - _NORMAL_95 * error, value + _NORMAL_95 * error]
+
+
+def wilson(share: float, questions: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share; unlike the normal one it stays within 0 and 1 and is not empty
+    when all answers are wrong.
+
+    >>> [round(bound, 4) for bound in wilson(0.0, 6)]
+    [0.0, 0.3903]
+    """
+    z2 = _NORMAL_95**2
+    centre = (share + z2 / (2 * questions)) / (1 + z2 / questions)
+    half = (z2 * share * (1 - share) / questions + z2**2 / (4 * questions**2)) ** 0.5 / (1 + z2 / questions)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _members(task: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ def benchmarks_section(artefacts: Artefacts, published: Sequence[str]) -> Sectio
         tag(
             "p",
             "Run through lm-evaluation-harness with the number of examples of the published table; 95% "
-            "intervals from its standard errors. Prompts of our own tasks are not those of the publishers: "
+            "intervals. Prompts of our own tasks are not those of the publishers: "
             "compare base with result first, and either with a published row with care.",
         )
     ]
@@ -77,5 +77,5 @@ def _cell(entry: Mapping[str, Any], unit: int) -> Markup:
     shown = number(entry["value"] * unit, form)
     if entry["interval"] is None:
         return shown
-    half = (entry["interval"][1] - entry["interval"][0]) / 2 * unit
-    return join([shown, " ", tag("span", Markup(f"±{half:{form}}"), class_="small")])
+    low, high = (number(bound * unit, form) for bound in entry["interval"])
+    return join([shown, " ", tag("span", Markup(f"[{low}, {high}]"), class_="small")])

@@ -15,7 +15,7 @@ from evaluation.artefacts import Artefacts
 from evaluation.benchmark_data import read_records
 from evaluation.benchmark_scores import boxed, character_f1, character_rouge2, last_number, normalised
 from evaluation.config import HarnessConfig
-from evaluation.harness import benchmarks, check, evaluate_benchmarks, own_tasks, suites
+from evaluation.harness import benchmarks, check, evaluate_benchmarks, own_tasks, suites, wilson
 from evaluation.report_benchmarks import benchmarks_section
 from experiment.errors import ConfigError, DataError, EnvironmentError_
 
@@ -114,6 +114,15 @@ def test_boxed() -> None:
     assert boxed("work\n42", ["42"]) == 1.0
     assert boxed(r"\boxed{41} \boxed{42", ["42"]) == 1.0
     assert boxed("", ["42"]) == 0.0
+
+
+def test_wilson_interval_by_hand() -> None:
+    # 0 of n: from 0 to z^2 / (n + z^2); 1.959964^2 = 3.8415.
+    assert wilson(0.0, 6) == pytest.approx((0.0, 3.84146 / 9.84146), abs=1e-5)
+    assert wilson(1.0, 6) == pytest.approx((6 / 9.84146, 1.0), abs=1e-5)
+    # Half right is symmetric: 0.5 -/+ z / 2 / sqrt(n + z^2).
+    half = 1.959964 / 2 / (100 + 3.84146) ** 0.5
+    assert wilson(0.5, 100) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
 
 
 def test_suites_are_rectangular_and_own_tasks_are_known() -> None:
@@ -226,6 +235,6 @@ def test_the_report_shows_ours_beside_the_published_row() -> None:
     artefacts = Artefacts(**{**vars(artefacts), "results": {"benchmarks": measured}})
     section = benchmarks_section(artefacts, ["Swallow 7B"])
     assert section is not None
-    for expected in ("0.7000", "0.8000", "±0.0196", "Swallow 7B", "0.8573", "JSQuAD 4"):
+    for expected in ("0.7000", "0.8000", "[0.6804, 0.7196]", "Swallow 7B", "0.8573", "JSQuAD 4"):
         assert expected in section.content
     assert "Swallow 70B" not in section.content

@@ -161,7 +161,7 @@ def test_benchmarks_of_the_runs_side_by_side(runs: list[Path], tmp_path: Path) -
     values = compare(runs, tmp_path / "out").values
     assert values["benchmarks"]["swallow-ja/JSQuAD"]["kept"]["value"] == 0.75
     page = Page((tmp_path / "out/index.html").read_text(encoding="utf-8")).text
-    assert "swallow-ja/JSQuAD" in page and "0.2500 ±0.1000" in page
+    assert "swallow-ja/JSQuAD" in page and "0.2500 [0.1500, 0.3500]" in page
     assert "| swallow-ja/JSQuAD | 0.2500 [0.1500, 0.3500] |" in (tmp_path / "out/comparison.md").read_text()
 
 

@@ -16,12 +16,12 @@ from typing import Any
 _STYLE = """
 :root{--ink:#22303a;--soft:#5c6b76;--line:#dfe5e8;--accent:#1f6f5c;--bad:#b3261e}
 body{font:15px/1.55 "Noto Sans","Noto Sans CJK JP","Helvetica Neue",Arial,sans-serif;color:var(--ink);
-max-width:1020px;margin:2.5rem auto;padding:0 1.5rem;background:#fff}
+max-width:1160px;margin:2.5rem auto;padding:0 1.5rem;background:#fff}
 h1{font-size:1.7rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}p,figcaption{color:var(--soft)}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.86rem;margin:.6rem 0}
-th,td{padding:.28rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.82rem;margin:.6rem 0}
+th,td{padding:.28rem .45rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{border-bottom:2px solid var(--ink);font-weight:600;text-align:right}th:first-child,td:first-child,
-td.text,th.text{text-align:left}td.wide{white-space:normal;text-align:left}
+td.text,th.text{text-align:left}th:last-child.text{text-align:left}
 .scroll{overflow-x:auto}.ok{color:var(--accent);font-weight:600}.bad{color:var(--bad);font-weight:700}
 tr.bad td{background:#fdecea}figure{margin:1rem 0}img{max-width:100%}code{background:#f2f5f6;padding:0 .25rem}
 .cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}.card{border:1px solid var(--line);border-radius:8px;

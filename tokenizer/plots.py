@@ -119,9 +119,9 @@ def curve(
     figure, axes = _axes()
     from matplotlib import colormaps
 
-    palette = colormaps["tab20"]
+    palette = colormaps["tab10"]
     for number, (language, ratios) in enumerate(values.items()):
-        colour = palette(number % 20)
+        colour = palette(number % 10)
         axes.plot(sizes, ratios, color=colour, linewidth=1.6)
         axes.annotate(
             f"{language} {ratios[-1]:.2f}",

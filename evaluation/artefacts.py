@@ -77,6 +77,14 @@ class Artefacts:
             manifests=manifests,
         )
 
+    @property
+    def added_rows(self) -> int | None:
+        """Rows that the vocabulary stage added to the base (pieces and reserved ones); None when unknown."""
+        report = self.tokenizer or {}
+        if "base_vocabulary" not in report or "vocabulary_size" not in report:
+            return None
+        return int(report["vocabulary_size"]) - int(report["base_vocabulary"])
+
     def series(self, key: str) -> list[tuple[float, float]]:
         """A metric of training over the tokens consumed (over steps where tokens are not logged)."""
         return [

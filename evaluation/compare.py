@@ -209,10 +209,9 @@ def _facts(artefacts: Artefacts) -> dict[str, Any]:
     tokens = max((int(line.get("consumed_tokens", 0)) for line in artefacts.metrics), default=0) or None
     per_byte, per_flop = _bytes_per_token(artefacts), _flops_per_token(artefacts)
     speed = sorted(value for _, value in artefacts.series("throughput/tokens_per_second"))
-    tokenizer = artefacts.tokenizer or {}
     return {
         "vocabulary_size": (artefacts.mixture or {}).get("vocabulary_size"),
-        "new_pieces": tokenizer.get("added"),
+        "new_pieces": artefacts.added_rows,
         "trained_tokens": tokens,
         "trained_bytes": tokens * per_byte if tokens and per_byte else None,
         "trained_flops": tokens * per_flop if tokens and per_flop else None,

@@ -217,8 +217,8 @@ def tokenizer_section(artefacts: Artefacts) -> Section:
             "vocabulary", "Vocabulary", note("No tokenizer/report.json: nothing was measured.", "missing")
         )
     parts: list[Markup] = []
-    if {"base_vocabulary", "added", "vocabulary_size"} <= report.keys():
-        added = report["added"]
+    added = artefacts.added_rows
+    if added is not None:
         parts.append(
             tag(
                 "p",

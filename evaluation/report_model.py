@@ -41,8 +41,8 @@ def headline(artefacts: Artefacts) -> tuple[Markup, Markup]:
             )
         if "en" in results["difference"] and "en" not in ordered[:3]:
             tiles.append((number(_relative(results, "en"), "+.1%"), "bits per byte, English"))
-    if artefacts.tokenizer is not None and artefacts.tokenizer.get("added"):
-        tiles.append((f"{artefacts.tokenizer['added']:,}", "new pieces in the vocabulary"))
+    if artefacts.added_rows:
+        tiles.append((f"{artefacts.added_rows:,}", "new pieces in the vocabulary"))
     if artefacts.mixture is not None:
         tiles.append((f"{artefacts.mixture['total_tokens']:,}", "tokens of continued pretraining"))
     started = sorted(manifest.started for manifest in artefacts.manifests.values())

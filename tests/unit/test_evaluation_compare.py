@@ -61,7 +61,9 @@ def write_run(
         for position, rate in enumerate(values)
     ]
     (run_dir / "evaluate/documents.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
-    (run_dir / "tokenizer/report.json").write_text(json.dumps({"added": 96}))
+    (run_dir / "tokenizer/report.json").write_text(
+        json.dumps({"base_vocabulary": 32000, "vocabulary_size": 32096})
+    )
     # 250 bytes of text behind 100 tokens of the one source.
     source = {"share": 1.0, "bytes": 1000 / tokens_per_byte, "tokens": 1000}
     (run_dir / "tokens/mixture.json").write_text(json.dumps({"vocabulary_size": 32096, "sources": [source]}))
@@ -103,6 +105,7 @@ def test_differences_are_paired_and_relative_to_the_first_run(runs: list[Path], 
 def test_effort_in_tokens_bytes_and_flops(runs: list[Path], tmp_path: Path) -> None:
     values = compare(runs, tmp_path / "out").values
     # 0.25 tokens per byte: 2,000 tokens are 8,000 bytes; 2e9 FLOP/s at 500 tokens/s is 4e6 a token.
+    assert values["runs"]["extended"]["new_pieces"] == 96
     assert values["runs"]["extended"]["trained_bytes"] == pytest.approx(8000)
     assert values["runs"]["kept"]["trained_bytes"] == pytest.approx(4000)
     assert values["runs"]["extended"]["trained_flops"] == pytest.approx(8e9)

@@ -130,7 +130,6 @@ def stages(tmp_path: Path) -> dict[str, Path]:
         "report.json",
         {
             "base_vocabulary": 32000,
-            "added": 96,
             "vocabulary_size": 32096,
             "gates": [{"name": "reachable", "passed": True, "checked": 96, "failures": 0}],
             "tokenizers": {
@@ -206,6 +205,7 @@ def test_the_page_says_what_the_artefacts_say(stages: dict[str, Path], tmp_path:
         "<script>alert(1)</script>",
         "2.00",  # epochs
         "2.125",
+        "96 new pieces",
     ):
         assert expected in page.text, expected
     assert re.findall(r"\bNo \S+", page.text) == ["No manifests:"]

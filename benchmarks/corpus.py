@@ -14,7 +14,6 @@ Times are CPU seconds of this process, single-threaded, so other load on the mac
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import platform
@@ -36,7 +35,7 @@ def read_texts(pattern: str, maximum_bytes: int) -> list[str]:
     from data.extraction import normalise
     from data.streams import open_stream
 
-    files = sorted(glob.glob(pattern))
+    files = sorted(str(path) for path in Path(pattern).parent.glob(Path(pattern).name))
     if not files:
         raise SystemExit(f"no files match {pattern}")
     texts: list[str] = []

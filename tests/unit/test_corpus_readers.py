@@ -50,12 +50,18 @@ def dropped(ledger: Ledger) -> dict[str, int]:
     return {rule: count.documents for rule, count in ledger.dropped.items()}
 
 
-@pytest.mark.parametrize("encoding", sorted(SAMPLES))
-@pytest.mark.parametrize("declared", ["page", "header", "nowhere"])
+# ISO-2022-JP is ASCII bytes, so it is valid UTF-8 unless something declares it.
+DECLARED = [
+    (encoding, declared)
+    for encoding in sorted(SAMPLES)
+    for declared in ("page", "header", "nowhere")
+    if (encoding, declared) != ("iso2022_jp", "nowhere")
+]
+
+
+@pytest.mark.parametrize(("encoding", "declared"), DECLARED)
 def test_pages_decode_whatever_their_encoding(encoding: str, declared: str) -> None:
     language, text = SAMPLES[encoding]
-    if encoding == "iso2022_jp" and declared == "nowhere":
-        pytest.skip("ISO-2022-JP is ASCII bytes: valid UTF-8 unless something says otherwise")
     label = {"iso2022_jp": "iso-2022-jp"}.get(encoding, encoding)
     data = page(text * 3, label if declared == "page" else None).encode(encoding)
     header = f"text/html; charset={label}" if declared == "header" else "text/html"

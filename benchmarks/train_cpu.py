@@ -2,8 +2,9 @@
 
     python benchmarks/train_cpu.py [--steps 30] [--threads 1]
 
-Each side runs in a process of its own, one after the other; the first third of the steps is not counted. Prints the
-command, the machine, the tokens per second of both, and the time from the command to the first finished step.
+Each side runs in a process of its own, one after the other; the first third of the steps is not
+counted. Prints the command, the machine, the tokens per second of both, and the time from the command
+to the first finished step.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def prepare(directory: Path, steps: int) -> None:
     write_import(directory / "hf", directory / "graft", tokenizer_dir=None, config=GraftConfig())
     count, tokens = write_indexed(directory / "tokens" / "x", documents(steps * BATCH), VOCABULARY)
     source = MixtureSource(
-        name="x", language="en", prefix="x", heldout_prefix=None, documents=count, tokens=tokens, bytes=tokens,
-        heldout_documents=0, heldout_tokens=0, heldout_bytes=0, share=1.0, planned_tokens=tokens, epochs=1.0,
+        name="x", language="en", prefix="x", heldout_prefix=None, documents=count, tokens=tokens,
+        bytes=tokens, heldout_documents=0, heldout_tokens=0, heldout_bytes=0, share=1.0, planned_tokens=tokens, epochs=1.0,
     )  # fmt: skip
     Mixture(
         vocabulary_size=VOCABULARY,

@@ -60,7 +60,8 @@ def prepare(directory: Path, steps: int) -> None:
     count, tokens = write_indexed(directory / "tokens" / "x", documents(steps * BATCH), VOCABULARY)
     source = MixtureSource(
         name="x", language="en", prefix="x", heldout_prefix=None, documents=count, tokens=tokens,
-        bytes=tokens, heldout_documents=0, heldout_tokens=0, heldout_bytes=0, share=1.0, planned_tokens=tokens, epochs=1.0,
+        bytes=tokens, heldout_documents=0, heldout_tokens=0, heldout_bytes=0, share=1.0,
+        planned_tokens=tokens, epochs=1.0,
     )  # fmt: skip
     Mixture(
         vocabulary_size=VOCABULARY,

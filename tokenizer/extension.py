@@ -175,7 +175,7 @@ def _by_merges(
         base, runs, _importance(extend, corpus), damping=extend.damping, threads=workers
     )
     del runs
-    words = protected_words(extend, corpus)
+    words = protected_words(extend, corpus) if extend.protect_substrings else ""
     judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters, words)
     learner = MergeLearner(
         segments,

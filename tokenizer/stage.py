@@ -205,5 +205,10 @@ def _report(
         summary=(
             f"{base.size:,} + {added:,} pieces, {final_size:,} rows; gates: {passed} passed",
             f"tokens relative to the base on held-out text: {shown}",
+            *(
+                ["the sample holds no more pieces than that: raise sample_bytes or lower minimum_count"]
+                if extension.facts.get("exhausted")
+                else []
+            ),
         ),
     )

@@ -124,3 +124,22 @@ def test_byte_pieces_are_not_spelled_from_text():
     slow = processor(mistral_proto())
     fast = Tokenizer.from_str(json.dumps(tokenizer_document(mistral_proto())))
     assert fast.encode("<0x41>", add_special_tokens=False).ids == slow.encode("<0x41>")
+
+
+def test_added_tokens_of_the_base_keep_their_ids_when_the_vocabulary_grows(tmp_path):
+    from tokenizer.base import load_base
+    from tokenizer.vocabulary import merge_sentencepiece
+
+    base_dir, out = mistral_base(tmp_path / "base"), tmp_path / "out"
+    base_tokenizer = Tokenizer.from_file(str(base_dir / "tokenizer.json"))
+    base_tokenizer.add_special_tokens(["<|im_start|>"])
+    base_tokenizer.save(str(base_dir / "tokenizer.json"))
+    base = load_base(base_dir)
+    assert base.size == 32001
+    proto = merge_sentencepiece(base, ["東京"], 32008)
+    (tmp_path / "m.model").write_bytes(proto.SerializeToString())
+    write_hf_tokenizer(tmp_path / "m.model", out, inherit_from=base_dir)
+    fast = Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert fast.token_to_id("<|im_start|>") == 32000
+    assert fast.encode("東京", add_special_tokens=False).ids[-1] == 32001
+    assert sorted(fast.get_vocab(with_added_tokens=True).values()) == list(range(32008))

@@ -371,6 +371,21 @@ def plan(
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Two or more finished runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page and its data go.")] = Path(
+        "runs/compare"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side in bits per byte: extended against not extended vocabulary, for instance."""
+    from evaluation.compare import compare as compare_runs
+
+    comparison = compare_runs(run_dirs, out)
+    typer.echo(json.dumps(comparison.values, indent=2) if as_json else "\n".join(comparison.summary))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say which accelerator tier is active, what is missing and how to get it."""
     from experiment.doctor import examine

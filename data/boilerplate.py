@@ -81,9 +81,7 @@ class FindBoilerplate(PipelineStep):
         self.shards = shards
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the (host, line) pairs to remove; yields nothing."""
         name = self.config.sources[rank].name
         tables = [
@@ -157,9 +155,7 @@ class BoilerplateRemover(PipelineStep):
         self.source = source
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents with the repeated lines cut out."""
         rows = np.load(self.workspace.boilerplate(self.source))
         known = set(zip(rows["host"].tolist(), rows["line"].tolist(), strict=True))

@@ -132,9 +132,7 @@ class _Passes:
         finalise = FinaliseShards(config, shards, groups, near, workspace, output_dir)
         self._run("write", finalise, len(shards), shards)
 
-    def _run(
-        self, name: str, step: PipelineStep, tasks: int, shards: Sequence[Shard] | None = None
-    ) -> None:
+    def _run(self, name: str, step: PipelineStep, tasks: int, shards: Sequence[Shard] | None = None) -> None:
         start = time.monotonic()
         executor = ProcessExecutor([step], tasks, self.workers, self.workspace.logs(name), f"corpus {name}")
         if shards is None:
@@ -257,9 +255,7 @@ def _write_contamination(
                 file.write(line.encode() + b"\n")
 
 
-def _write_dropped(
-    config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path
-) -> None:
+def _write_dropped(config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path) -> None:
     for source in config.sources:
         samples = [record for ledger in ledgers[source.name] for record in ledger.samples()]
         with ShardWriter(output_dir / source.name / "dropped.jsonl.zst") as writer:

@@ -76,7 +76,9 @@ def unpacked(package: str) -> Path:
                     raise
     except OSError as error:
         raise EnvironmentError_(
-            "cannot write the package cache", where=target.parent, got=error,
+            "cannot write the package cache",
+            where=target.parent,
+            got=error,
             fix="set TSUGIKI_CACHE to a folder with space",
         ) from error
     return target
@@ -99,9 +101,7 @@ def _checked(command: list[str], package: str, folder: Path | None) -> None:
         raise _failed(command, package, result)
 
 
-def _failed(
-    command: list[str], package: str, result: subprocess.CompletedProcess[str]
-) -> EnvironmentError_:
+def _failed(command: list[str], package: str, result: subprocess.CompletedProcess[str]) -> EnvironmentError_:
     lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
     return EnvironmentError_(
         f"cannot get the Debian package {package}",
@@ -113,7 +113,12 @@ def _failed(
 
 def _run(command: list[str], folder: Path | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, errors="replace", check=False,
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
         env=os.environ | {"LC_ALL": "C"},
     )
 

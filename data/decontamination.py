@@ -109,7 +109,9 @@ def _expand(pattern: str) -> list[Path]:
         found = sorted(item for item in path.parent.glob(path.name) if item.is_file())
     if not found:
         raise ConfigError(
-            "no such evaluation set", where="corpus.decontamination.paths", got=pattern,
+            "no such evaluation set",
+            where="corpus.decontamination.paths",
+            got=pattern,
             expected="a file, a folder or a glob",
         )
     return found
@@ -167,9 +169,7 @@ class Decontaminator(PipelineStep):
         self.config = config
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Pass on what is clean."""
         known = load_contamination(tuple(self.config.paths), self.config.ngram_characters)
         for document in data:

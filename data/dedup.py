@@ -67,9 +67,7 @@ class FindExactDuplicates(PipelineStep):
         self.groups = groups
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the positions to drop for each shard of the group; yields nothing."""
         shards = self.groups[sorted(self.groups)[rank]]
         keys = [np.load(self.workspace.keys(shard), mmap_mode="r") for shard in shards]
@@ -121,9 +119,7 @@ def repeated(
         ordered = columns[order]
         again = np.zeros(len(ordered), bool)
         if len(ordered) > 1:
-            again[1:] = np.logical_and.reduce(
-                [ordered[field][1:] == ordered[field][:-1] for field in fields]
-            )
+            again[1:] = np.logical_and.reduce([ordered[field][1:] == ordered[field][:-1] for field in fields])
         hits = place[order[again]]
         for number in range(len(keys)):
             found[number].append(hits[hits[:, 0] == number, 1])
@@ -147,9 +143,7 @@ class ExactFilter(PipelineStep):
         self.shard = shard
         self.removed: list[tuple[str, Document]] = []
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Pass on what is not a duplicate; the others can be taken from :attr:`removed`."""
         with np.load(self.workspace.exact(self.shard)) as saved:
             texts, urls = set(saved["text"].tolist()), set(saved["url"].tolist())
@@ -214,16 +208,12 @@ class Signatures(PipelineStep):
         super().__init__()
         self.config = config
         self.tasks = [
-            (group, number, shard)
-            for group in sorted(groups)
-            for number, shard in enumerate(groups[group])
+            (group, number, shard) for group in sorted(groups) for number, shard in enumerate(groups[group])
         ]
         self.segmentations = segmentations
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Sign one shard; yields nothing."""
         group, number, shard = self.tasks[rank]
         segmentation, units_per_word = self.segmentations[group]
@@ -253,9 +243,7 @@ class Buckets(PipelineStep):
     name = "minhash buckets"
     type = "corpus"
 
-    def __init__(
-        self, config: CorpusConfig, groups: Groups, workspace: Workspace, together: bool
-    ) -> None:
+    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace, together: bool) -> None:
         super().__init__()
         self.settings = config.deduplication.minhash
         self.workspace = workspace
@@ -266,9 +254,7 @@ class Buckets(PipelineStep):
             for buckets in ([everything] if together else [[bucket] for bucket in everything])
         ]
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Find equal signatures in buckets; yields nothing."""
         group, buckets = self.tasks[rank]
         step = MinhashDedupBuckets(
@@ -294,9 +280,7 @@ class Clusters(PipelineStep):
         self.groups = sorted(groups)
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Join the pairs of all buckets into clusters; yields nothing."""
         group = self.groups[rank]
         cluster = MinhashDedupCluster(
@@ -320,6 +304,12 @@ def removed_by_minhash(clusters: Path, number: int) -> NDArray[np.int64]:
 
 
 __all__ = [
-    "Buckets", "Clusters", "ExactFilter", "FindExactDuplicates", "Signatures",
-    "minhash_config", "removed_by_minhash", "repeated",
+    "Buckets",
+    "Clusters",
+    "ExactFilter",
+    "FindExactDuplicates",
+    "Signatures",
+    "minhash_config",
+    "removed_by_minhash",
+    "repeated",
 ]

@@ -71,9 +71,7 @@ class PartEncoder:
         self._model = Tokenizer(tokenizer.model)  # no normalizer: the text is already normalised
         self._special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         pairs = {
-            (ord(left), ord(right))
-            for piece in self._model.get_vocab()
-            for left, right in pairwise(piece)
+            (ord(left), ord(right)) for piece in self._model.get_vocab() for left, right in pairwise(piece)
         }
         # A table by hash: two pairs with one hash cost a cut, never a wrong one.
         self._pairs = np.zeros(_PAIR_SLOTS, bool)

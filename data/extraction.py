@@ -84,9 +84,7 @@ class ContentExtractor(Trafilatura):
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             return ""
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Replace markup by text; drop pages without text."""
         import trafilatura  # noqa: F401  (imported here so that each sandbox inherits it)
 
@@ -130,9 +128,7 @@ class Normaliser(PipelineStep):
         super().__init__()
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Normalise each document and count the text that enters the filters."""
         for document in data:
             with self.track_time():

@@ -65,8 +65,11 @@ def build_filters(
         own = section.minimum_share if model is None else section.minimum_probability
         steps.append(
             LanguageFilter(
-                profile.language, [profile.language, *section.accept],
-                own if minimum_score is None else minimum_score, model, section.confusable,
+                profile.language,
+                [profile.language, *section.accept],
+                own if minimum_score is None else minimum_score,
+                model,
+                section.confusable,
                 ledger.writer("language"),
             )
         )

@@ -59,9 +59,7 @@ class FinaliseShards(PipelineStep):
         self.workspace = workspace
         self.output_dir = output_dir
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write one shard; yields nothing."""
         shard = self.shards[rank]
         ledger = Ledger(self.config.dropped_samples)

@@ -69,4 +69,3 @@ def word_bounds(words: Sequence[str], gap: int) -> tuple[NDArray[np.int64], NDAr
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     ends = np.cumsum(lengths + gap) - gap
     return ends - lengths, ends
-

@@ -53,9 +53,7 @@ class SelectHeldout(PipelineStep):
         }
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the positions of held-out documents for each shard; yields nothing."""
         name = self.config.sources[rank].name
         shards = [shard for shard in self.shards if shard.source == name]

@@ -28,9 +28,23 @@ _CHARACTERS = 20_000
 _CLD2 = {"zh-Hant": "zh-Hant", "zh-TW": "zh-Hant", "iw": "he", "jw": "jv", "fil": "tl"}
 # GlotLID (ISO 639-3 + script) and lid.176 (ISO 639-1) labels
 _FASTTEXT = {
-    "jpn": "ja", "cmn": "zh", "zho": "zh", "yue": "zh", "wuu": "zh", "vie": "vi", "ind": "id",
-    "tha": "th", "zsm": "ms", "msa": "ms", "khm": "km", "lao": "lo", "mya": "my", "fil": "tl",
-    "tgl": "tl", "eng": "en", "kor": "ko",
+    "jpn": "ja",
+    "cmn": "zh",
+    "zho": "zh",
+    "yue": "zh",
+    "wuu": "zh",
+    "vie": "vi",
+    "ind": "id",
+    "tha": "th",
+    "zsm": "ms",
+    "msa": "ms",
+    "khm": "km",
+    "lao": "lo",
+    "mya": "my",
+    "fil": "tl",
+    "tgl": "tl",
+    "eng": "en",
+    "kor": "ko",
 }
 # Characters pycld2 refuses: controls, surrogates, non-characters.
 _REFUSED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -74,8 +88,10 @@ class FasttextIdentifier:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ConfigError(
-                "no such language identification model", where="corpus.language_identification.model",
-                got=path, fix="give the path of a fastText .bin or .ftz file, or null for the packaged model",
+                "no such language identification model",
+                where="corpus.language_identification.model",
+                got=path,
+                fix="give the path of a fastText .bin or .ftz file, or null for the packaged model",
             )
         self._model = _load_fasttext(str(path))
 

@@ -73,7 +73,8 @@ class Ledger:
         count.documents += 1
         count.bytes += size
         self._sample(
-            rule, where,
+            rule,
+            where,
             {"id": where, "text": excerpt[:_SAMPLE_CHARACTERS], "rule": rule, "detail": detail},
         )
 
@@ -128,7 +129,9 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {
-            "read": vars(self.read), "extracted": vars(self.extracted), "kept": vars(self.kept),
+            "read": vars(self.read),
+            "extracted": vars(self.extracted),
+            "kept": vars(self.kept),
             "dropped": {rule: vars(count) for rule, count in sorted(self.dropped.items())},
             "counters": dict(sorted(self.counters.items())),
             "histograms": {
@@ -144,9 +147,14 @@ class Ledger:
         """Inverse of :meth:`to_json`."""
         ledger = cls(
             sample_limit,
-            RuleCount(**values["read"]), RuleCount(**values["extracted"]), RuleCount(**values["kept"]),
+            RuleCount(**values["read"]),
+            RuleCount(**values["extracted"]),
+            RuleCount(**values["kept"]),
             {rule: RuleCount(**count) for rule, count in values["dropped"].items()},
-            dict(values["counters"]), values["histograms"], dict(values["seconds"]), values["hits"],
+            dict(values["counters"]),
+            values["histograms"],
+            dict(values["seconds"]),
+            values["hits"],
         )
         for record in values["samples"]:
             ledger._sample(record["rule"], record["id"], record)

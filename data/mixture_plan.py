@@ -40,9 +40,7 @@ def plan_tokens(config: MixtureConfig, sources: Sequence[Available]) -> dict[str
     if config.weights == "unimax":
         amounts = _unimax(config, sources)
     else:
-        amounts = {
-            name: share * config.total_tokens for name, share in _shares(config, sources).items()
-        }
+        amounts = {name: share * config.total_tokens for name, share in _shares(config, sources).items()}
     planned = _rounded(amounts, config.total_tokens)
     _check_epochs(config, sources, planned)
     return planned
@@ -148,9 +146,7 @@ def _rounded(amounts: Mapping[str, float], total: int) -> dict[str, int]:
     return floors
 
 
-def _check_epochs(
-    config: MixtureConfig, sources: Sequence[Available], planned: Mapping[str, int]
-) -> None:
+def _check_epochs(config: MixtureConfig, sources: Sequence[Available], planned: Mapping[str, int]) -> None:
     lines: list[str] = []
     possible = config.total_tokens
     for source in sources:

@@ -30,9 +30,7 @@ class PairRenderer(PipelineStep):
         self.config = config
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Render; pairs that teach nothing are dropped."""
         for document in data:
             first, second = (normalise(text) for text in document.metadata.pop("pair"))

@@ -79,10 +79,13 @@ def is_my_number(text: str) -> bool:
     digits = _digits(text)
     if len(digits) != 12:
         return False
-    rest = sum(
-        digit * (place + 1 if place <= 6 else place - 5)
-        for place, digit in enumerate(reversed(digits[:11]), start=1)
-    ) % 11
+    rest = (
+        sum(
+            digit * (place + 1 if place <= 6 else place - 5)
+            for place, digit in enumerate(reversed(digits[:11]), start=1)
+        )
+        % 11
+    )
     return digits[11] == (0 if rest <= 1 else 11 - rest)
 
 
@@ -107,7 +110,8 @@ def is_nik(text: str) -> bool:
     day = int(text[6:8])
     day -= 40 if day > 40 else 0
     return (
-        11 <= int(text[:2]) <= 96 and _is_date("20" + text[10:12], text[8:10], f"{day:02}")
+        11 <= int(text[:2]) <= 96
+        and _is_date("20" + text[10:12], text[8:10], f"{day:02}")
         and int(text[12:]) > 0
     )
 
@@ -138,18 +142,24 @@ def _mask(kind: PiiKind, pattern: str, valid: Callable[[str], bool] = lambda tex
 # Address syntax as in RFC 5322's dot-atom, with a dotted domain.
 _EMAIL = Mask(
     "email",
-    re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.!#$%&'*+/=?^`{|}~-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])",
-               re.ASCII),
+    re.compile(
+        r"(?<![\w.+-])[A-Za-z0-9][\w.!#$%&'*+/=?^`{|}~-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])",
+        re.ASCII,
+    ),
     lambda text: not text.endswith(("@example.com", "@example.org", "@example.net")),
     "email@example.com",
 )
 _IPV4 = Mask(
-    "ip", re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII),
-    is_public_address, "192.0.2.1",
+    "ip",
+    re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII),
+    is_public_address,
+    "192.0.2.1",
 )
 _IPV6 = Mask(
-    "ip", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,7}(?![\w:])", re.ASCII),
-    is_public_address, "2001:db8::1",
+    "ip",
+    re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,7}(?![\w:])", re.ASCII),
+    is_public_address,
+    "2001:db8::1",
 )
 _SEPARATED = r"(?:[ .-]?\(?\d{1,4}\)?){2,5}"
 
@@ -228,9 +238,7 @@ class PiiMasker(PipelineStep):
         self.kinds = tuple(kinds)
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Mask each document; the messages of a conversation likewise."""
         for document in data:
             document.text = self._masked(document.text)

@@ -63,18 +63,14 @@ class SourceReader(PipelineStep):
     name = "read"
     type = "reader"
 
-    def __init__(
-        self, source: SourceConfig, shard: Shard, ledger: Ledger, on_error: OnError
-    ) -> None:
+    def __init__(self, source: SourceConfig, shard: Shard, ledger: Ledger, on_error: OnError) -> None:
         super().__init__()
         self.source = source
         self.shard = shard
         self.ledger = ledger
         self.on_error = on_error
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents of all files; ``data`` (documents of an earlier step) passes through first."""
         if data:
             yield from data
@@ -111,9 +107,7 @@ class SourceReader(PipelineStep):
                 got=record.detail,
                 fix="correct the file, or set corpus.on_error=skip to count and skip such records",
             )
-        self.ledger.bad_input(
-            record.rule, record.where, record.detail, record.excerpt, record.size_bytes
-        )
+        self.ledger.bad_input(record.rule, record.where, record.detail, record.excerpt, record.size_bytes)
 
 
 def read_file(source: SourceConfig, file: InputFile) -> Records:

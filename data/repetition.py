@@ -41,7 +41,8 @@ class FastRepetitionFilter(GopherRepetitionFilter):
 
     def _repeated_parts(self, text: str) -> str | None:
         for splitter, part, source in (
-            (self.paragraph_exp, "para", text.strip()), (self._line_splitter, "line", text)
+            (self.paragraph_exp, "para", text.strip()),
+            (self._line_splitter, "line", text),
         ):
             parts = splitter.split(source)
             if len(set(parts)) == len(parts):

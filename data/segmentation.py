@@ -56,18 +56,14 @@ def _pattern(kind: Segmentation) -> re.Pattern[str]:
         # Combining marks are no \w in Python, so they are listed: decomposed Vietnamese.
         return re.compile(rf"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*(?:['’-][^\W_]+)*|{_SYMBOL}|_+")
     if kind == "script_runs":
-        return re.compile(
-            f"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|{_DIGITS}|[A-Za-zＡ-Ｚａ-ｚ]+|{_REST}"
-        )
+        return re.compile(f"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|{_DIGITS}|[A-Za-zＡ-Ｚａ-ｚ]+|{_REST}")
     if kind == "characters":
         latin = r"[A-Za-z\u00c0-\u024fＡ-Ｚａ-ｚ]+"
         return re.compile(f"[{_HAN}]|[{_HIRAGANA}]+|[{_KATAKANA}]+|{_DIGITS}|{latin}|{_REST}")
     return re.compile(f"{_THAI}|{_LAO}|{_KHMER}|{_BURMESE}|{_DIGITS}|[A-Za-z]+|{_LATIN}|{_REST}")
 
 
-_SENTENCE_END = re.compile(
-    r".+?(?:[。！？!?．၊။។៕]+[」』）)\"'”’]*|\.(?=\s|$)|\n|$)", re.S
-)
+_SENTENCE_END = re.compile(r".+?(?:[。！？!?．၊။។៕]+[」』）)\"'”’]*|\.(?=\s|$)|\n|$)", re.S)
 
 
 class FastTokenizer(WordTokenizer):
@@ -93,8 +89,12 @@ class FastTokenizer(WordTokenizer):
 # Units per word of the analysers datatrove would use (Sudachi, jieba, pyvi, PyThaiNLP, khmer-nltk,
 # laonlp, pyidaungsu), measured on software documentation, encyclopedia and news.
 _LANGUAGES: dict[str, tuple[Segmentation, float]] = {
-    "ja": ("script_runs", 0.79), "zh": ("characters", 1.51), "vi": ("words", 1.24),
-    "th": ("syllables", 2.86), "km": ("syllables", 2.45), "lo": ("syllables", 2.10),
+    "ja": ("script_runs", 0.79),
+    "zh": ("characters", 1.51),
+    "vi": ("words", 1.24),
+    "th": ("syllables", 2.86),
+    "km": ("syllables", 2.45),
+    "lo": ("syllables", 2.10),
     "my": ("syllables", 1.81),
 }
 

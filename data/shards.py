@@ -51,9 +51,7 @@ class FilterShards(PipelineStep):
         self.profiles = profiles
         self.workspace = workspace
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Process one shard; yields nothing."""
         shard = self.shards[rank]
         config = self.config
@@ -103,7 +101,8 @@ class FilterShards(PipelineStep):
             identification = config.language_identification
             steps.extend(
                 build_filters(
-                    profile, ledger,
+                    profile,
+                    ledger,
                     identify=identification.enabled,
                     minimum_score=identification.minimum_score,
                     model=identification.model,
@@ -136,6 +135,9 @@ def document_key(document: Document, salt: str) -> tuple[int, int, int, int, int
     url = document.metadata.get("url")
     address = hashlib.blake2b(url.encode(errors="replace"), digest_size=8).digest() if url else bytes(8)
     return (
-        int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"),
-        int.from_bytes(address, "little"), int.from_bytes(heldout, "little"), len(content.encode()),
+        int.from_bytes(digest[:8], "little"),
+        int.from_bytes(digest[8:], "little"),
+        int.from_bytes(address, "little"),
+        int.from_bytes(heldout, "little"),
+        len(content.encode()),
     )

@@ -142,9 +142,7 @@ def _chosen(files: list[InputFile], count: int) -> list[InputFile]:
     return [file for file in files if file in kept]
 
 
-def _grouped(
-    files: Sequence[InputFile], maximum_bytes: int, maximum_files: int
-) -> Iterator[list[InputFile]]:
+def _grouped(files: Sequence[InputFile], maximum_bytes: int, maximum_files: int) -> Iterator[list[InputFile]]:
     group: list[InputFile] = []
     size = 0
     for file in files:

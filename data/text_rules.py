@@ -304,9 +304,7 @@ class Cleaner(PipelineStep):
         self.section = section
         self.ledger = ledger
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Clean each document; one that is all footer is dropped."""
         for document in data:
             text = self.cleaned(document.text)

@@ -138,9 +138,7 @@ class EncodeShards(PipelineStep):
         self.config = config
         self.bos_id = vocabulary.bos_id if config.add_bos else None
 
-    def run(
-        self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Encode one shard; yields nothing."""
         # Set before the library starts its thread pool: processes are the parallelism here.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -187,7 +185,10 @@ class EncodeShards(PipelineStep):
                 stored.append(encoder.encode(messages))
             except DataError as error:
                 raise DataError(
-                    error.what, where=f"document {record['id']}", got=error.got, expected=error.expected,
+                    error.what,
+                    where=f"document {record['id']}",
+                    got=error.got,
+                    expected=error.expected,
                     fix=error.fix,
                 ) from error
             size += sum(len(message["content"].encode()) for message in messages)
@@ -315,7 +316,9 @@ def _join(
         if len(lengths):
             name = source.name if split == "train" else f"{source.name}.heldout"
             concatenate(
-                output_dir / name, [work / f"{part}.ids" for part in parts], lengths,
+                output_dir / name,
+                [work / f"{part}.ids" for part in parts],
+                lengths,
                 stored_type(source.kind, vocabulary),
             )
         text_bytes = sum(read_json(work / f"{part}.json")["bytes"] for part in parts)
@@ -382,9 +385,11 @@ def _result(mixture: Mixture, seconds: float, text_bytes: int) -> StageResult:
         for source in mixture.sources
     )
     return StageResult(
-        counts={"tokens": sum(source.tokens for source in mixture.sources),
-                "documents": sum(source.documents for source in mixture.sources),
-                "total_tokens": mixture.total_tokens},
+        counts={
+            "tokens": sum(source.tokens for source in mixture.sources),
+            "documents": sum(source.documents for source in mixture.sources),
+            "total_tokens": mixture.total_tokens,
+        },
         metrics=metrics,
         artifacts=("mixture.json",),
         summary=summary,

@@ -70,9 +70,7 @@ def _content(source: SourceConfig, record: Any, where: str) -> bytes | BadRecord
     return content
 
 
-def _page_record(
-    source: SourceConfig, record: Any, where: str, identifier: str
-) -> Document | BadRecord:
+def _page_record(source: SourceConfig, record: Any, where: str, identifier: str) -> Document | BadRecord:
     headers = record.http_headers
     url = record.rec_headers.get_header("WARC-Target-URI")
     declared = (headers.get_header("Content-Type") or "") if headers is not None else ""
@@ -98,9 +96,7 @@ def _page_record(
     return new_document(source, identifier, text, len(content), url=url, date=_date(record))
 
 
-def _text_record(
-    source: SourceConfig, record: Any, where: str, identifier: str
-) -> Document | BadRecord:
+def _text_record(source: SourceConfig, record: Any, where: str, identifier: str) -> Document | BadRecord:
     content = _content(source, record, where)
     if isinstance(content, BadRecord):
         return content

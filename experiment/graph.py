@@ -305,8 +305,7 @@ class Graph:
         seconds = time.monotonic() - clock
         directory = self.directory(stage.name)
         if tracker is not None:
-            tracker.log_metrics(result.metrics)
-            tracker.log_metrics({"stage/seconds": seconds})
+            tracker.log_final({**result.metrics, "stage/seconds": seconds})
             for artifact in result.artifacts:
                 if (directory / artifact).is_file():
                     tracker.log_artifact(directory / artifact, str(Path(artifact).parent).strip("."))

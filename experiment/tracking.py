@@ -108,6 +108,11 @@ class MlflowTracker:
         for start in range(0, len(entries), _METRICS_PER_CALL):
             self._client.log_batch(self._run_id, metrics=entries[start : start + _METRICS_PER_CALL])
 
+    def log_final(self, metrics: Mapping[str, float]) -> None:
+        """Log the results of a stage; metrics that have a curve already keep it as it is."""
+        known = self._client.get_run(self._run_id).data.metrics
+        self.log_metrics({key: value for key, value in metrics.items() if key not in known})
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file."""
         self._client.log_artifact(self._run_id, str(path), folder or None)

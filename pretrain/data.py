@@ -22,6 +22,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from experiment.chat_tokens import unmark
 from experiment.errors import DataError
 from experiment.mixture import Mixture
 
@@ -110,7 +111,9 @@ class TrainingData:
     def sample(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and loss mask of one sample, each [S]."""
         item = self._dataset[index]
-        return item["tokens"], item["labels"], item["loss_mask"]
+        tokens, _ = unmark(item["tokens"])
+        labels, learned = unmark(item["labels"])
+        return tokens, labels, item["loss_mask"] * learned
 
     def samples_by_source(self, first: int, end: int) -> dict[str, int]:
         """How many of the samples first ... end - 1 come from each source."""

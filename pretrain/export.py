@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiment.chat_tokens import TEMPLATE_NAME
 from experiment.corpus_index import CorpusIndex
 from experiment.stage import StageContext, StageResult
 from pretrain.convert_config import ExportConfig
@@ -41,6 +43,8 @@ def run(
         shard_bytes=config.shard_bytes,
         workers=min(context.workers, 4),
     )
+    if "tokens" in inputs and (template := inputs["tokens"] / TEMPLATE_NAME).is_file():
+        shutil.copyfile(template, output_dir / TEMPLATE_NAME)
     verification: dict[str, Any] = {}
     if config.verify:
         verification = verify_export(

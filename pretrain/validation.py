@@ -18,6 +18,7 @@ import numpy
 import torch
 from megatron.core import parallel_state
 
+from experiment.chat_tokens import unmark
 from experiment.mixture import Mixture
 from pretrain.data import Batch, BatchLayout
 
@@ -84,6 +85,8 @@ class Windows:
         padded[: len(stream)] = stream
         mask = torch.zeros(count * sequence_length)
         mask[: len(stream) - 1] = 1.0
+        padded, learned = unmark(padded)
+        mask *= learned[1:]
         labels = padded[1:]
         if bos_id is not None:
             mask[labels == bos_id] = 0.0

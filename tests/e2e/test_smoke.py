@@ -93,7 +93,7 @@ print(json.dumps({"rows": rows, "config": model.config.vocab_size, "tokenizer": 
 
 def test_logits_match_megatron(run_dir: Path) -> None:
     verified = read_json(run_dir / "export" / "verify.json")
-    assert verified["logits"]["maximum_difference"] <= 1e-4
+    assert verified["logits"]["max_difference"] <= 1e-4
     assert verified["logits"]["tokens"] > 0
 
 
@@ -116,7 +116,9 @@ def test_tokenizer_agrees_with_sentencepiece_and_keeps_english(run_dir: Path) ->
             assert fast.encode(line, add_special_tokens=False).ids == extended.encode(line)
     for line in texts["en"]:
         assert extended.encode(line) == base.encode(line)
-    assert sum(len(extended.encode(line)) for line in texts["km"]) < 0.9 * sum(len(base.encode(line)) for line in texts["km"])
+    assert sum(len(extended.encode(line)) for line in texts["km"]) < 0.9 * sum(
+        len(base.encode(line)) for line in texts["km"]
+    )
 
 
 def test_tokens_are_read_by_megatron_and_hold_the_corpus(run_dir: Path) -> None:
@@ -159,7 +161,12 @@ def test_mixture_is_exact_and_metrics_cover_the_run(run_dir: Path) -> None:
     losses = [record for record in records if "train/loss" in record]
     assert losses[-1]["consumed_tokens"] == mixture["total_tokens"] == 16384
     assert losses[-1]["train/loss"] < losses[0]["train/loss"]
-    validated = {key.rsplit("/", 1)[1] for record in records for key in record if key.startswith("validation/bits_per_byte/")}
+    validated = {
+        key.rsplit("/", 1)[1]
+        for record in records
+        for key in record
+        if key.startswith("validation/bits_per_byte/")
+    }
     assert validated == LANGUAGES
 
 
@@ -169,7 +176,7 @@ def test_evaluation_and_report(run_dir: Path) -> None:
         assert set(results[side]["bits_per_byte"]) == LANGUAGES
         assert all(0 < value < 40 for value in results[side]["bits_per_byte"].values())
     page = (run_dir / "report" / "index.html").read_text(encoding="utf-8")
-    assert "http://" not in page.replace("http://www.w3.org", "") and "src=\"/" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and 'src="/' not in page
     for heading in ("Corpus", "Mixture", "Tokenizer", "Training", "Bits per byte"):
         assert heading.lower() in page.lower()
 
@@ -185,9 +192,7 @@ def test_mlflow_store(run_dir: Path) -> None:
     train = runs["train"]
     assert train.data.tags["mlflow.parentRunId"] == runs["smoke"].info.run_id
     history = client.get_metric_history(train.info.run_id, "train/loss")
-    logged = [
-        json.loads(line) for line in (run_dir / "train" / "metrics.jsonl").read_text().splitlines()
-    ]
+    logged = [json.loads(line) for line in (run_dir / "train" / "metrics.jsonl").read_text().splitlines()]
     expected = {record["step"]: record["train/loss"] for record in logged if "train/loss" in record}
     assert {point.step: point.value for point in history} == pytest.approx(expected)
     assert "report.html" in {item.path for item in client.list_artifacts(runs["corpus"].info.run_id)}
@@ -203,7 +208,7 @@ def test_kill_9_during_training_then_rerun_gives_the_same_model(run_dir: Path, t
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     latest = copy / "train.partial" / "checkpoints" / "latest.json"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not latest.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     assert process.poll() is None, "training ended before it could be killed"

@@ -6,7 +6,15 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from experiment.config import Cosmetic, StrictModel, dump_yaml, expand_path, fingerprint, load_config, load_raw
+from experiment.config import (
+    Cosmetic,
+    StrictModel,
+    dump_yaml,
+    expand_path,
+    fingerprint,
+    load_config,
+    load_raw,
+)
 from experiment.errors import ConfigError
 
 
@@ -54,9 +62,14 @@ def test_loads_and_dumps_to_the_same_values(tmp_path: Path) -> None:
 
 
 def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
-    write(tmp_path / "base" / "base.yaml", "name: base\noptimizer: {learning_rate: 1e-3, betas: [0.9, 0.99]}\nsources: [{name: a}, {name: b}]\n")
+    write(
+        tmp_path / "base" / "base.yaml",
+        "name: base\noptimizer: {learning_rate: 1e-3, betas: [0.9, 0.99]}\nsources: [{name: a}, {name: b}]\n",
+    )
     write(tmp_path / "middle.yaml", "extends: base/base.yaml\noptimizer: {learning_rate: 2e-3}\n")
-    config = load_config(Root, write(tmp_path / "top.yaml", "extends: middle.yaml\nname: top\nsources: [{name: c}]\n"))
+    config = load_config(
+        Root, write(tmp_path / "top.yaml", "extends: middle.yaml\nname: top\nsources: [{name: c}]\n")
+    )
     assert config.name == "top"
     assert config.optimizer == Optimizer(learning_rate=2e-3, betas=[0.9, 0.99])
     assert [source.name for source in config.sources] == ["c"]
@@ -79,7 +92,13 @@ def test_overrides(tmp_path: Path) -> None:
     config = load_config(
         Root,
         path,
-        ["optimizer.learning_rate=3e-4", "sources.en.weight=2", "sources.0.weight=5", "extend.size=7", "weights={a: 1}"],
+        [
+            "optimizer.learning_rate=3e-4",
+            "sources.en.weight=2",
+            "sources.0.weight=5",
+            "extend.size=7",
+            "weights={a: 1}",
+        ],
     )
     assert config.optimizer.learning_rate == 3e-4
     assert [source.weight for source in config.sources] == [5, 2]
@@ -159,7 +178,9 @@ def test_wrong_overrides(tmp_path: Path, override: str, expected: str) -> None:
 
 def test_missing_file_suggests(tmp_path: Path) -> None:
     write(tmp_path / "quickstart.yaml", "")
-    with pytest.raises(ConfigError, match=r"no such configuration file[\s\S]*did you mean .*quickstart\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"no such configuration file[\s\S]*did you mean .*quickstart\.yaml"
+    ):
         load_raw(tmp_path / "quikstart.yaml")
 
 

@@ -49,10 +49,14 @@ def test_progress_line() -> None:
 
 def test_command_line_starts_without_heavy_imports() -> None:
     code = "import tsugiki, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'pydantic') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
     code = "import pipeline, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datatrove') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 

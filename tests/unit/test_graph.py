@@ -14,7 +14,9 @@ from experiment.manifest import Manifest
 from experiment.stage import StageContext
 
 
-def build(run_dir: Path, a: str = "a", b: str = "b", middle: str = "write", seed: int = 1, **options: object) -> Graph:
+def build(
+    run_dir: Path, a: str = "a", b: str = "b", middle: str = "write", seed: int = 1, **options: object
+) -> Graph:
     stages = [
         Stage("first", ToyConfig(text=a), (), "toy_stages:write"),
         Stage("second", ToyConfig(text=b), ("first",), f"toy_stages:{middle}"),
@@ -115,7 +117,9 @@ def test_manifest_tells_origin(tmp_path: Path) -> None:
     assert first.config is not None and first.config["text"] == "a"
     assert first.counts == {"letters": 1}
     # printf a | sha256sum
-    assert first.outputs["out.txt"].sha256 == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    assert (
+        first.outputs["out.txt"].sha256 == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    )
     assert "torch" in first.versions
 
 

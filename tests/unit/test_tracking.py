@@ -49,7 +49,9 @@ def test_parent_and_child_runs(run_dir: Path, client: MlflowClient) -> None:
     assert (run_dir.parent / "mlflow.db").is_file()
 
 
-def test_failure_is_recorded_and_the_next_run_continues_the_parent(run_dir: Path, client: MlflowClient) -> None:
+def test_failure_is_recorded_and_the_next_run_continues_the_parent(
+    run_dir: Path, client: MlflowClient
+) -> None:
     with pytest.raises(DataError):
         made = graph(run_dir, fail=True)
         made.run(list(made.stages.values()), ToyConfig())

@@ -20,7 +20,9 @@ class ToyConfig(StrictModel):
     fail_with_oserror: int = 0
 
 
-def write(config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext) -> StageResult:
+def write(
+    config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
     (output_dir / "out.txt").write_text(
         "".join((path / "out.txt").read_text() for path in inputs.values()) + config.text
     )
@@ -35,13 +37,17 @@ def write(config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, conte
                        artifacts=("out.txt",), summary=(f"wrote {config.text}",))  # fmt: skip
 
 
-def constant(config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext) -> StageResult:
+def constant(
+    config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
     """Same output whatever the input: what follows need not be redone."""
     (output_dir / "out.txt").write_text("constant")
     return StageResult()
 
 
-def countdown(config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext) -> StageResult:
+def countdown(
+    config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
     """Resumable: one file a step; kills its own process as the kernel would when told to."""
     (output_dir / "checkpoints" / "iter_1").mkdir(parents=True, exist_ok=True)
     done = len(list(output_dir.glob("step-*")))

@@ -85,7 +85,9 @@ class Experiment:
     def save_config(self) -> None:
         """Write the resolved configuration into the run directory."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(dump_yaml(self.config), encoding="utf-8")
+        temporary = self.run_dir / f"config.yaml.{os.getpid()}.tmp"
+        temporary.write_text(dump_yaml(self.config), encoding="utf-8")
+        temporary.replace(self.run_dir / "config.yaml")
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -183,6 +185,10 @@ def _check_languages(experiment: Experiment) -> None:
             if language not in languages:
                 where = ("tokenizer", "extend", "languages", language)
                 _fail(experiment, where, "no corpus source in this language", language, known)
+    conversations = [source.name for source in config.corpus.sources if source.kind == "instruction"]
+    if conversations and config.tokens.chat is None:
+        got = f"instruction source {conversations[0]} and no chat template"
+        _fail(experiment, ("tokens",), "conversations need a chat template", got, "a section tokens.chat")
     weights = config.tokens.mixture.weights
     for key in weights if isinstance(weights, dict) else ():
         if key not in languages and key not in names:

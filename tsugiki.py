@@ -173,15 +173,29 @@ def tokenizer_report(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where report.json, .csv, .md and .html go.")
     ],
+    parallel: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parallel", metavar="LANG=FILE", help="Aligned lines, en among them, for parity; repeatable."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="PATH", help="config.json of the model whose cost is predicted."),
+    ] = None,
+    limit_bytes: Annotated[
+        int | None, typer.Option("--limit-bytes", metavar="N", help="Most bytes of each text.")
+    ] = None,
 ) -> None:
     """Measure any tokenizers on any texts: compression, fertility, parity, byte fallback, with plots."""
     tokenizers = {name: Path(path) for name, path in _pairs("--tokenizer", tokenizer)}
     texts: dict[str, list[Path]] = {}
     for language, path in _pairs("--text", text):
         texts.setdefault(language, []).append(Path(path))
+    aligned = {language: Path(path) for language, path in _pairs("--parallel", parallel or [])}
     from tokenizer.report import run_report
 
-    run_report(tokenizers, texts, out)
+    run_report(tokenizers, texts, out, parallel=aligned or None, model=model, limit_bytes=limit_bytes)
     _say(f"report: {out / 'report.html'}")
 
 
@@ -213,6 +227,12 @@ def convert_import(
         ),
     ] = None,
     init: Annotated[str, typer.Option("--init", help="How new rows start; see docs/graft.md.")] = "mean",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; default: as it is.")
+    ] = None,
+    trim_padding_rows: Annotated[
+        bool, typer.Option("--trim-padding-rows", help="Drop rows behind the last id of the tokenizer.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of random new rows.")] = 1234,
     workers: WorkersOption = 2,
     overwrite: OverwriteOption = False,
@@ -222,7 +242,8 @@ def convert_import(
     from pretrain.convert import import_checkpoint
     from pretrain.convert_config import GraftConfig
 
-    config = validate(GraftConfig, RawConfig({"init": init}, {}))
+    values = {"init": init, "dtype": dtype, "trim_padding_rows": trim_padding_rows}
+    config = validate(GraftConfig, RawConfig(values, {}))
     report = import_checkpoint(
         hf_dir,
         megatron_dir,
@@ -249,20 +270,41 @@ def convert_export(
         ),
     ] = None,
     iteration: IterationOption = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; default: the base's.")
+    ] = None,
+    shard_bytes: Annotated[
+        int, typer.Option("--shard-bytes", metavar="N", help="Largest safetensors file.")
+    ] = 5_000_000_000,
+    license_name: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="Licence for the model card.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Base model's name for the model card.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare weights and logits with Megatron afterwards.")] = True,
     workers: WorkersOption = 2,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a Megatron checkpoint of any layout as a Hugging Face directory, and verify it."""
+    from experiment.config import RawConfig, validate
     from pretrain.convert import export_checkpoint
     from pretrain.convert_config import ExportConfig
 
+    values = {
+        "iteration": iteration,
+        "dtype": dtype,
+        "shard_bytes": shard_bytes,
+        "license": license_name,
+        "base_model": base_model,
+        "verify": verify,
+    }
     report = export_checkpoint(
         megatron_dir,
         hf_dir,
         tokenizer_dir=tokenizer,
         base_dir=base,
-        config=ExportConfig(iteration=iteration, verify=verify),
+        config=validate(ExportConfig, RawConfig(values, {})),
         workers=workers,
         overwrite=overwrite,
     )

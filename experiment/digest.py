@@ -13,7 +13,7 @@ _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
 VOLATILE_SUFFIXES = (".html", ".png", ".svg", ".log")
 """Files that tell a run apart from another without changing what it produced."""
-VOLATILE_NAMES = frozenset({"manifest.json", "report.json", "metrics.jsonl"})
+VOLATILE_NAMES = frozenset({"manifest.json", "report.json", "report.md", "report.csv", "metrics.jsonl"})
 
 
 def sha256_file(path: Path) -> str:

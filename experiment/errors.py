@@ -64,5 +64,14 @@ class EnvironmentError_(TsugikiError):
     """The machine lacks something: a package, a device, disk space, a Slurm command."""
 
 
+class Interrupted(TsugikiError):
+    """The work saved its state and stopped because it was told to; run again to continue.
+
+    The exit status is EX_TEMPFAIL of sysexits.h: try again later.
+    """
+
+    exit_code = 75
+
+
 class TrainingError(TsugikiError):
     """Training cannot go on: non-finite loss, a dead rank, a hang."""

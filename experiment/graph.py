@@ -18,7 +18,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from experiment.config import fingerprint
 from experiment.digest import ExternalDigests, sha256_json
-from experiment.errors import CheckpointError, ConfigError, TsugikiError
+from experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
 from experiment.manifest import Manifest, describe_outputs, git_revision, versions
 from experiment.stage import StageContext, StageFunction, StageResult
 from experiment.tracking import (
@@ -35,12 +35,14 @@ from experiment.tracking import (
     NullTracker,
     RunStatus,
     TrackingConfig,
+    TrackingInfo,
     job_tags,
     open_run,
 )
 
 Action = Literal["skip", "run", "resume"]
 KEY_NAME = ".key.json"
+_TRACKING_NAME = ".tracking.json"
 _SECONDARY_RANK_WAIT_SECONDS = 600.0
 
 
@@ -255,7 +257,7 @@ class Graph:
                     parent = parent or self._open_parent(config)
                     self._execute(stage, decision, parent)
                 status = "FINISHED"
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Interrupted):
                 status = "KILLED"
                 raise
             finally:
@@ -279,8 +281,8 @@ class Graph:
     def _execute(self, stage: Stage, decision: Decision, parent: MlflowTracker | None) -> None:
         parts = self.key_parts(stage)
         partial = self.partial(stage.name)
-        self._prepare_partial(stage, decision, parts)
         tracker = self._open_child(stage, decision, parent)
+        self._prepare_partial(stage, decision, parts, tracker.info if tracker is not None else None)
         context = StageContext(
             seed=self._context.seed,
             workers=self._context.workers,
@@ -296,7 +298,7 @@ class Graph:
             status = "FINISHED"
         except OSError as error:
             raise _os_error(stage.name, partial, error) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = "KILLED"
             raise
         finally:
@@ -336,7 +338,13 @@ class Graph:
             self._prepare_partial(stage, decision, self.key_parts(stage))
         return self.partial(stage.name)
 
-    def _prepare_partial(self, stage: Stage, decision: Decision, parts: Mapping[str, str]) -> None:
+    def _prepare_partial(
+        self,
+        stage: Stage,
+        decision: Decision,
+        parts: Mapping[str, str],
+        tracking: TrackingInfo | None = None,
+    ) -> None:
         partial = self.partial(stage.name)
         if partial.exists() and decision.action != "resume":
             if stage.precious and any((partial / "checkpoints").glob("iter_*")):
@@ -344,6 +352,9 @@ class Graph:
             else:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
+        if tracking is not None:
+            _write_atomically(partial / _TRACKING_NAME, tracking.model_dump())
+        # The key comes last: the other ranks of a job start as soon as they see it.
         _write_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
 
     def _seal(
@@ -351,7 +362,8 @@ class Graph:
     ) -> None:
         partial, directory = self.partial(stage.name), self.directory(stage.name)
         shutil.rmtree(partial / ".work", ignore_errors=True)
-        (partial / KEY_NAME).unlink(missing_ok=True)
+        for name in (KEY_NAME, _TRACKING_NAME):
+            (partial / name).unlink(missing_ok=True)
         outputs, digest = describe_outputs(partial)
         Manifest(
             stage=stage.name,
@@ -405,7 +417,9 @@ class Graph:
                     fix="see the log of rank 0; is the run directory on a shared file system?",
                 )
             time.sleep(0.5)
-        stage.load()(stage.config, self.input_paths(stage), self.partial(stage.name), self._context)
+        # The rank that owns the loss may not be rank 0: it logs to the run that rank 0 opened.
+        context = replace(self._context, tracker=NullTracker(_tracking_info(self.partial(stage.name))))
+        stage.load()(stage.config, self.input_paths(stage), self.partial(stage.name), context)
 
     # --- small files ---------------------------------------------------------------------------
 
@@ -426,6 +440,13 @@ def _rank() -> int:
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
         return int(os.environ.get("SLURM_PROCID", "0"))
     return 0
+
+
+def _tracking_info(partial: Path) -> TrackingInfo | None:
+    try:
+        return TrackingInfo.model_validate_json((partial / _TRACKING_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _partial_key(partial: Path) -> str | None:

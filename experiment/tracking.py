@@ -63,9 +63,10 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Tracking switched off."""
+    """Logs nothing: tracking switched off, or a process that only hands ``info`` on."""
 
-    info: TrackingInfo | None = None
+    def __init__(self, info: TrackingInfo | None = None) -> None:
+        self.info = info
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nothing."""

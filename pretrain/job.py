@@ -13,6 +13,7 @@ from experiment.errors import (
     ConfigError,
     DataError,
     EnvironmentError_,
+    Interrupted,
     TrainingError,
     TsugikiError,
 )
@@ -22,7 +23,7 @@ from pretrain.config import TrainConfig
 WORK_NAME = ".work"
 CHECKPOINTS_NAME = "checkpoints"
 METRICS_NAME = "metrics.jsonl"
-INTERRUPTED_EXIT_CODE = 75
+INTERRUPTED_EXIT_CODE = Interrupted.exit_code
 """Exit status of a rank that saved a checkpoint and stopped because it was told to (EX_TEMPFAIL)."""
 
 _ERRORS: dict[str, type[TsugikiError]] = {

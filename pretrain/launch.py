@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiment.errors import ConfigError, TrainingError, TsugikiError
+from experiment.errors import ConfigError, Interrupted, TrainingError, TsugikiError
 from experiment.tracking import NullTracker, Tracker
 from pretrain.job import (
     INTERRUPTED_EXIT_CODE,
@@ -27,12 +27,6 @@ from pretrain.signals import STOP_SIGNALS
 
 _POLL_SECONDS = 0.1
 _LOG_LINES = 15
-
-
-class Interrupted(TsugikiError):
-    """Training saved a checkpoint and stopped because it was told to; run again to continue."""
-
-    exit_code = INTERRUPTED_EXIT_CODE
 
 
 def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import CheckpointError
+from experiment.errors import CheckpointError, Interrupted
 from experiment.mixture import Mixture
 from experiment.stage import StageContext, StageResult
 from pretrain.config import TrainConfig
 from pretrain.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
-from pretrain.launch import Interrupted, check_world, run_here
+from pretrain.launch import check_world, run_here
 from pretrain.layout import check
 from pretrain.signals import StopRequest
 from pretrain.spec import SPEC_NAME, ModelSpec

@@ -13,6 +13,7 @@ import faulthandler
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,25 +94,35 @@ def main() -> int:
 
     from pretrain.megatron_cpu import import_megatron
 
-    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    # The rendezvous socket listens now; the server, a thread, starts after the last fork. A thread inside
+    # the C library while this process forks would leave its lock taken in the child for ever.
+    listener = socket.create_server(("127.0.0.1", 0), backlog=max(128, size))
+    port = listener.getsockname()[1]
     log_path(job.work_dir, 0).parent.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
-        ranks = [_spawned(rank, size, store.port) for rank in range(size)]
+        ranks = [_spawned(rank, size, port) for rank in range(size)]
     else:
         import_megatron()
         import pretrain.loop  # noqa: F401
 
         # Megatron collects garbage at every checkpoint; what is imported is none, and stays shared.
         gc.freeze()
-        ranks = [_forked(job, rank, size, store.port) for rank in range(size)]
-    return _supervise(ranks)
+        ranks = [_forked(job, rank, size, listener) for rank in range(size)]
+    store = TCPStore(
+        "127.0.0.1", port, size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    status = _supervise(ranks)
+    del store
+    return status
 
 
-def _forked(job: TrainJob, rank: int, size: int, port: int) -> int:
+def _forked(job: TrainJob, rank: int, size: int, listener: socket.socket) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
+    port = listener.getsockname()[1]
+    listener.close()
     code = 1
     try:
         code = rank_main(job, rank, size, port)

@@ -19,6 +19,7 @@ from training_case import (
 LAYOUTS = {
     "tp2": {"parallel": {"tensor": 2}},
     "pp2": {"parallel": {"pipeline": 2}},
+    "tp2-pp2": {"parallel": {"tensor": 2, "pipeline": 2}},
     "tp2-pp2-sp": {"parallel": {"tensor": 2, "pipeline": 2, "sequence": True}},
     "vpp": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
     "dp2": {"parallel": {"data": 2}},

@@ -88,11 +88,22 @@ def _download(package: str, folder: Path) -> None:
     # apt's sandbox user may not enter the folder; as root it then warns and downloads anyway.
     command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package]
     result = _run(command, folder)
-    if result.returncode != 0 and _is_root() and "Unable to locate" in result.stderr:
-        _run(["apt-get", "update", "-q"], folder)
-        result = _run(command, folder)
+    if result.returncode != 0:
+        # The package lists are empty (a fresh container) or older than the archive: get new ones, without
+        # root into a folder of our own.
+        private = [] if _is_root() else _private_lists(folder)
+        _run(["apt-get", *private, "update", "-q"], folder)
+        result = _run([command[0], *private, *command[1:]], folder)
     if result.returncode != 0 or not any(folder.glob("*.deb")):
         raise _failed(command, package, result)
+
+
+def _private_lists(folder: Path) -> list[str]:
+    """Options that make apt keep its package lists below ``folder``."""
+    lists, caches = folder / "lists", folder / "cache"
+    for path in (lists / "partial", caches / "archives" / "partial"):
+        path.mkdir(parents=True, exist_ok=True)
+    return ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={caches}", "-o", "Debug::NoLocking=true"]
 
 
 def _checked(command: list[str], package: str, folder: Path | None) -> None:

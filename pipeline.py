@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from pydantic import Field
 from data.config import CorpusConfig, TokensConfig
 from evaluation.config import EvaluateConfig, ReportConfig
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
-from experiment.errors import ConfigError, EnvironmentError_
+from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig
@@ -225,5 +224,4 @@ def _check_layout(experiment: Experiment) -> None:
     except ConfigError:
         # A base model that only the compute nodes can see is checked there, by the training stage.
         return
-    with contextlib.suppress(EnvironmentError_):  # what this machine lacks, another may have
-        check_layout(train, spec, train.parallel.data or 1)
+    check_layout(train, spec, train.parallel.data or 1)

@@ -64,7 +64,7 @@ def _commands() -> list[Check]:
 
 
 def accelerator() -> list[Check]:
-    """Device and tier of ``pretrain/``: transformer-engine, apex or torch alone."""
+    """Device and acceleration tier of ``pretrain/``, and which optional accelerators are installed."""
     try:
         import torch
     except ImportError:
@@ -72,7 +72,7 @@ def accelerator() -> list[Check]:
     if not torch.cuda.is_available():
         return [
             Check("device", "ok", "CPU (gloo): right for tests and the quick start; no CUDA device found"),
-            Check("tier", "ok", "torch only; transformer-engine and apex need a CUDA device"),
+            Check("tier", "ok", "torch only"),
         ]
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     checks = [
@@ -82,22 +82,11 @@ def accelerator() -> list[Check]:
             f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}",
         )
     ]
+    checks.append(Check("tier", "ok", "torch only: layers of transformer-engine and apex are not used yet"))
     engine = importlib.util.find_spec("transformer_engine") is not None
-    apex = has_nvidia_apex()
-    tier = "transformer-engine" if engine else "apex" if apex else "torch only"
-    checks.append(Check("tier", "ok", tier))
-    if not engine:
-        checks.append(
-            Check("transformer-engine", "absent", "bf16/fp8 layers; `slurm/environment.sh` installs it")
-        )
-    if not apex:
-        checks.append(
-            Check(
-                "apex", "absent",
-                "fused optimizer and norm, built from NVIDIA's source by `slurm/environment.sh`; "
-                "the package named apex on PyPI is another project",
-            )
-        )  # fmt: skip
+    how = "`slurm/environment.sh` builds it from NVIDIA's source"
+    for name, there in (("transformer-engine", engine), ("apex", has_nvidia_apex())):
+        checks.append(Check(name, "ok" if there else "absent", "installed" if there else f"optional; {how}"))
     return checks
 
 

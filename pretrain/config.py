@@ -221,7 +221,8 @@ class TrainConfig(StrictModel):
     global_batch: int = Field(default=1024, ge=1)
     """Sequences per optimizer step."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
-    """Arithmetic of forward and backward; gradients and optimizer are fp32. fp8 needs transformer-engine."""
+    """Arithmetic of forward and backward; gradients and optimizer are fp32. fp8 can
+    be planned with, but training does not build transformer-engine layers yet and refuses it."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()

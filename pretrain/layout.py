@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-from experiment.errors import ConfigError, EnvironmentError_
+from experiment.errors import ConfigError
 from pretrain.config import TrainConfig
 from pretrain.selection import Selection
 from pretrain.spec import ModelSpec
@@ -22,7 +20,6 @@ def check(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
 
     Raises:
         ConfigError: the first thing that does not fit.
-        EnvironmentError_: fp8 without transformer-engine.
     """
     parallel = config.parallel
     for name, size in (("attention heads", spec.heads), ("key/value heads", spec.kv_heads)):
@@ -69,12 +66,13 @@ def check(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
             expected=f"at most {spec.max_positions} (max_position_embeddings of the base model)",
             fix="shorten train.sequence_length, or set rope scaling in the base model's config.json",
         )
-    if config.precision == "fp8" and importlib.util.find_spec("transformer_engine") is None:
-        raise EnvironmentError_(
-            "fp8 needs transformer-engine, which is not installed",
+    if config.precision == "fp8":
+        raise ConfigError(
+            "fp8 needs transformer-engine layers, which training does not build yet",
             where="train.precision",
             got="fp8",
-            fix="use train.precision: bf16, or install it (`tsugiki doctor` says how)",
+            expected="bf16 or fp32",
+            fix="set train.precision: bf16",
         )
 
 

@@ -1,6 +1,6 @@
-"""Recipes at tiny scale: every one keeps what makes it itself; one runs from text to a Hugging Face model.
+"""Recipes at tiny scale: every one keeps what makes it itself and runs from text to a Hugging Face model.
 
-``TSUGIKI_TINY_RECIPES=all`` (or names separated by commas) runs others as well.
+``TSUGIKI_TINY_RECIPES=swallow-7b,sus-chat-34b`` runs only these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretrain.spec import ModelSpec
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
-CHOSEN = os.environ.get("TSUGIKI_TINY_RECIPES", "swallow-70b")
+CHOSEN = os.environ.get("TSUGIKI_TINY_RECIPES", "all")
 RUN = [path.stem for path in RECIPES] if CHOSEN == "all" else CHOSEN.split(",")
 
 

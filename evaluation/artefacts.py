@@ -81,6 +81,8 @@ class Artefacts:
     def added_rows(self) -> int | None:
         """Rows that the vocabulary stage added to the base (pieces and reserved ones); None when unknown."""
         report = self.tokenizer or {}
+        if report.get("pieces") == 0:  # the base's vocabulary is kept; nothing more is reported then
+            return 0
         if "base_vocabulary" not in report or "vocabulary_size" not in report:
             return None
         return int(report["vocabulary_size"]) - int(report["base_vocabulary"])

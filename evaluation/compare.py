@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from evaluation.artefacts import Artefacts, run_directories
+from evaluation.charts import short
+from evaluation.compare_effort import curves, equal_effort, facts
 from evaluation.compare_page import comparison_page
 from evaluation.intervals import Resampler
 from evaluation.results import table, with_interval
@@ -18,6 +22,9 @@ from experiment.errors import ConfigError, DataError
 PAGE_NAME = "index.html"
 JSON_NAME = "comparison.json"
 MARKDOWN_NAME = "comparison.md"
+_NAMING = frozenset({"name", "run_dir", "tracking", "workers", "report"})
+"""Sections of a configuration that change nothing that is compared."""
+_EFFORT = {"bytes": "bytes of text", "tokens": "tokens", "flops": "FLOPs"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def compare(
                 fix="run it as far as `train` first",
             )
         runs[name] = artefacts
-    values = _values(runs, resamples, confidence, seed)
+    settings = {name: _settings(run_dir) for name, run_dir in zip(runs, run_dirs, strict=True)}
+    values = _values(runs, settings, resamples, confidence, seed)
     output.mkdir(parents=True, exist_ok=True)
     contents = {
         PAGE_NAME: comparison_page(values),
@@ -100,7 +108,13 @@ def _names(run_dirs: Sequence[Path]) -> list[str]:
     return longer
 
 
-def _values(runs: Mapping[str, Artefacts], resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+def _values(
+    runs: Mapping[str, Artefacts],
+    settings: Mapping[str, Mapping[str, Any]],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
     languages = list(
         dict.fromkeys(language for artefacts in runs.values() for language in _languages(artefacts))
     )
@@ -109,7 +123,7 @@ def _values(runs: Mapping[str, Artefacts], resamples: int, confidence: float, se
         "schema_version": 1,
         "reference": first,
         "confidence": confidence,
-        "runs": {name: _facts(artefacts) for name, artefacts in runs.items()},
+        "runs": {name: facts(artefacts) for name, artefacts in runs.items()},
         "languages": languages,
         "base": {},
         "result": {},
@@ -117,9 +131,11 @@ def _values(runs: Mapping[str, Artefacts], resamples: int, confidence: float, se
         "same_text": {},
         "tokens_per_byte": {},
         "benchmarks": _benchmarks(runs),
-        "curves": {name: _curves(artefacts) for name, artefacts in runs.items()},
+        "curves": {name: curves(artefacts) for name, artefacts in runs.items()},
+        "settings": _differences(settings),
         "warnings": _warnings(runs),
     }
+    values["equal_effort"] = equal_effort(values["curves"])
     for language in languages:
         values["same_text"][language] = _same_text(runs, language)
         for model in ("base", "result"):
@@ -183,56 +199,60 @@ def _benchmarks(runs: Mapping[str, Artefacts]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _bytes_per_token(artefacts: Artefacts) -> float | None:
-    """Bytes of text behind a token of the training mixture."""
-    if artefacts.mixture is None:
-        return None
-    total = sum(
-        source["share"] * source["bytes"] / source["tokens"]
-        for source in artefacts.mixture["sources"]
-        if source["tokens"]
-    )
-    return float(total) or None
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """Settings of a run by dotted path, without those that only name things; empty when it left none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError("unreadable configuration of a run", where=path, got=error) from error
+    flat: dict[str, Any] = {}
+    _flatten(loaded, "", flat)
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in _NAMING}
 
 
-def _flops_per_token(artefacts: Artefacts) -> float | None:
-    """Forward and backward FLOPs per token, attention counted causal, as training logged them."""
-    for line in reversed(artefacts.metrics):
-        rate = line.get("throughput/tokens_per_second")
-        work = line.get("throughput/tflops_causal_attention")
-        if rate and work:
-            return float(work) * 1e12 / float(rate)
-    return None
+def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _flatten(inner, f"{path}.{key}" if path else str(key), flat)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for position, item in enumerate(value):
+            _flatten(item, f"{path}.{item.get('name', position)}", flat)
+    else:
+        flat[path] = value
 
 
-def _facts(artefacts: Artefacts) -> dict[str, Any]:
-    tokens = max((int(line.get("consumed_tokens", 0)) for line in artefacts.metrics), default=0) or None
-    per_byte, per_flop = _bytes_per_token(artefacts), _flops_per_token(artefacts)
-    speed = sorted(value for _, value in artefacts.series("throughput/tokens_per_second"))
-    return {
-        "vocabulary_size": (artefacts.mixture or {}).get("vocabulary_size"),
-        "new_pieces": artefacts.added_rows,
-        "trained_tokens": tokens,
-        "trained_bytes": tokens * per_byte if tokens and per_byte else None,
-        "trained_flops": tokens * per_flop if tokens and per_flop else None,
-        "tokens_per_second": speed[len(speed) // 2] if speed else None,
-    }
+def _differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings in which runs differ, by path and run; a run that lacks one is left out of its mapping."""
+    if not all(settings.values()):
+        return {}
+    off = {key for flat in settings.values() for key, value in flat.items() if value is None}
+    folded = {name: _fold(flat, off) for name, flat in settings.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for key in dict.fromkeys(key for flat in folded.values() for key in flat):
+        values = {name: flat[key] for name, flat in folded.items() if key in flat}
+        first = next(iter(values.values()))
+        if len(values) < len(folded) or any(value != first for value in values.values()):
+            found[key] = values
+    return found
 
 
-def _curves(artefacts: Artefacts) -> dict[str, list[dict[str, float | None]]]:
-    per_byte, per_flop = _bytes_per_token(artefacts), _flops_per_token(artefacts)
-    return {
-        language: [
-            {
-                "tokens": tokens,
-                "bytes": None if per_byte is None else tokens * per_byte,
-                "flops": None if per_flop is None else tokens * per_flop,
-                "bits_per_byte": value,
-            }
-            for tokens, value in artefacts.series(f"validation/bits_per_byte/{language}")
-        ]
-        for language in artefacts.validated_languages()
-    }
+def _fold(flat: Mapping[str, Any], off: set[str]) -> dict[str, Any]:
+    """Sections that another run sets to null as one setting each, instead of one for each of their keys.
+
+    >>> _fold({"extend.size": 8, "seed": 1}, {"extend"})
+    {'extend': {'size': 8}, 'seed': 1}
+    """
+    folded: dict[str, Any] = {}
+    for key, value in flat.items():
+        section = next((path for path in off if key.startswith(f"{path}.")), None)
+        if section is None:
+            folded[key] = value
+        else:
+            folded.setdefault(section, {})[key.removeprefix(f"{section}.")] = value
+    return folded
 
 
 def _warnings(runs: Mapping[str, Artefacts]) -> list[str]:
@@ -291,11 +311,11 @@ def _markdown(values: Mapping[str, Any]) -> str:
                 "–" if entry is None else with_interval(entry["bits_per_byte"], entry["interval"], "+.3f")
             )
         rows.append([language, *cells])
-    facts = [
+    runs = [
         [
             name,
             *(
-                "–" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+                "–" if value is None else short(value) if isinstance(value, float) else f"{value:,}"
                 for value in entry.values()
             ),
         ]
@@ -306,9 +326,22 @@ def _markdown(values: Mapping[str, Any]) -> str:
         f"Bits per byte on held-out text, {values['confidence']:.0%} confidence intervals over documents; "
         f"lower is better. Differences are to {values['reference']}, on the same documents.",
         table(["language", *names, *(f"{name} − {names[0]}" for name in names[1:])], rows),
-        table(["run", *(key.replace("_", " ") for key in values["runs"][names[0]])], facts),
+        table(["run", *(key.replace("_", " ") for key in values["runs"][names[0]])], runs),
         *values["warnings"],
     ]
+    for axis, entry in values["equal_effort"].items():
+        rows = [
+            [language, *(f"{reached[name]:.3f}" for name in names)]
+            for language, reached in entry["bits_per_byte"].items()
+        ]
+        parts.append(f"Held-out bits per byte during training after {short(entry['at'])} {_EFFORT[axis]}:")
+        parts.append(table(["language", *names], rows))
+    rows = [
+        [language, *(f"{rates[name]:.4f}" if name in rates else "–" for name in names)]
+        for language, rates in values["tokens_per_byte"].items()
+    ]
+    if rows:
+        parts += ["Tokens per byte of held-out text:", table(["language", *names], rows)]
     if values["benchmarks"]:
         rows = [
             [

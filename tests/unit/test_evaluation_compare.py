@@ -12,6 +12,7 @@ import pytest
 from test_report_page import Page
 
 from evaluation.compare import compare
+from evaluation.compare_effort import equal_effort
 from experiment.errors import ConfigError, DataError
 
 LANGUAGES = ("ja", "en")
@@ -112,6 +113,56 @@ def test_effort_in_tokens_bytes_and_flops(runs: list[Path], tmp_path: Path) -> N
     last = values["curves"]["extended"]["ja"][-1]
     assert last == pytest.approx({"tokens": 2000, "bytes": 8000, "flops": 8e9, "bits_per_byte": 1.5})
     assert values["tokens_per_byte"]["ja"] == {"extended": 0.25, "kept": 0.5}
+
+
+def test_what_was_reached_for_equal_cost(runs: list[Path], tmp_path: Path) -> None:
+    values = compare(runs, tmp_path / "out").values
+    found = values["equal_effort"]
+    # Validation after 1,000 and 2,000 tokens: 3.0 and 1.5 bits per byte in both runs. `kept` has read 4,000
+    # bytes when it ends, which `extended` had after 1,000 tokens.
+    assert found["bytes"] == {"at": 4000.0, "bits_per_byte": {"ja": {"extended": 3.0, "kept": 1.5}}}
+    assert found["tokens"]["bits_per_byte"]["ja"] == {"extended": 1.5, "kept": 1.5}
+    page = Page((tmp_path / "out/index.html").read_text(encoding="utf-8")).text
+    assert "kept, 4k bytes" in page and "At equal cost" in page
+    markdown = (tmp_path / "out/comparison.md").read_text()
+    assert "after 4k bytes of text" in markdown and "| ja | 3.000 | 1.500 |" in markdown
+    assert "| ja | 0.2500 | 0.5000 |" in markdown
+
+
+def test_equal_cost_is_linear_between_measurements_and_nothing_outside() -> None:
+    def curve(*points: tuple[float, float]) -> list[dict[str, float | None]]:
+        return [
+            {"tokens": tokens, "bytes": None, "flops": tokens * 10, "bits_per_byte": value}
+            for tokens, value in points
+        ]
+
+    found = equal_effort(
+        {
+            "a": {"ja": curve((100, 4.0), (300, 2.0)), "en": curve((250, 1.0), (300, 0.9))},
+            "b": {"ja": curve((100, 3.0), (200, 2.5)), "en": curve((100, 1.0), (200, 0.9))},
+        }
+    )
+    assert found["tokens"] == {"at": 200, "bits_per_byte": {"ja": {"a": 3.0, "b": 2.5}}}
+    assert found["flops"]["at"] == 2000
+    assert "bytes" not in found
+
+
+def test_settings_that_differ_are_listed(runs: list[Path], tmp_path: Path) -> None:
+    for run_dir, extend in zip(runs, ("{size: 96}", "null"), strict=True):
+        (run_dir / "config.yaml").write_text(
+            f"name: {run_dir.name}\nseed: 1\nrun_dir: {run_dir}\ntokenizer: {{extend: {extend}}}\n"
+            "corpus: {sources: [{name: web, path: a}]}\n"
+        )
+    values = compare(runs, tmp_path / "out").values
+    assert values["settings"] == {"tokenizer.extend": {"extended": {"size": 96}, "kept": None}}
+    assert "tokenizer.extend" in Page((tmp_path / "out/index.html").read_text(encoding="utf-8")).text
+
+
+def test_a_kept_vocabulary_has_no_new_pieces(runs: list[Path], tmp_path: Path) -> None:
+    (runs[1] / "tokenizer/report.json").write_text(
+        json.dumps({"pieces": 0, "vocabulary_size": 32000, "gates": []})
+    )
+    assert compare(runs, tmp_path / "out").values["runs"]["kept"]["new_pieces"] == 0
 
 
 def test_the_three_files_agree(runs: list[Path], tmp_path: Path) -> None:

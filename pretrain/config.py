@@ -221,8 +221,14 @@ class TrainConfig(StrictModel):
     global_batch: int = Field(default=1024, ge=1)
     """Sequences per optimizer step."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
-    """Arithmetic of forward and backward; gradients and optimizer are fp32. fp8 can
-    be planned with, but training does not build transformer-engine layers yet and refuses it."""
+    """Arithmetic of forward and backward; gradients and optimizer are fp32. fp8 needs transformer-engine and
+    a GPU that has it."""
+    fp8_recipe: Literal["tensorwise", "blockwise", "delayed"] = "tensorwise"
+    """Scaling of fp8 products: by each tensor's current maximum, by blocks, or by past maxima."""
+    tier: Annotated[Literal["auto", "torch", "apex", "transformer_engine"], Cosmetic] = "auto"
+    """What the layers are made of on a GPU; auto = the fastest that is installed. Checkpoints are the same."""
+    compile: Annotated[bool, Cosmetic] = True
+    """Let torch's compiler make norm, activation, rotation and loss kernels; only on a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()

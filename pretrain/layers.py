@@ -9,6 +9,7 @@ n query heads and g key/value heads of this tensor-parallel rank, d head width, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from pretrain.fused import compiled, rms_norm, rotate_both
+from pretrain.fused_attention import BlockMasks, causal_attention, masked_attention
 from pretrain.spec import ModelSpec
+from pretrain.tiers import REFERENCE, Acceleration
 
 
 class RMSNorm(torch.nn.Module):
@@ -26,7 +30,8 @@ class RMSNorm(torch.nn.Module):
     Megatron's torch norm refuses sequence parallelism because nothing marks its weight.
 
     Args:
-        config: Megatron's configuration; `norm_offset` is read from it (1.0 for Gemma: x * (1 + w)).
+        config: Megatron's configuration; `norm_offset` (1.0 for Gemma: x * (1 + w)) and `acceleration`
+            are read from it.
         hidden_size: width of the last dimension.
         eps: added to the mean square.
     """
@@ -35,6 +40,7 @@ class RMSNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.offset: float = getattr(config, "norm_offset", 0.0)
+        self.norm = _norm_function(getattr(config, "acceleration", REFERENCE))
         self.weight = torch.nn.Parameter(
             torch.full((hidden_size,), 1.0 - self.offset, dtype=config.params_dtype)
         )
@@ -43,7 +49,21 @@ class RMSNorm(torch.nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., h] to [..., h], in the dtype of the input."""
         weight = self.weight + self.offset if self.offset else self.weight
-        return F.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), self.eps)
+        result: Tensor = self.norm(hidden, weight, self.eps)
+        return result
+
+
+def _norm_function(acceleration: Acceleration) -> Callable[..., Any]:
+    """[..., h], weight [h] and epsilon to [..., h]."""
+    if acceleration.tier == "apex":
+        from apex.normalization.fused_layer_norm import fused_rms_norm_affine
+
+        def fused(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+            result: Tensor = fused_rms_norm_affine(hidden, weight.to(hidden.dtype), weight.shape, epsilon)
+            return result
+
+        return fused
+    return compiled(rms_norm) if acceleration.compile else rms_norm
 
 
 class _GatherSequence(torch.autograd.Function):
@@ -98,6 +118,10 @@ class SelfAttentionCore(torch.nn.Module):
         self.scale = (softmax_scale or 1.0 / math.sqrt(width)) * self.rotary.attention_factor**2
         self.window: int | None = config.sliding_window
         self.context_ranks = config.context_parallel_size
+        acceleration: Acceleration = config.acceleration
+        self.rotate: Callable[..., Any] = compiled(rotate_both) if acceleration.compile else rotate_both
+        self.fast = acceleration.attention == "fast"
+        self.masks: BlockMasks = config.masks
 
     def forward(
         self,
@@ -112,7 +136,7 @@ class SelfAttentionCore(torch.nn.Module):
         if attention_mask is not None:
             documents, positions = attention_mask
         cosine, sine = self.rotary.angles(query.shape[0] * self.context_ranks, positions, query.dtype)
-        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        query, key = self.rotate(query, key, cosine, sine)
         if self.context_ranks > 1:
             group = parallel_state.get_context_parallel_group()
             key = _GatherSequence.apply(key, group)  # type: ignore[no-untyped-call]
@@ -134,24 +158,40 @@ class SelfAttentionCore(torch.nn.Module):
     ) -> Tensor:
         """Attention of the queries at positions start, start + 1, ... to all keys before them."""
         end = start + query.shape[0]
-        mask = self._mask(start, end, documents, query.device)
         query, key, value = (
             part.permute(1, 2, 0, 3)  # [b, heads, length, d]
             for part in (query, key[:end], value[:end])
         )
+        attend = self._attend_fast if self.fast else self._attend_plain
+        return attend(query, key, value, start, documents).permute(2, 0, 1, 3)  # [length, b, n, d]
+
+    def _plain_causal(self, start: int, end: int, documents: Tensor | None) -> bool:
+        return start == 0 and documents is None and (self.window is None or self.window >= end)
+
+    def _attend_fast(
+        self, query: Tensor, key: Tensor, value: Tensor, start: int, documents: Tensor | None
+    ) -> Tensor:
+        if self._plain_causal(start, key.shape[2], documents):
+            return causal_attention(query, key, value, self.scale)
+        mask = self.masks.get(query.shape[2], start, self.window, documents, query.device)
+        return masked_attention(query, key, value, mask, self.scale)
+
+    def _attend_plain(
+        self, query: Tensor, key: Tensor, value: Tensor, start: int, documents: Tensor | None
+    ) -> Tensor:
+        mask = self._mask(start, key.shape[2], documents, query.device)
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             # Repeated by hand: with enable_gqa the CPU falls back to an unfused kernel.
             key = key.repeat_interleave(groups, dim=1)
             value = value.repeat_interleave(groups, dim=1)
-        output = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale
         )
-        return output.permute(2, 0, 1, 3)  # [length, b, n, d]
 
     def _mask(self, start: int, end: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
         """True where attention is allowed, [b or 1, 1, end - start, end]; None for plain causal."""
-        if start == 0 and documents is None and (self.window is None or self.window >= end):
+        if self._plain_causal(start, end, documents):
             return None
         queries = torch.arange(start, end, device=device)[:, None]
         keys = torch.arange(end, device=device)[None, :]
@@ -195,12 +235,6 @@ class RotaryPositions:
         self.inverse_frequencies = self.inverse_frequencies.to(positions.device)
         angles = _local_chunks(positions[..., None].float() * self.inverse_frequencies)[:, :, None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate [s, b, heads, d], the two halves of d as pairs (the layout of Hugging Face)."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def _local_chunks(whole: Tensor) -> Tensor:

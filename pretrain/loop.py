@@ -30,6 +30,7 @@ from pretrain.schedule import Phase, phase_at, resolve_phases
 from pretrain.selection import base_rows
 from pretrain.signals import StopRequest
 from pretrain.spec import ModelSpec
+from pretrain.tiers import acceleration_of
 from pretrain.validation import Windows, read_heldout
 from pretrain.world import World
 
@@ -93,12 +94,14 @@ class Trainer:
             samples=self.steps * config.global_batch,
             seed=job.seed,
         )
+        self.acceleration = acceleration_of(config)
         self.models = build_model(
             self.spec,
             config.parallel,
             precision=config.precision,
             recompute=config.recompute,
             z_loss=config.z_loss,
+            acceleration=self.acceleration,
         )
         self.checkpoints = CheckpointStore(
             job.checkpoints_dir, config.keep_checkpoints, config.milestone_interval_steps

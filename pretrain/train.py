@@ -48,6 +48,10 @@ def run(
     world = World.from_environment()
     replicas = config.parallel.data or (1 if world is None else world.size // config.parallel.model_processes)
     check(config, spec, max(replicas, 1))
+    if config.tier != "auto" or config.precision == "fp8":
+        from pretrain.tiers import acceleration_of
+
+        acceleration_of(config)
     job = TrainJob(
         config=config,
         graft_dir=graft.resolve(),

@@ -62,7 +62,6 @@ WRONG_FOR_THE_MODEL = [
         "multiple of pipeline = 3",
     ),
     ({"sequence_length": 128}, "longer than the model was made for", "at most 64"),
-    ({"precision": "fp8"}, "fp8 needs transformer-engine", "train.precision: bf16"),
     ({"phases": [{"trains": ["layers:9"]}]}, "no such layer", "from -6 to 5"),
     ({"phases": [{"trains": ["embedings"]}]}, "no such part of the model", "embeddings"),
     (

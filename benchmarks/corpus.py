@@ -5,8 +5,8 @@
 Filters: ours is the shipped profile of the language and our MinHash signatures; stock is datatrove's
 GopherRepetition, GopherQuality, C4Quality and MinHash stage 1 with its own word segmentation (for
 Japanese ``pip install 'spacy[ja]'``). Both see every document: a filter's verdict does not spare the
-next one its work, so that the two do the same amount. Tokens: our encoder against what datatrove's
-MegatronDocumentTokenizer does with a batch (``encode_batch`` and one array per document).
+next one its work, so that the two do the same amount. Tokens: our encoding step against datatrove's
+MegatronDocumentTokenizer, both from the same compressed shard to a file of ids on disk, caches cold.
 
 Times are CPU seconds of this process, single-threaded, so other load on the machine does not count.
 """
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,30 +131,41 @@ def compare_filters(language: str, texts: list[str]) -> dict[str, Any]:
 
 
 def compare_tokens(texts: list[str], tokenizer_dir: Path) -> dict[str, Any]:
+    """Both steps read the same shard of the corpus and write a Megatron dataset."""
     import numpy as np
-    from tokenizers import Tokenizer
+    from datatrove.pipeline.tokens import MegatronDocumentTokenizer
 
-    from data.encoding import load_encoder
+    from data.config import TokensConfig
+    from data.encode_shards import EncodeShards, EncodeTask, Vocabulary
+    from data.shardfile import ShardWriter, read_documents
 
-    path = tokenizer_dir / "tokenizer.json"
-    stock, ours = Tokenizer.from_file(str(path)), load_encoder(path)
-    batches = [texts[place : place + 1000] for place in range(0, len(texts), 1000)]
-    start = time.process_time()
-    theirs = [
-        np.array(item.ids, np.uint16)
-        for batch in batches
-        for item in stock.encode_batch(batch, add_special_tokens=False)
-    ]
-    stock_seconds = time.process_time() - start
-    start = time.process_time()
-    mine = [ours.encode(batch)[0] for batch in batches]
-    our_seconds = time.process_time() - start
-    assert np.array_equal(np.concatenate(theirs), np.concatenate(mine).astype(np.uint16))
-    tokens = sum(map(len, theirs))
+    vocabulary = Vocabulary.load(tokenizer_dir)
+    config = TokensConfig.model_validate({"mixture": {"total_tokens": 1}, "add_bos": False})
+    tokenizer = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with ShardWriter(folder / "shard.jsonl.zst") as writer:
+            for number, text in enumerate(texts):
+                writer.write(str(number), text, {})
+        stock = MegatronDocumentTokenizer(
+            name, "stock", str(tokenizer_dir / "tokenizer.json"), tokenizer["eos_token"]
+        )
+        task = EncodeTask("ours", "text", "train", folder / "shard.jsonl.zst", "ours")
+        ours = EncodeShards(tokenizer_dir, vocabulary, [task], folder, config)
+        start = time.process_time()
+        stock.run(read_documents(folder / "shard.jsonl.zst"))
+        stock_seconds = time.process_time() - start
+        start = time.process_time()
+        list(ours.run(None))
+        our_seconds = time.process_time() - start
+        theirs = np.fromfile(next(folder.glob("stock*.bin")), np.uint16)
+        if not np.array_equal(theirs, np.fromfile(folder / "ours.ids", np.uint16)):
+            raise SystemExit("the two sides disagree about the tokens")
     return {
-        "tokens": tokens,
-        "ours_tokens_per_second": round(tokens / our_seconds),
-        "stock_tokens_per_second": round(tokens / stock_seconds),
+        "megabytes": round(sum(len(text.encode()) for text in texts) / 1e6, 2),
+        "tokens": len(theirs),
+        "ours_tokens_per_second": round(len(theirs) / our_seconds),
+        "stock_tokens_per_second": round(len(theirs) / stock_seconds),
         "speedup": round(stock_seconds / our_seconds, 2),
     }
 

@@ -14,34 +14,31 @@ What is done depends on the files and the configuration only, never on the numbe
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from data.boilerplate import FindBoilerplate
 from data.config import CorpusConfig, SourceConfig
 from data.corpus_report import CorpusReport, write_report
 from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
-from data.execution import INLINE_BELOW_BYTES, ProcessExecutor, Stopwatch, available_workers
+from data.execution import INLINE_BELOW_BYTES, ProcessExecutor, ShardProgress, Stopwatch, available_workers
 from data.finalise import FinaliseShards, shard_paths
 from data.heldout import SelectHeldout
 from data.ledger import Ledger
 from data.profiles import Profile, load_profile
 from data.segmentation import Segmentation, default_segmentation
-from data.shardfile import ShardWriter, atomic_file, read_json, write_json
+from data.shardfile import ShardWriter, atomic_file, read_json
 from data.shards import FilterShards
 from data.sources import Shard, plan_fingerprint, plan_shards
-from data.workspace import Workspace
+from data.workspace import Workspace, open_work
 from experiment.corpus_index import CorpusIndex, CorpusSource
 from experiment.errors import DataError
-from experiment.graph import KEY_NAME
-from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
-
-WORK_FOLDER = ".work"
 
 
 def run(
@@ -138,10 +135,18 @@ class _Passes:
         if shards is None:
             executor.run()
         else:
-            total = sum(shard.size_bytes for shard in shards) / 1e6
-            with Progress(f"corpus {name}", total, "MB") as progress:
-                executor.run(_advance(progress, shards))
+            megabytes = [shard.size_bytes / 1e6 for shard in shards]
+            documents = partial(self._read if name == "filter" else self._filtered, shards)
+            with ShardProgress(f"corpus {name}", megabytes, documents) as progress:
+                executor.run(progress.finished)
         self.watch.measure(name, start)
+
+    def _read(self, shards: Sequence[Shard], rank: int) -> int:
+        count: int = read_json(self.workspace.ledger("filtered", shards[rank]))["read"]["documents"]
+        return count
+
+    def _filtered(self, shards: Sequence[Shard], rank: int) -> int:
+        return len(np.load(self.workspace.keys(shards[rank]), mmap_mode="r"))
 
     def _minhash_groups(self) -> Groups:
         if not self.config.deduplication.minhash.enabled:
@@ -156,13 +161,6 @@ class _Passes:
         return default_segmentation(language)
 
 
-def _advance(progress: Progress, shards: Sequence[Shard]) -> Callable[[int], None]:
-    def finished(rank: int) -> None:
-        progress.advance(shards[rank].size_bytes / 1e6)
-
-    return finished
-
-
 def _group(source: SourceConfig) -> str:
     """Documents are compared within a language; rendered pairs and chats among themselves."""
     return source.language if source.kind == "text" else f"{source.language}+{source.kind}"
@@ -170,15 +168,7 @@ def _group(source: SourceConfig) -> str:
 
 def open_workspace(config: CorpusConfig, shards: list[Shard], output_dir: Path) -> Workspace:
     """The folder of intermediate files; what another plan left there is removed."""
-    root = output_dir / WORK_FOLDER
-    plan = plan_fingerprint(config, shards)
-    marker = root / "plan.json"
-    if not marker.is_file() or read_json(marker) != plan:
-        for item in output_dir.iterdir():
-            if item.name != KEY_NAME:  # by which the graph knows this directory again
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        write_json(marker, plan)
-    return Workspace(root)
+    return Workspace(open_work(output_dir, plan_fingerprint(config, shards)))
 
 
 def _collect(

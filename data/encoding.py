@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.hashing import SpanHasher
+from data.hashing import Hashes, SpanHasher
 
 _SPACE = "▁"
+_SEPARATOR = "\x00"
+_PARTS_PER_TEXT = 64
 _MAXIMUM_PARTS = 2_000_000
+_PART_SLOT_BITS = 22
+_PART_SLOTS = 1 << _PART_SLOT_BITS
 _PAIR_SLOTS = 1 << 22
 Ids = NDArray[np.int64]
 
@@ -30,6 +34,10 @@ def _pair_slots(pairs: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Slots of character pairs [n, 2] in a table of ``_PAIR_SLOTS``."""
     mixed = pairs[:, 0] * np.uint32(0x9E3779B1) + pairs[:, 1] * np.uint32(0x85EBCA77)
     return mixed >> np.uint32(32 - 22)
+
+
+def _part_slots(hashes: Hashes) -> NDArray[np.uint64]:
+    return hashes >> np.uint64(64 - _PART_SLOT_BITS)
 
 
 class Encoder(Protocol):
@@ -51,7 +59,8 @@ class PlainEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
         """Ids of all documents one after another, and the number of ids of each."""
-        encoded = [item.ids for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = [item.ids for item in batch]
         lengths = np.array([len(ids) for ids in encoded], np.int64)
         flat = [token for ids in encoded for token in ids]
         return np.array(flat, np.int64), lengths
@@ -68,8 +77,12 @@ class PartEncoder:
         from tokenizers import Tokenizer
 
         self._plain = PlainEncoder(tokenizer)
+        self._prefix = tokenizer.normalizer.normalize_str("a")[:-1]
         self._model = Tokenizer(tokenizer.model)  # no normalizer: the text is already normalised
         self._special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        # No other character gives this byte, and no piece holds it: see can_be_cut.
+        self._special.append(_SEPARATOR)
+        self._separator_id = self._model.token_to_id("<0x00>")
         pairs = {
             (ord(left), ord(right)) for piece in self._model.get_vocab() for left, right in pairwise(piece)
         }
@@ -80,22 +93,44 @@ class PartEncoder:
 
     def _reset(self) -> None:
         self._known: dict[int, int] = {}  # hash of a part -> its number
+        # The same as a table of slots, for numpy. An empty slot holds a hash that belongs elsewhere.
+        slots = np.arange(_PART_SLOTS, dtype=np.uint64)
+        self._slot_hash = ~slots << np.uint64(64 - _PART_SLOT_BITS)
+        self._slot_number = np.zeros(_PART_SLOTS, np.int32)
         self._starts = np.empty(0, np.int64)  # by number: its first token in the store,
-        self._counts = np.empty(0, np.int64)  # and how many it has
-        self._tokens = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.int32)  # and how many it has
+        self._tokens = np.empty(0, np.int32)
 
-    def _store(self, counts: Ids, tokens: Ids) -> None:
+    def _store(self, hashes: Hashes, counts: Ids, tokens: Ids) -> None:
         """Add parts; copying the arrays costs less than a batch as long as there is a limit."""
+        numbers = np.arange(len(self._counts), len(self._counts) + len(hashes), dtype=np.int32)
+        self._known.update(zip(hashes.tolist(), numbers.tolist(), strict=True))
+        slots = _part_slots(hashes)
+        # Who comes first keeps the slot: frequent parts come early. The others stay in the dictionary.
+        free = _part_slots(self._slot_hash[slots]) != slots
+        slots, first = np.unique(slots[free], return_index=True)
+        self._slot_hash[slots] = hashes[free][first]
+        self._slot_number[slots] = numbers[free][first]
         starts = len(self._tokens) + np.cumsum(counts) - counts
         self._starts = np.concatenate((self._starts, starts))
-        self._counts = np.concatenate((self._counts, counts))
-        self._tokens = np.concatenate((self._tokens, tokens))
+        self._counts = np.concatenate((self._counts, counts.astype(np.int32)))
+        self._tokens = np.concatenate((self._tokens, tokens.astype(np.int32)))
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
         """Ids of all documents one after another, and the number of ids of each."""
-        if any(special in text for text in texts for special in self._special):
-            return self._plain.encode(texts)
-        prepared = [_SPACE + text.replace(" ", _SPACE) if text else "" for text in texts]
+        together = "".join(texts)
+        found = [special for special in self._special if special in together]
+        if not found:
+            return self._cut_up(texts)
+        results = [
+            (self._plain.encode if special else self._cut_up)(list(group))
+            for special, group in groupby(texts, lambda text: any(item in text for item in found))
+        ]
+        return np.concatenate([ids for ids, _ in results]), np.concatenate([size for _, size in results])
+
+    def _cut_up(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """:meth:`encode` for texts without special tokens."""
+        prepared = [self._prefix + text.replace(" ", _SPACE) if text else "" for text in texts]
         joined = "".join(prepared)
         if not joined:
             return np.empty(0, np.int64), np.zeros(len(texts), np.int64)
@@ -122,33 +157,46 @@ class PartEncoder:
         begins[documents[documents < len(codes)]] = True
         return np.flatnonzero(begins)
 
-    def _numbers(self, joined: str, starts: Ids) -> Ids:
+    def _numbers(self, joined: str, starts: Ids) -> NDArray[np.int32]:
         """Number of each part in the store; parts not met before are encoded and added."""
         ends = np.append(starts[1:], len(joined))
         hashes = SpanHasher(joined).spans(starts, ends)
-        # np.unique with its extras sorts stably, which is slower; any occurrence of a part will do.
-        order = np.argsort(hashes)
-        ordered = hashes[order]
-        new = np.ones(len(ordered), bool)
-        new[1:] = ordered[1:] != ordered[:-1]
-        different, where = ordered[new], order[new]
-        inverse = np.empty(len(order), np.int64)
-        inverse[order] = np.cumsum(new) - 1
-        if len(self._known) + len(different) > _MAXIMUM_PARTS:
+        if len(self._known) + len(hashes) > _MAXIMUM_PARTS:
             self._reset()
+        slots = _part_slots(hashes)
+        numbers = self._slot_number[slots]
+        rest = np.flatnonzero(self._slot_hash[slots] != hashes)
+        if not len(rest):
+            return numbers
+        different, where, inverse = np.unique(hashes[rest], return_index=True, return_inverse=True)
         known = self._known
-        numbers = [known.get(value, -1) for value in different.tolist()]
-        fresh = [place for place, number in enumerate(numbers) if number < 0]
-        if fresh:
-            parts = [joined[starts[where[place]] : ends[where[place]]] for place in fresh]
-            encoded = self._model.encode_batch(parts, add_special_tokens=False)
-            for place, number in zip(fresh, range(len(known), len(known) + len(fresh)), strict=True):
-                numbers[place] = known[int(different[place])] = number
-            self._store(
-                np.array([len(item.ids) for item in encoded], np.int64),
-                np.array([token for item in encoded for token in item.ids], np.int64),
-            )
-        return np.array(numbers, np.int64)[inverse]
+        found = np.array([known.get(value, -1) for value in different.tolist()], np.int32)
+        fresh = np.flatnonzero(found < 0)
+        if len(fresh):
+            # In the order of the text, so that frequent parts come to their slots first.
+            fresh = fresh[np.argsort(where[fresh])]
+            place = rest[where[fresh]]
+            parts = [joined[start:end] for start, end in zip(starts[place], ends[place], strict=True)]
+            found[fresh] = len(known) + np.arange(len(fresh))
+            self._store(different[fresh], *self._encoded(parts))
+        numbers[rest] = found[inverse]
+        return numbers
+
+    def _encoded(self, parts: list[str]) -> tuple[Ids, Ids]:
+        """Tokens of each part, and all of them one after another.
+
+        Hundreds of parts go through the library as one text with a character between them that no
+        piece holds: the library's work for every text is many times that for a part.
+        """
+        texts = [
+            _SEPARATOR.join(parts[place : place + _PARTS_PER_TEXT]) + _SEPARATOR
+            for place in range(0, len(parts), _PARTS_PER_TEXT)
+        ]
+        encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        ids = np.array([token for item in encoded for token in item.ids], np.int64)
+        marks = np.flatnonzero(ids == self._separator_id)
+        counts = np.diff(marks, prepend=-1) - 1
+        return counts, np.delete(ids, marks)
 
 
 def can_be_cut(settings: dict[str, Any]) -> bool:
@@ -159,10 +207,8 @@ def can_be_cut(settings: dict[str, Any]) -> bool:
     """
     model = settings["model"]
     normalizer = settings.get("normalizer") or {}
-    expected = [
-        {"type": "Prepend", "prepend": _SPACE},
-        {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
-    ]
+    prefix = {"type": "Prepend", "prepend": _SPACE}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     return (
         model.get("type") == "BPE"
         and not model.get("dropout")
@@ -171,9 +217,10 @@ def can_be_cut(settings: dict[str, Any]) -> bool:
         and not model.get("ignore_merges")
         and bool(model.get("byte_fallback"))
         and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
+        and not any(_SEPARATOR in piece for piece in model["vocab"])
         and settings.get("pre_tokenizer") is None
         and normalizer.get("type") == "Sequence"
-        and normalizer.get("normalizers") == expected
+        and normalizer.get("normalizers") in ([prefix, spaces], [spaces])
         and not any(token["lstrip"] or token["rstrip"] for token in settings.get("added_tokens", ()))
     )
 

@@ -25,6 +25,7 @@ from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
 from experiment.errors import DataError, EnvironmentError_, TsugikiError
+from experiment.progress import Progress
 
 INLINE_BELOW_BYTES = 4_000_000
 """Inputs below this are processed in this process."""
@@ -72,16 +73,21 @@ class ProcessExecutor(PipelineExecutor):
             datatrove_executor="LOCAL",
         )
 
-    def run(self, on_task_done: TaskDone | None = None) -> None:
-        """Run what is incomplete; ``on_task_done`` hears the rank of each finished task.
+    def run(self, on_task_done: TaskDone | None = None, share: tuple[int, int] = (0, 1)) -> None:
+        """Run what is incomplete.
+
+        Args:
+            on_task_done: hears the rank of each finished task.
+            share: ``(k, n)``: only tasks k, k + n, k + 2n …
 
         Raises:
             DataError: a task failed for a reason of its data.
             EnvironmentError_: the disk is full, or a worker process was killed.
         """
-        ranks = self.get_incomplete_ranks()
+        mine = range(share[0], self.tasks, share[1])
+        ranks = [rank for rank in self.get_incomplete_ranks() if rank in mine]
         finished = on_task_done or (lambda rank: None)
-        for rank in sorted(set(range(self.tasks)) - set(ranks)):
+        for rank in sorted(set(mine) - set(ranks)):
             finished(rank)
         if not ranks:
             return
@@ -178,6 +184,27 @@ def available_workers(requested: int, input_bytes: int) -> int:
     if input_bytes < INLINE_BELOW_BYTES:
         return 1
     return max(1, min(requested, os.cpu_count() or 1))
+
+
+class ShardProgress(Progress):
+    """Progress over shards in megabytes of input, with documents and documents per second.
+
+    Args:
+        label: what is being done.
+        megabytes: size of each shard, by rank.
+        documents: documents of a finished shard.
+    """
+
+    def __init__(self, label: str, megabytes: Sequence[float], documents: Callable[[int], int]) -> None:
+        super().__init__(label, sum(megabytes), "MB")
+        self._megabytes, self._documents = megabytes, documents
+        self._count = 0
+
+    def finished(self, rank: int) -> None:
+        """A shard is done."""
+        self._count += self._documents(rank)
+        rate = self._count / max(time.monotonic() - self._start, 1e-9)
+        self.advance(self._megabytes[rank], f"{self._count:,} docs  {rate:,.0f} docs/s")
 
 
 class Stopwatch:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.shardfile import read_json, write_json
 from data.sources import Shard
+
+WORK_FOLDER = ".work"
 
 KEY_TYPE = np.dtype(
     [("text_high", "<u8"), ("text_low", "<u8"), ("url", "<u8"), ("heldout", "<u8"), ("bytes", "<u8")]
 )
 """Per kept document: 128-bit hash of the normalised text, 64-bit hash of the address (0: none),
 64-bit hash that decides the held-out split, UTF-8 bytes of text. 40 bytes."""
+
+
+def open_work(output_dir: Path, plan: Any) -> Path:
+    """The folder of a stage's intermediate files; what another plan left there is removed.
+
+    Args:
+        output_dir: the stage's partial directory. Hidden files, by which the graph knows it, stay.
+        plan: JSON values that decide the content.
+    """
+    work = output_dir / WORK_FOLDER
+    marker = work / "plan.json"
+    if not marker.is_file() or read_json(marker) != plan:
+        for item in output_dir.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif not item.name.startswith("."):
+                item.unlink()
+        write_json(marker, plan)
+    return work
 
 
 class Workspace:

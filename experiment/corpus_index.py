@@ -8,7 +8,6 @@ tokenizer is: that is what makes bits per byte comparable.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +95,7 @@ def read_jsonl_zst(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: the file is missing, truncated or not JSON lines.
     """
+    import orjson
     import zstandard
 
     line_number = 0
@@ -104,8 +104,8 @@ def read_jsonl_zst(path: Path) -> Iterator[dict[str, Any]]:
             path.open("rb") as raw,
             zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
         ):
-            for line in io.TextIOWrapper(stream, encoding="utf-8"):
+            for line in io.BufferedReader(stream, 1 << 20):
                 line_number += 1
-                yield json.loads(line)
+                yield orjson.loads(line)
     except (OSError, zstandard.ZstdError, ValueError) as error:
         raise DataError("unreadable shard", where=f"{path}, line {line_number + 1}", got=error) from error

@@ -13,8 +13,8 @@ from experiment.errors import DataError
 MIXTURE_NAME = "mixture.json"
 
 
-class MixtureSource(StrictModel):
-    """One source of the training mixture. Prefixes are relative to the tokens directory."""
+class TokenSource(StrictModel):
+    """An encoded source. Prefixes are relative to the tokens directory."""
 
     name: str
     language: str
@@ -27,6 +27,11 @@ class MixtureSource(StrictModel):
     heldout_documents: int
     heldout_tokens: int
     heldout_bytes: int
+
+
+class MixtureSource(TokenSource):
+    """One source of the training mixture."""
+
     share: float = Field(gt=0, le=1, description="share of the tokens of the mixture; shares sum to 1")
     planned_tokens: int = Field(description="share x total_tokens")
     epochs: float = Field(description="planned_tokens / tokens")
@@ -41,6 +46,9 @@ class Mixture(StrictModel):
     eod_id: int
     total_tokens: int
     sources: list[MixtureSource]
+    untrained: list[TokenSource] = Field(
+        default=[], description="sources that no weight names: validated on, not trained on"
+    )
 
     @classmethod
     def load(cls, tokens_dir: Path) -> Mixture:
@@ -61,6 +69,11 @@ class Mixture(StrictModel):
             return cls.model_validate_json(path.read_bytes())
         except ValueError as error:
             raise DataError("unreadable mixture", where=path, got=str(error)) from error
+
+    @property
+    def validated(self) -> list[TokenSource]:
+        """The sources whose held-out documents give a validation loss."""
+        return [source for source in (*self.sources, *self.untrained) if source.heldout_prefix is not None]
 
     def save(self, tokens_dir: Path) -> None:
         """Write ``mixture.json``."""

@@ -61,7 +61,8 @@ class Progress:
         """The current state as one line of text."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / elapsed
-        amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f}/{self.total:,.0f}"
+        digits = 1 if self.total is not None and self.total < 10 and self.total % 1 else 0
+        amount = f"{self.done:,.{digits}f}" + ("" if self.total is None else f"/{self.total:,.{digits}f}")
         text = f"{self.label}: {amount} {self.unit}".rstrip() + f"  {rate:,.1f}/s"
         if self.total and 0 < self.done < self.total:
             text += f"  {_clock((self.total - self.done) / rate)} left"

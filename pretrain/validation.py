@@ -43,11 +43,11 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     texts = []
-    for language in dict.fromkeys(source.language for source in mixture.sources):
+    for language in dict.fromkeys(source.language for source in mixture.validated):
         sources = [
             source
-            for source in mixture.sources
-            if source.language == language and source.heldout_prefix is not None and source.heldout_tokens > 0
+            for source in mixture.validated
+            if source.language == language and source.heldout_tokens > 0
         ]
         parts: list[numpy.ndarray] = []
         size = 0.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import execution, tokens
+from data import encoding, execution, tokens
 from data.config import TokensConfig
 from data.encoding import PartEncoder, PlainEncoder, can_be_cut, load_encoder
 from data.indexed_dataset import concatenate, token_type
@@ -151,6 +151,21 @@ def test_misspelt_weight_and_missing_tokenizer(tmp_path: Path, tokenizer_dir: Pa
         encode(corpus, tmp_path / "nowhere", tmp_path / "b")
 
 
+def test_source_without_a_weight_is_validated_all_the_same(tmp_path: Path, tokenizer_dir: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    mixture = encode(
+        corpus, tokenizer_dir, tmp_path / "out", mixture={"total_tokens": 20, "weights": {"ja": 1}}
+    )
+    assert [source.name for source in mixture.sources] == ["src-ja"]
+    assert [source.name for source in mixture.untrained] == ["src-en"]
+    assert [source.heldout_prefix for source in mixture.validated] == ["src-ja.heldout", "src-en.heldout"]
+    from pretrain.validation import read_heldout
+
+    texts = {text.language: text for text in read_heldout(mixture, tmp_path / "out", 1000)}
+    assert set(texts) == {"ja", "en"}
+    assert texts["en"].bytes == len(TEXTS["en"][-1].encode())
+
+
 def test_source_without_heldout_documents(tmp_path: Path, tokenizer_dir: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     index = CorpusIndex.load(corpus)
@@ -221,7 +236,26 @@ def encoders(tokenizer_dir: Path) -> tuple[PartEncoder, PlainEncoder]:
 
 ALPHABET = st.one_of(
     st.sampled_from(
-        ["the ", "and", "ing", "  ", "\n", "▁", "日本", "語の", "ที่", "của", "<0x41>", "a", "é", "e\u0301"]
+        [
+            "the ",
+            "and",
+            "ing",
+            "  ",
+            "\n",
+            "▁",
+            "日本",
+            "語の",
+            "ที่",
+            "của",
+            "<0x41>",
+            "a",
+            "é",
+            "e\u0301",
+            "<s>",
+            "</s>",
+            "\x00",
+            "<0x00>",
+        ]
     ),
     st.characters(codec="utf-8"),
 )
@@ -235,6 +269,41 @@ def test_cutting_is_exact(encoders: tuple[PartEncoder, PlainEncoder], texts: lis
     expected, expected_lengths = plain.encode(texts)
     assert ids.tolist() == expected.tolist()
     assert lengths.tolist() == expected_lengths.tolist()
+
+
+def test_many_parts_and_slots_that_clash(
+    encoders: tuple[PartEncoder, PlainEncoder], tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More different parts than slots and than the store holds."""
+    from tokenizers import Tokenizer
+
+    rng = random.Random(4)
+    texts = [" ".join("".join(rng.choices("aeioucdnrst", k=6)) for _ in range(200)) for _ in range(20)]
+    monkeypatch.setattr(encoding, "_PART_SLOT_BITS", 8)
+    monkeypatch.setattr(encoding, "_PART_SLOTS", 1 << 8)
+    monkeypatch.setattr(encoding, "_MAXIMUM_PARTS", 3000)
+    small = PartEncoder(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")))
+    for batch in (texts[:10], texts[5:], texts):
+        ids, lengths = small.encode(batch)
+        expected, expected_lengths = encoders[1].encode(batch)
+        assert ids.tolist() == expected.tolist()
+        assert lengths.tolist() == expected_lengths.tolist()
+
+
+def test_without_a_space_in_front_as_gemma(tokenizer_dir: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    values = json.loads((tokenizer_dir / "tokenizer.json").read_bytes())
+    values["normalizer"]["normalizers"].pop(0)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(values))
+    fast, texts = load_encoder(path), ["Hello world", " two", "", "日本語 の"]
+    assert isinstance(fast, PartEncoder)
+    reference = Tokenizer.from_file(str(path))
+    expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
+    ids, lengths = fast.encode(texts)
+    assert ids.tolist() == [token for item in expected for token in item]
+    assert lengths.tolist() == list(map(len, expected))
 
 
 def test_only_tokenizers_that_allow_it_are_cut(tokenizer_dir: Path) -> None:

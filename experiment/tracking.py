@@ -4,14 +4,22 @@ The default store is an embedded SQLite file beside the runs, so nothing has to 
 ``tracking.uri`` names a server instead. Parameters are immutable in MLflow: a resumed run logs
 only the keys it does not have yet. Metrics go in one batched call (1,000 at most, MLflow's limit)
 per interval: 1,000 points take 4 s batched and 90 s one by one.
+
+A curve may be sent again from its beginning, after a kill for example: a tag of the run holds the last
+step of every kind of line, and what the run has already is left out.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import queue
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,6 +30,8 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _METRICS_PER_CALL = 1000
 _PARAM_LENGTH = 6000
 _PARAMS_PER_CALL = 100
+_LOGGED_TAG = "tsugiki.logged_steps"
+_CLOSE_SECONDS = 60.0
 
 
 class TrackingConfig(StrictModel):
@@ -42,6 +52,27 @@ class TrackingInfo(StrictModel):
     run_id: str
 
 
+@dataclass(frozen=True)
+class Point:
+    """One line of a curve.
+
+    Attributes:
+        step: where on the curve.
+        milliseconds: time since 1970.
+        metrics: values by name; what stands before the first "/" of the first name is the kind of line,
+            and the steps of a kind grow.
+    """
+
+    step: int
+    milliseconds: int
+    metrics: Mapping[str, float]
+
+    @property
+    def kind(self) -> str:
+        """The kind of line."""
+        return next(iter(self.metrics)).split("/")[0]
+
+
 class Tracker(Protocol):
     """What a stage sees of tracking."""
 
@@ -54,6 +85,9 @@ class Tracker(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step in one call."""
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Log lines of a curve, all in one call; those that the run has are left out."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file."""
@@ -74,6 +108,9 @@ class NullTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Nothing."""
 
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Nothing."""
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Nothing."""
 
@@ -90,6 +127,7 @@ class MlflowTracker:
         self.info: TrackingInfo | None = TrackingInfo(uri=uri, run_id=run_id)
         self._run_id = run_id
         self._client = MlflowClient(tracking_uri=uri)
+        self._logged: dict[str, int] | None = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; keys the run already has are left alone."""
@@ -108,6 +146,31 @@ class MlflowTracker:
         entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
         for start in range(0, len(entries), _METRICS_PER_CALL):
             self._client.log_batch(self._run_id, metrics=entries[start : start + _METRICS_PER_CALL])
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Log lines of a curve, all in one call; those that the run has are left out."""
+        from mlflow.entities import Metric, RunTag
+
+        if self._logged is None:
+            tag = self._client.get_run(self._run_id).data.tags.get(_LOGGED_TAG, "{}")
+            self._logged = json.loads(tag)
+        logged = dict(self._logged)
+        entries = []
+        for point in points:
+            if point.metrics and point.step > logged.get(point.kind, -1):
+                logged[point.kind] = point.step
+                entries += [
+                    Metric(key, float(value), point.milliseconds, point.step)
+                    for key, value in point.metrics.items()
+                ]
+        for start in range(0, len(entries), _METRICS_PER_CALL):
+            # The tag comes with the last part: after a failure all of it is sent again.
+            last = start + _METRICS_PER_CALL >= len(entries)
+            tags = [RunTag(_LOGGED_TAG, json.dumps(logged))] if last else []
+            self._client.log_batch(
+                self._run_id, metrics=entries[start : start + _METRICS_PER_CALL], tags=tags
+            )
+        self._logged = logged
 
     def log_final(self, metrics: Mapping[str, float]) -> None:
         """Log the results of a stage; metrics that have a curve already keep it as it is."""
@@ -130,6 +193,54 @@ class MlflowTracker:
     def reopen(self) -> None:
         """Mark an ended run as running again (resume, requeue)."""
         self._client.update_run(self._run_id, status="RUNNING")
+
+
+class BackgroundTracker:
+    """Sends lines of curves from a thread, several in one call where they pile up.
+
+    The training that reports does not wait for the store, and a store that fails does not end it: that
+    is said once, and what was not sent is tried again with the next lines. metrics.jsonl has everything.
+
+    Args:
+        tracker: where to.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, tracker: Tracker, say: Callable[[str], None] | None = None) -> None:
+        self._tracker = tracker
+        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._queue: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+        self._failing = False
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def put(self, point: Point) -> None:
+        """Send this soon."""
+        self._queue.put(point)
+
+    def close(self) -> None:
+        """Send the rest; gives up after a minute."""
+        self._queue.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        waiting: list[Point] = []
+        ended = False
+        while not ended:
+            fresh = [self._queue.get()]
+            while not self._queue.empty():
+                fresh.append(self._queue.get())
+            ended = None in fresh
+            waiting += [point for point in fresh if point is not None]
+            try:
+                self._tracker.log_points(waiting)
+            except Exception as error:  # whatever the store's client raises; training goes on
+                if not self._failing:
+                    self._say(f"tracking fails, training goes on: {type(error).__name__}: {error}")
+                self._failing = True
+            else:
+                waiting = []
+                self._failing = False
 
 
 def job_tags() -> dict[str, str]:

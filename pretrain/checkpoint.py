@@ -1,4 +1,4 @@
-"""Checkpoints: Megatron's distributed format, written in this process, whole or not at all.
+"""Checkpoints: Megatron's distributed format, written by the training processes, whole or not at all.
 
     checkpoints/
       latest.json              {"iteration": 500}; moves only when iter_0000500 is whole
@@ -10,59 +10,37 @@
 Tensors are stored whole and unpadded, under the names of GPTModel.sharded_state_dict(), so a
 checkpoint loads under any layout. Megatron's own writer starts processes whose death it does not
 notice; this one writes in the training process: a failed write is an error, never a wait.
+
+An asynchronous save copies the state to host memory, returns, and writes from a thread with a gloo group of
+its own. (torch's async_save would not copy: its stagers pass sharded tensors through as they are, and
+training would change them while they are being written.) `checkpoint.json` follows when every rank has
+written, at the end of a step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 import shutil
-import warnings
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from torch.distributed.checkpoint import FileSystemWriter
 
 from experiment.errors import CheckpointError
+from pretrain.checkpoint_write import Quiet, ShardedState, Shards, Write, reason, sha256_of
 from pretrain.megatron_cpu import has_gpu
 
 LATEST_NAME = "latest.json"
 MARK_NAME = "checkpoint.json"
 _FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 _VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
-_READ_BYTES = 1 << 22
-
-ShardedState = dict[str, Any]
-
-
-class _WriteHere(TorchDistSaveShardedStrategy):
-    """Writes the shards of this rank in this process."""
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1, thread_count=1)
-
-    def save(self, sharded_state_dict: ShardedState, checkpoint_dir: Path) -> None:
-        """Write; an error on one rank is raised on all."""
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        torch.distributed.checkpoint.save(
-            mcore_to_pyt_state_dict(flat, False),
-            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
 
 
 class TrainingState:
@@ -92,33 +70,31 @@ class TrainingState:
         assert self.optimizer is not None
         return self.optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=dict(_FORMAT))
 
-    def save(self, directory: Path, common: dict[str, Any]) -> None:
-        """Write everything to an empty directory; every rank calls this.
+    def save(
+        self, directory: Path, common: dict[str, Any], *, copy: bool = False, group: Any = None
+    ) -> Callable[[], None]:
+        """Take the state as it is now; every rank calls this, with an empty directory.
 
-        Raises:
-            CheckpointError: a rank could not write.
+        Args:
+            directory: of the checkpoint.
+            common: what else to keep.
+            copy: take a copy, so that training may go on before it is written.
+            group: process group of the write.
+
+        Returns:
+            A function that writes it, which every rank calls.
         """
         state, _ = self._model_state()
         if self.optimizer is not None:
             state["optimizer"] = self._optimizer_state(state, loading=False)
         state = _map_tensors(state, lambda tensor: _without_padding(tensor, self.vocabulary_size))
         state["common"] = common
-        try:
-            with _quiet():
-                dist_checkpointing.save(
-                    state,
-                    str(directory),
-                    _WriteHere(),
-                    validate_access_integrity=False,
-                    content_metadata=_FORMAT,
-                )
-        except (OSError, torch.distributed.checkpoint.CheckpointException) as error:
-            raise CheckpointError(
-                "cannot write a checkpoint",
-                where=directory,
-                got=_reason(error),
-                fix="free disk space; the previous checkpoint is intact and training continues from it",
-            ) from error
+        shards = Shards(copy=copy, group=group)
+        with Quiet():
+            dist_checkpointing.save(
+                state, str(directory), shards, validate_access_integrity=False, content_metadata=_FORMAT
+            )
+        return shards.write
 
     def load(self, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
         """Read everything, or only the model; every rank calls this.
@@ -135,7 +111,7 @@ class TrainingState:
         if not weights_only:
             state["common"] = {}
         try:
-            with _quiet():
+            with Quiet():
                 loaded = dist_checkpointing.load(state, str(directory), validate_access_integrity=False)
             for model, key in zip(
                 self.models, [name for name in state if name.startswith("model")], strict=True
@@ -146,7 +122,7 @@ class TrainingState:
             raise CheckpointError(
                 "cannot read a checkpoint",
                 where=directory,
-                got=f"{type(error).__name__}: {_reason(error)}",
+                got=f"{type(error).__name__}: {reason(error)}",
                 expected="a torch_dist checkpoint of this architecture",
             ) from error
         if self.optimizer is not None and not weights_only:
@@ -185,6 +161,21 @@ def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTens
     )
 
 
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint that became the latest.
+
+    Attributes:
+        iteration: steps done.
+        blocking_seconds: time that training stood still for it.
+        seconds: from its begin to its end.
+    """
+
+    iteration: int
+    blocking_seconds: float
+    seconds: float
+
+
 class CheckpointStore:
     """The checkpoints directory of a run.
 
@@ -192,12 +183,18 @@ class CheckpointStore:
         directory: `train/checkpoints`.
         keep: newest checkpoints kept.
         milestone_interval: iterations at whose multiples checkpoints are kept for ever; None = none.
+        asynchronous: write in the background.
     """
 
-    def __init__(self, directory: Path, keep: int, milestone_interval: int | None) -> None:
+    def __init__(
+        self, directory: Path, keep: int, milestone_interval: int | None, *, asynchronous: bool = False
+    ) -> None:
         self.directory = directory
         self.keep = keep
         self.milestone_interval = milestone_interval
+        self.asynchronous = asynchronous
+        self._group = torch.distributed.new_group(backend="gloo") if asynchronous else None
+        self._unfinished: Write | None = None
 
     def path(self, iteration: int) -> Path:
         """Directory of an iteration."""
@@ -215,7 +212,7 @@ class CheckpointStore:
     def save(
         self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]
     ) -> None:
-        """Write a checkpoint, verify it is whole, then move `latest` to it; every rank calls this.
+        """Begin a checkpoint; every rank calls this, and :meth:`finish` afterwards.
 
         Args:
             iteration: steps done.
@@ -226,6 +223,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; earlier checkpoints are intact.
         """
+        assert self._unfinished is None, "the former checkpoint is finished first"
+        started = time.monotonic()
         target = self.path(iteration)
         rank = torch.distributed.get_rank()
         problem = ""
@@ -236,35 +235,62 @@ class CheckpointStore:
             except OSError as error:
                 problem = str(error)
         _raise_anywhere(problem, target)
-        state.save(target, common)
-        problem, files = "", {}
         try:
-            own = {f"__{rank}_", *(("common.pt", "metadata.json", ".metadata") if rank == 0 else ())}
-            files = {
-                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                for path in sorted(target.iterdir())
-                if path.name.startswith(tuple(own))
-            }
+            write = state.save(target, common, copy=self.asynchronous, group=self._group)
         except OSError as error:
-            problem = str(error)
+            # Only this rank knows; it ends, and the launcher ends the others.
+            raise _cannot_write(target, reason(error)) from error
+        self._unfinished = Write(iteration, facts, target, write, started)
+        if not self.asynchronous:
+            self._unfinished.run()
+        else:
+            threading.Thread(target=self._unfinished.run, name="checkpoint", daemon=True).start()
+        self._unfinished.blocking_seconds = time.monotonic() - started
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a checkpoint was begun and not finished; the same on all ranks."""
+        return self._unfinished is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing one."""
+        return self._unfinished is not None and not self._unfinished.ended.is_set()
+
+    def finish(self) -> SavedCheckpoint | None:
+        """Wait until the checkpoint is written, then move `latest` to it; every rank calls this.
+
+        Returns:
+            The checkpoint, None when none was begun.
+
+        Raises:
+            CheckpointError: a rank could not write; earlier checkpoints are intact.
+        """
+        write, self._unfinished = self._unfinished, None
+        if write is None:
+            return None
+        waiting = time.monotonic()
+        write.ended.wait()
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, files)
-        _raise_anywhere(problem, target)
+        torch.distributed.all_gather_object(gathered, write.files)
+        _raise_anywhere(write.problem, write.target)
         problem = ""
-        if rank == 0:
+        if torch.distributed.get_rank() == 0:
             try:
                 mark = {
-                    "iteration": iteration,
-                    **facts,
+                    "iteration": write.iteration,
+                    **write.facts,
                     "files": {name: entry for part in gathered for name, entry in sorted(part.items())},
                 }
-                write_json(target / MARK_NAME, mark)
-                write_json(self.directory / LATEST_NAME, {"iteration": iteration})
+                write_json(write.target / MARK_NAME, mark)
+                write_json(self.directory / LATEST_NAME, {"iteration": write.iteration})
             except OSError as error:
                 problem = str(error)
-        _raise_anywhere(problem, target)
-        if rank == 0:
-            self._prune(iteration)
+        _raise_anywhere(problem, write.target)
+        if torch.distributed.get_rank() == 0:
+            self._prune(write.iteration)
+        now = time.monotonic()
+        return SavedCheckpoint(write.iteration, write.blocking_seconds + now - waiting, now - write.started)
 
     def _prune(self, newest: int) -> None:
         kept = [item for item in self.iterations() if not self._is_milestone(item)][: self.keep]
@@ -281,16 +307,25 @@ class CheckpointStore:
         interval = self.milestone_interval
         return interval is not None and iteration > 0 and iteration % interval == 0
 
-    def newest_whole(self) -> tuple[int | None, list[str]]:
+    def newest_whole(self, at_most: int | None = None) -> tuple[int | None, list[str]]:
         """The newest checkpoint whose files have the recorded sizes and checksums.
 
+        Where none is as old as asked for, the oldest.
+
         Every rank calls this; the files are divided among them.
+
+        Args:
+            at_most: of this iteration or an earlier one; None = any.
 
         Returns:
             Its iteration (None when there is none) and what was found wrong with newer ones.
         """
         problems: list[str] = []
-        candidates: list[Any] = [self.iterations()]
+        found = self.iterations()
+        if at_most is not None:
+            old = [item for item in found if item <= at_most]
+            found = old + sorted(set(found) - set(old))
+        candidates: list[Any] = [found]
         torch.distributed.broadcast_object_list(candidates, src=0)
         for iteration in candidates[0]:
             fault = self._fault(iteration)
@@ -313,7 +348,7 @@ class CheckpointStore:
                 path = directory / name
                 if path.stat().st_size != expected["bytes"]:
                     return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-                if _sha256(path) != expected["sha256"]:
+                if sha256_of(path) != expected["sha256"]:
                     return f"{name} does not have its checksum"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{type(error).__name__}: {error}"
@@ -350,38 +385,17 @@ def _raise_anywhere(problem: str, where: Path) -> None:
     torch.distributed.all_gather_object(problems, problem)
     first = next((item for item in problems if item), None)
     if first:
-        raise CheckpointError(
-            "cannot write a checkpoint",
-            where=where,
-            got=first,
-            fix="free disk space; the previous checkpoint is intact and training continues from it",
-        )
+        raise _cannot_write(where, first)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text[-2000:] if text else repr(error)
-
-
-class _quiet:
-    """Megatron and torch warn about their own internals on every save."""
-
-    def __enter__(self) -> None:
-        self._filters = warnings.catch_warnings()
-        self._filters.__enter__()
-        warnings.simplefilter("ignore")
-        logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
-
-    def __exit__(self, *arguments: Any) -> None:
-        self._filters.__exit__(*arguments)
+def _cannot_write(where: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "cannot write a checkpoint",
+        where=where,
+        got=reason,
+        fix="free disk space and run the same command again; the previous checkpoint is intact and training "
+        "continues from it",
+    )
 
 
 def device_name() -> str:

@@ -199,8 +199,11 @@ class AnomalyConfig(StrictModel):
     """What to do when the loss is not finite or jumps."""
 
     action: Literal["skip", "rollback", "stop"] = "skip"
-    """`skip` leaves the weights unchanged for that batch; `rollback` goes back to the last checkpoint
+    """`skip` leaves the weights unchanged for that batch; `rollback` goes back to an earlier checkpoint
     and skips the data from there to the anomaly; `stop` ends the training with an error."""
+    rollback_steps: int = Field(default=1, ge=1)
+    """`rollback` goes back this many steps at least, to the newest checkpoint that is old enough: the weights
+    may have been harmed before the loss showed it. Keep enough checkpoints (keep_checkpoints)."""
     spike_factor: float | None = Field(default=None, gt=1)
     """A loss above this multiple of the median of recent losses is an anomaly; null = only NaN and Inf."""
     window_steps: int = Field(default=32, ge=4)
@@ -249,10 +252,16 @@ class TrainConfig(StrictModel):
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: Annotated[int, Cosmetic] = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    asynchronous_checkpoints: Annotated[Literal["auto"] | bool, Cosmetic] = "auto"
+    """Write checkpoints in the background while training goes on, from a copy in host memory; auto = with a
+    GPU. A checkpoint becomes the latest only when it is whole, at the end of a later step."""
     milestone_interval_steps: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
     """Checkpoints at multiples of this are kept for ever; a multiple of save_interval_steps."""
     log_interval_steps: Annotated[int, Cosmetic] = Field(default=10, ge=1)
     """Steps between log lines."""
+    peak_tflops: Annotated[float | Literal["measured"] | None, Cosmetic] = None
+    """Peak TFLOP/s of one process, for MFU: a number, or `measured` (matrix products at the start). Null =
+    the dense bf16 figure of the GPU's data sheet; no MFU where that is unknown, on a CPU and in fp32."""
     validation_interval_steps: Annotated[int | None, Cosmetic] = Field(default=500, ge=1)
     """Steps between validations on the held-out documents; also at the end; null = never."""
     validation_tokens_per_language: Annotated[int, Cosmetic] = Field(default=200_000, ge=1)
@@ -282,6 +291,8 @@ class TrainConfig(StrictModel):
                 f"sequence_length / parallel.context = {self.sequence_length // self.parallel.context} must "
                 f"be a multiple of parallel.tensor = {self.parallel.tensor} for sequence parallelism"
             )
+        if isinstance(self.peak_tflops, float) and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops must be positive, or `measured`, got {self.peak_tflops}")
         if self.milestone_interval_steps is not None and (
             self.milestone_interval_steps % self.save_interval_steps
         ):

@@ -5,6 +5,7 @@ moments), and after the optimizer's step frozen values are put back as they were
 decay would move them otherwise. Rows with a learning-rate multiplier m move by m times the step.
 
 The distributed optimizer holds a flat slice of every parameter; rows are found in it by their offset.
+The plain one holds it whole.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from pretrain.selection import Selection
 
-_INPUT = "embedding.word_embeddings.weight"
-_OUTPUT = "output_layer.weight"
+INPUT_NAME = "embedding.word_embeddings.weight"
+OUTPUT_NAME = "output_layer.weight"
 _FINAL_NORM = "decoder.final_layernorm.weight"
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
@@ -30,7 +31,7 @@ _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 class _Rule:
     """How a slice of a parameter moves: `factor` times the optimizer's step."""
 
-    parameter: Tensor  # the optimizer's own tensor, flat
+    parameter: Tensor  # the optimizer's own tensor
     start: int
     end: int
     factor: float
@@ -40,7 +41,7 @@ class RowControl:
     """Applies a selection to the optimizer's steps.
 
     Args:
-        optimizer: Megatron optimizer (distributed, or a chain of them).
+        optimizer: Megatron optimizer, or a chain of them.
         models: model chunks, not wrapped.
         layers: transformer layers of the whole model.
         new_rows: first and end row that the extension added.
@@ -58,7 +59,7 @@ class RowControl:
         tied: bool,
     ) -> None:
         self._layers, self._new_rows, self._multiplier, self._tied = layers, new_rows, multiplier, tied
-        self._places = list(_places(optimizer, models))
+        self._places = list(optimizer_places(optimizer, models))
         self._rules: list[_Rule] = []
         self._saved: list[tuple[_Rule, Tensor]] = []
 
@@ -74,13 +75,13 @@ class RowControl:
         """Whether anything moves otherwise than the optimizer says."""
         return bool(self._rules)
 
-    def _rules_of(self, place: _Place, selection: Selection) -> Iterator[_Rule]:
+    def _rules_of(self, place: Place, selection: Selection) -> Iterator[_Rule]:
         size = place.parameter.numel()
         whole = float(selection.everything)
-        if place.name in (_INPUT, _OUTPUT):
+        if place.name in (INPUT_NAME, OUTPUT_NAME):
             first, end = (place.element_of_row(row) for row in self._new_rows)
             old = whole or float(selection.embeddings)
-            chosen = selection.new_input if place.name == _INPUT else selection.new_output
+            chosen = selection.new_input if place.name == INPUT_NAME else selection.new_output
             if self._tied:
                 chosen = selection.new_input or selection.new_output
             new = self._multiplier * max(old, float(chosen))
@@ -121,8 +122,8 @@ class RowControl:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A parameter's slice in this rank's optimizer."""
+class Place:
+    """A parameter's slice in this rank's optimizer: a part of it where the optimizer is distributed."""
 
     name: str
     layer: int | None
@@ -137,23 +138,37 @@ class _Place:
         return min(max(element, 0), self.parameter.numel())
 
 
-def _places(optimizer: Any, models: list[Any]) -> Iterator[_Place]:
+def optimizer_places(optimizer: Any, models: list[Any]) -> Iterator[Place]:
+    """Where every parameter of the model chunks is in a Megatron optimizer or a chain of them."""
     names = {}
     for model in models:
         for name, parameter in model.named_parameters():
             match = _LAYER.match(name)
             layer = model.decoder.layers[int(match[1])].layer_number - 1 if match else None
             names[parameter] = (name, layer)
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+
+    def place(parameter: Tensor, own: Tensor, offset: int) -> Place:
+        name, layer = names[parameter]
+        vocabulary = name in (INPUT_NAME, OUTPUT_NAME)
+        return Place(
+            name=name,
+            layer=layer,
+            parameter=own,
+            offset=offset,
+            first_row=tensor_rank * parameter.shape[0] if vocabulary else 0,
+            row_size=parameter.shape[1] if vocabulary else 1,
+        )
+
     for item in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for parameter, (group, order) in getattr(item, "model_param_group_index_map", {}).items():
-            name, layer = names[parameter]
-            rank = parallel_state.get_tensor_model_parallel_rank()
-            vocabulary = name in (_INPUT, _OUTPUT)
-            yield _Place(
-                name=name,
-                layer=layer,
-                parameter=item.optimizer.param_groups[group]["params"][order],
-                offset=item._get_model_param_range_map(parameter)["param"].start,
-                first_row=rank * parameter.shape[0] if vocabulary else 0,
-                row_size=parameter.shape[1] if vocabulary else 1,
-            )
+        slices = getattr(item, "model_param_group_index_map", None)
+        if slices is not None:
+            for parameter, (group, order) in slices.items():
+                own = item.optimizer.param_groups[group]["params"][order]
+                yield place(parameter, own, item._get_model_param_range_map(parameter)["param"].start)
+            continue
+        held = {id(own) for group in item.optimizer.param_groups for own in group["params"]}
+        for parameter in names:
+            own = getattr(parameter, "main_param", parameter)
+            if id(own) in held:
+                yield place(parameter, own, 0)

@@ -15,14 +15,14 @@ from types import FrameType
 from typing import Any
 
 from experiment.errors import ConfigError, Interrupted, TrainingError, TsugikiError
-from experiment.tracking import NullTracker, Tracker
+from experiment.tracking import BackgroundTracker, NullTracker, Tracker
 from pretrain.job import (
     INTERRUPTED_EXIT_CODE,
     TrainJob,
     log_path,
     read_error,
 )
-from pretrain.metrics import numbers_of
+from pretrain.metrics import point_of
 from pretrain.signals import STOP_SIGNALS
 
 _POLL_SECONDS = 0.1
@@ -39,12 +39,7 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
         TsugikiError: what the first failing rank raised.
         Interrupted: the run was asked to stop and has saved a checkpoint.
     """
-    work = job.work_dir
-    for folder in ("errors", "logs"):
-        shutil.rmtree(work / folder, ignore_errors=True)
-        (work / folder).mkdir(parents=True)
-    spec = work / "job.json"
-    spec.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    spec = write_job(job)
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *_inherited_path()])}
     process = subprocess.Popen(
@@ -56,21 +51,42 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
             follower.follow()
-        follower.follow(everything=True)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         if process.poll() is None:
             process.kill()
             process.wait()
-    if process.returncode == INTERRUPTED_EXIT_CODE:
+        follower.close()
+    raise_for_status(job, processes, process.returncode)
+
+
+def write_job(job: TrainJob) -> Path:
+    """What `pretrain.worker` reads, with nothing left of an earlier attempt's errors and logs."""
+    work = job.work_dir
+    for folder in ("errors", "logs"):
+        shutil.rmtree(work / folder, ignore_errors=True)
+        (work / folder).mkdir(parents=True)
+    spec = work / "job.json"
+    spec.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    return spec
+
+
+def raise_for_status(job: TrainJob, processes: int, status: int) -> None:
+    """Turn the exit status of the ranks into what they raised.
+
+    Raises:
+        TsugikiError: what the first failing rank raised.
+        Interrupted: the run was asked to stop and has saved a checkpoint.
+    """
+    if status == INTERRUPTED_EXIT_CODE:
         raise Interrupted(
             "training was asked to stop",
             where=job.checkpoints_dir,
             fix="run the same command again to continue",
         )
-    if process.returncode != 0:
-        raise _first_error(job, processes, process.returncode)
+    if status != 0:
+        raise _first_error(job, processes, status)
 
 
 def check_world(model_processes: int, data: int | None, size: int) -> None:
@@ -139,41 +155,44 @@ def _last_lines(path: Path) -> str:
 
 
 class _MetricsFollower:
-    """Sends the lines that appear in metrics.jsonl to a tracker, several in one call where they pile up."""
+    """Sends the lines that appear in metrics.jsonl to a tracker.
+
+    A run that continues replaces the file by one without the lines after its checkpoint; it is read from
+    its beginning then. The tracker knows which points it has.
+    """
 
     _INTERVAL_SECONDS = 2.0
 
     def __init__(self, path: Path, tracker: Tracker) -> None:
         self._path = path
-        self._tracker = tracker
-        self._known = self._lines()[-1] if self._lines() else None
-        self._sent = len(self._lines())
+        self._sender = None if isinstance(tracker, NullTracker) else BackgroundTracker(tracker)
+        self._file = -1
+        self._position = 0
         self._last = time.monotonic()
-        self._steps_sent = _last_step(self._known)
 
-    def _lines(self) -> list[str]:
+    def follow(self) -> None:
+        """Send what is new, every two seconds."""
+        if self._sender is not None and time.monotonic() - self._last >= self._INTERVAL_SECONDS:
+            self._read(self._sender)
+
+    def close(self) -> None:
+        """Send the rest."""
+        if self._sender is not None:
+            self._read(self._sender)
+            self._sender.close()
+
+    def _read(self, sender: BackgroundTracker) -> None:
+        self._last = time.monotonic()
         try:
-            text = self._path.read_text(encoding="utf-8")
-        except OSError:
-            return []
-        return text[: text.rfind("\n") + 1].splitlines()
-
-    def follow(self, *, everything: bool = False) -> None:
-        """Send what is new."""
-        if isinstance(self._tracker, NullTracker):
+            with self._path.open("rb") as stream:
+                file = os.fstat(stream.fileno()).st_ino
+                if file != self._file:
+                    self._file, self._position = file, 0
+                stream.seek(self._position)
+                text = stream.read()
+        except FileNotFoundError:
             return
-        now = time.monotonic()
-        if not everything and now - self._last < self._INTERVAL_SECONDS:
-            return
-        self._last = now
-        lines = self._lines()
-        # A run that continues first drops the lines after its checkpoint.
-        self._sent = min(self._sent, len(lines))
-        for text in lines[self._sent :]:
-            line = json.loads(text)
-            self._tracker.log_metrics(numbers_of(line), int(line["step"]))
-        self._sent = len(lines)
-
-
-def _last_step(line: str | None) -> int:
-    return int(json.loads(line)["step"]) if line else 0
+        whole = text.rfind(b"\n") + 1
+        self._position += whole
+        for line in text[:whole].splitlines():
+            sender.put(point_of(json.loads(line)))

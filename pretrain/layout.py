@@ -58,21 +58,15 @@ def check(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
         )
     _check_batch(config, spec, replicas)
     _check_phases(config, spec)
-    if config.sequence_length > spec.max_positions and spec.rope_scaling is None:
+    if config.sequence_length > spec.max_positions:
         raise ConfigError(
             "sequences are longer than the model was made for",
             where="train.sequence_length",
             got=config.sequence_length,
-            expected=f"at most {spec.max_positions} (max_position_embeddings of the base model)",
-            fix="shorten train.sequence_length, or set rope scaling in the base model's config.json",
-        )
-    if config.precision == "fp8":
-        raise ConfigError(
-            "fp8 needs transformer-engine layers, which training does not build yet",
-            where="train.precision",
-            got="fp8",
-            expected="bf16 or fp32",
-            fix="set train.precision: bf16",
+            expected=f"at most {spec.max_positions} (graft.max_positions, else the base's "
+            "max_position_embeddings)",
+            fix=f"set graft.max_positions: {config.sequence_length}, with graft.rope_theta or "
+            "graft.rope_scaling where the base needs one, or shorten train.sequence_length",
         )
 
 
@@ -102,16 +96,6 @@ def _check_batch(config: TrainConfig, spec: ModelSpec, replicas: int) -> None:
 def _check_phases(config: TrainConfig, spec: ModelSpec) -> None:
     for phase in config.phases:
         Selection.parse(tuple(phase.trains), spec.layers)
-    partial = any("all" not in phase.trains for phase in config.phases)
-    if not config.optimizer.distributed and (
-        partial or config.optimizer.new_rows_learning_rate_multiplier != 1
-    ):
-        raise ConfigError(
-            "training a part of the model needs the distributed optimizer",
-            where="train.optimizer.distributed",
-            got=False,
-            expected="true, with train.phases or new_rows_learning_rate_multiplier",
-        )
 
 
 def _tensor_choices(spec: ModelSpec) -> list[int]:

@@ -23,9 +23,12 @@ from pretrain.distributed import agree, owns_loss, sum_over_replicas
 from pretrain.freeze import RowControl
 from pretrain.guard import Deadline, LossGuard, Watchdog
 from pretrain.job import TrainJob, write_error
-from pretrain.metrics import Interval, MetricsLog, flops_per_token, tokens_per_byte
+from pretrain.megatron_cpu import has_gpu
+from pretrain.metrics import Interval, MetricsLog
 from pretrain.model import build_model
+from pretrain.observe import Observer, peak_flops
 from pretrain.optimizer import Optimizer, wrap_models
+from pretrain.row_norms import RowNorms
 from pretrain.schedule import Phase, phase_at, resolve_phases
 from pretrain.selection import base_rows
 from pretrain.signals import StopRequest
@@ -103,8 +106,12 @@ class Trainer:
             z_loss=config.z_loss,
             acceleration=self.acceleration,
         )
+        background = config.asynchronous_checkpoints
         self.checkpoints = CheckpointStore(
-            job.checkpoints_dir, config.keep_checkpoints, config.milestone_interval_steps
+            job.checkpoints_dir,
+            config.keep_checkpoints,
+            config.milestone_interval_steps,
+            asynchronous=has_gpu() if background == "auto" else background,
         )
         self.step = 0
         self.skipped: set[int] = set()
@@ -145,7 +152,16 @@ class Trainer:
             self.skipped = set(common["skipped_batches"])
             self.anomalies = common["anomalies"]
             self.step = iteration
-        self._control_rows()
+        rows = self.spec.vocabulary_size
+        new_rows = (base_rows(self.job.graft_dir, rows), rows)
+        self._control_rows(new_rows)
+        self.norms = RowNorms(
+            self.optimizer.megatron,
+            self.models,
+            new_rows,
+            self.spec.tied_embeddings,
+            config.optimizer.distributed,
+        )
         for model in self.models:
             model.config.finalize_model_grads_func = finalize_model_grads
             model.config.grad_scale_func = self.optimizer.megatron.scale_loss
@@ -156,18 +172,17 @@ class Trainer:
             )
         self.forward_backward = get_forward_backward_func()
 
-    def _control_rows(self) -> None:
+    def _control_rows(self, new_rows: tuple[int, int]) -> None:
         """Let the phases decide what moves, where any of them or a multiplier asks for it."""
         multiplier = self.config.optimizer.new_rows_learning_rate_multiplier
         if multiplier == 1 and all(phase.trains == ("all",) for phase in self.phases):
             return
-        rows = self.spec.vocabulary_size
         self.optimizer.control_rows(
             RowControl(
                 self.optimizer.megatron,
                 self.models,
                 self.spec.layers,
-                (base_rows(self.job.graft_dir, rows), rows),
+                new_rows,
                 multiplier,
                 self.spec.tied_embeddings,
             )
@@ -209,6 +224,16 @@ class Trainer:
             if self.step:
                 log.say(f"continuing from the checkpoint of step {self.step}")
         reader = BatchReader(self.data, self.layout, self.steps)
+        config = self.config
+        self.observer = Observer(
+            self.spec,
+            self.mixture,
+            config.sequence_length,
+            self.tokens_per_step,
+            self.world.size,
+            self.phases,
+            peak_flops(config.peak_tflops, config.precision),
+        )
         try:
             return self._loop(reader, log)
         finally:
@@ -241,29 +266,48 @@ class Trainer:
             # Every rank sees the same loss and norm; only the signals and clocks differ.
             trouble = guard.judge(loss, norm)
             deadline.step_took(time.monotonic() - started)
-            bad, stop, save = agree(
-                [float(trouble is not None), float(self.stop.requested), float(deadline.save_now())]
+            bad, stop, save, writing = agree(
+                [
+                    float(trouble is not None),
+                    float(self.stop.requested),
+                    float(deadline.save_now()),
+                    float(self.checkpoints.writing),
+                ]
             )
             self.step += 1
+            last = self.step == self.steps
+            logs = self.step % config.log_interval_steps == 0 or last
+            if self.checkpoints.unfinished and not writing:
+                with _excluded(interval):
+                    self._finish_save(log, deadline)
             rate = phase.learning_rate(self.step * self.tokens_per_step)
             if bad:
-                self._handle_anomaly(trouble or "another rank reports an anomaly", loss, log)
+                self._handle_anomaly(trouble or "another rank reports an anomaly", loss, log, deadline)
+                # The weights are those of an earlier step: a kill must not bring the later ones back.
+                save = save or config.anomalies.action == "rollback"
             else:
                 guard.accept(loss)
+                norms = self.norms.measure() if logs else {}
                 self.optimizer.step(rate, norm)
                 interval.add(loss, norm, tokens)
-            last = self.step == self.steps
-            if self.step % config.log_interval_steps == 0 or last:
+            if logs:
                 if interval.steps:
-                    self._report(log, interval, rate, phase, reader)
+                    line = self.observer.line(
+                        self.step, interval, rate, phase, reader.waited_seconds, {} if bad else norms
+                    )
+                    if log is not None:
+                        log.write(line)
+                        log.say(log.console_line(line))
                 interval = Interval()
             every = config.validation_interval_steps
             if every is not None and (self.step % every == 0 or last):
-                self._validate(log)
-                interval.restart()
+                with _excluded(interval):
+                    self._validate(log)
             if last or stop or save or self.step % config.save_interval_steps == 0:
-                deadline.save_took(self._save(log))
-                interval.restart()
+                with _excluded(interval):
+                    self._save(log, deadline)
+                    if last or stop or save:
+                        self._finish_save(log, deadline)
             if stop and not last:
                 if log is not None:
                     log.say(f"stopped as asked after step {self.step}; the checkpoint is saved")
@@ -277,16 +321,36 @@ class Trainer:
         if log is not None and len(self.phases) > 1:
             log.say(f"phase {phase.name}: training {', '.join(phase.trains)}")
 
-    def _handle_anomaly(self, trouble: str, loss: float, log: MetricsLog | None) -> None:
+    def _handle_anomaly(self, trouble: str, loss: float, log: MetricsLog | None, deadline: Deadline) -> None:
         """Skip the step just computed, go back, or give up, as configured; recorded in any case."""
-        action = self.config.anomalies.action
+        config = self.config.anomalies
+        action = config.action
         batch = self.step - 1
-        self.skipped.add(batch)
+        first = batch
         self.anomalies += 1
         text = f"step {self.step}: {trouble}"
+        give_up = action == "stop" or self.anomalies > config.maximum_anomalies
+        if not give_up and action == "rollback":
+            self._finish_save(log, deadline)
+            first = self._roll_back(batch - config.rollback_steps + 1)
+            text += f"; back to the weights of step {first}, its data and that since then skipped"
+        elif not give_up:
+            text += "; its batch is skipped"
+        self.skipped.update(range(first, self.step))
         if log is not None:
-            log.event(self.step, action, trouble, loss)
-        if action == "stop" or self.anomalies > self.config.anomalies.maximum_anomalies:
+            log.write(
+                {
+                    "step": self.step,
+                    "event": "stop" if give_up else action,
+                    "reason": trouble,
+                    "anomaly/count": self.anomalies,
+                    "anomaly/loss": loss if math.isfinite(loss) else None,
+                    "anomaly/first_skipped_step": first + 1,
+                    "anomaly/skipped_steps": self.step - first,
+                }
+            )
+        if give_up:
+            self._finish_save(log, deadline)
             raise TrainingError(
                 "the loss is not what it should be",
                 where=f"step {self.step}",
@@ -294,18 +358,13 @@ class Trainer:
                 fix="lower train.optimizer.learning_rate, look at the data of that step, or set "
                 "train.anomalies; the last checkpoint is intact",
             )
-        if action == "rollback":
-            back = self._roll_back()
-            self.skipped.update(range(back, self.step))
-            text += f"; back to the weights of step {back}, its data and that since then skipped"
-        else:
-            text += "; its batch is skipped"
         if log is not None:
             log.say(text)
 
-    def _roll_back(self) -> int:
-        """Load the newest whole checkpoint's weights and moments; returns its step."""
-        iteration, _ = self.checkpoints.newest_whole()
+    def _roll_back(self, at_most: int) -> int:
+        """Load weights and moments of the newest whole checkpoint of that step or an earlier one, else of the
+        oldest one, else the weights of the start; returns the step."""
+        iteration, _ = self.checkpoints.newest_whole(at_most)
         if iteration is None:
             TrainingState(self.models, None, self.spec.vocabulary_size).load(
                 self.job.graft_dir / "checkpoint", weights_only=True
@@ -316,48 +375,18 @@ class Trainer:
         self.optimizer.prepare_state()
         return iteration
 
-    def _report(
-        self, log: MetricsLog | None, interval: Interval, rate: float, phase: Phase, reader: BatchReader
-    ) -> None:
-        if log is None:
-            return
-        seconds = max(interval.seconds(), 1e-9)
-        loss = interval.loss()
-        per_second = interval.tokens / seconds
-        full, causal = flops_per_token(self.spec, self.config.sequence_length)
-        factor = tokens_per_byte(self.mixture) / math.log(2)
-        line = {
-            "step": self.step,
-            "consumed_tokens": self.step * self.tokens_per_step,
-            "seconds": round(time.time(), 3),
-            "phase": phase.name,
-            "train/loss": loss,
-            "train/bits_per_byte": loss * factor,
-            "train/learning_rate": rate,
-            "train/grad_norm": interval.norm,
-            "train/consumed_tokens": self.step * self.tokens_per_step,
-            "throughput/tokens_per_second": per_second,
-            "throughput/tokens_per_second_per_process": per_second / self.world.size,
-            "throughput/tflops_full_attention": per_second * full / 1e12,
-            "throughput/tflops_causal_attention": per_second * causal / 1e12,
-            "throughput/step_seconds": seconds / max(interval.steps, 1),
-            "throughput/data_wait_seconds": reader.waited_seconds,
-        }
-        log.write(line)
-        log.say(log.console_line(line))
-
     def _validate(self, log: MetricsLog | None) -> None:
         limit = self.config.validation_tokens_per_language
         line: dict[str, Any] = {
             "step": self.step,
             "consumed_tokens": self.step * self.tokens_per_step,
-            "seconds": round(time.time(), 3),
         }
         texts = read_heldout(self.mixture, self.job.tokens_dir, limit)
         if not texts:
             return
         with _evaluating(self.models):
             for text in texts:
+                self.watchdog.alive()
                 windows = Windows.cut(text, self.config.sequence_length, self.mixture.bos_id)
                 sums = sum_over_replicas(
                     self._run_micro_batches(windows.batches(self.layout), forward_only=True)
@@ -372,10 +401,10 @@ class Trainer:
             )
             log.say(f"step {self.step}/{self.steps}  held-out bits/byte: {shown}")
 
-    def _save(self, log: MetricsLog | None) -> float:
-        """Write a checkpoint; returns the seconds it took."""
+    def _save(self, log: MetricsLog | None, deadline: Deadline) -> None:
+        """Begin a checkpoint; a synchronous one is finished."""
+        self._finish_save(log, deadline)
         self.watchdog.alive()
-        start = time.monotonic()
         samples = self.step * self.config.global_batch
         common = {
             "iteration": self.step,
@@ -396,10 +425,28 @@ class Trainer:
             "device": device_name(),
         }
         self.checkpoints.save(self.step, self.state, common, facts)
-        seconds = time.monotonic() - start
+        if not self.checkpoints.asynchronous:
+            self._finish_save(log, deadline)
+
+    def _finish_save(self, log: MetricsLog | None, deadline: Deadline) -> None:
+        """Wait for the checkpoint that was begun, if one was, and make it the latest."""
+        self.watchdog.alive()
+        saved = self.checkpoints.finish()
+        if saved is None:
+            return
+        deadline.save_took(saved.seconds)
         if log is not None:
-            log.say(f"step {self.step}/{self.steps}  checkpoint saved in {seconds:.1f} s")
-        return seconds
+            log.write(
+                {
+                    "step": saved.iteration,
+                    "checkpoint/blocking_seconds": saved.blocking_seconds,
+                    "checkpoint/seconds": saved.seconds,
+                }
+            )
+            log.say(
+                f"step {saved.iteration}/{self.steps}  checkpoint saved in {saved.seconds:.1f} s,"
+                f" training stood still for {saved.blocking_seconds:.1f} s"
+            )
 
 
 def _forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:
@@ -420,6 +467,14 @@ def _sum_losses(loss_mask: Tensor, output: tuple[Tensor, Tensor]) -> tuple[Tenso
     tokens = loss_mask.sum()
     report = torch.stack([(entropy.detach().double() * loss_mask).sum(), tokens.double()])
     return (objective * loss_mask).sum(), tokens.to(torch.int), report
+
+
+@contextlib.contextmanager
+def _excluded(interval: Interval) -> Iterator[None]:
+    """Time in here is not time of training steps."""
+    start = time.monotonic()
+    yield
+    interval.exclude(time.monotonic() - start)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from experiment.mixture import Mixture
-from experiment.tracking import NullTracker, Tracker
+from experiment.tracking import BackgroundTracker, NullTracker, Point, Tracker
+from pretrain.plan_compute import GPUS
 from pretrain.spec import ModelSpec
 
+# Board names as CUDA reports them; other boards of the same chips have other clocks and are not in the table.
+_BOARDS = {"A100": "a100-80gb", "H100": "h100", "H200": "h200", "B200": "b200", "L40S": "l40s"}
+_OTHER_BOARDS = ("PCIe", "NVL", "GB200")
 _NOT_METRICS = ("step", "consumed_tokens", "seconds", "phase", "event", "reason")
 
 
@@ -24,6 +28,15 @@ def tokens_per_byte(mixture: Mixture) -> float:
     """
     bytes_per_token = sum(source.share * source.bytes / max(source.tokens, 1) for source in mixture.sources)
     return 1.0 / bytes_per_token if bytes_per_token else math.nan
+
+
+def data_sheet_peak(name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by its name; None for one that is not in the table of `tsugiki plan`."""
+    if name.startswith("NVIDIA A100") or not any(board in name for board in _OTHER_BOARDS):
+        for part, board in _BOARDS.items():
+            if part in name:
+                return GPUS[board].peak_flops
+    return None
 
 
 def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float]:
@@ -53,6 +66,7 @@ class Interval:
     def __init__(self) -> None:
         self.total = 0.0
         self.tokens = 0.0
+        """Tokens that count in the loss."""
         self.norm = 0.0
         self.steps = 0
         self._before = 0.0
@@ -68,9 +82,9 @@ class Interval:
         self._before += now - self._start
         self._start = now
 
-    def restart(self) -> None:
-        """Do not count the time since the last step (validation, checkpoint)."""
-        self._start = time.monotonic()
+    def exclude(self, seconds: float) -> None:
+        """Do not count time spent otherwise since the last step (validation, checkpoint)."""
+        self._start += seconds
 
     def seconds(self) -> float:
         """Time spent in steps."""
@@ -82,7 +96,7 @@ class Interval:
 
 
 class MetricsLog:
-    """Writes metric lines to metrics.jsonl, to the tracker and to the console.
+    """Writes metric lines to metrics.jsonl, to the tracker (in a thread) and to the console.
 
     Args:
         path: metrics.jsonl; lines after `step` are dropped, they belong to steps done again.
@@ -92,33 +106,25 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int, tracker: Tracker | None, total_steps: int) -> None:
-        self._path = path
-        self._tracker = tracker or NullTracker()
         self._total = total_steps
         self._begin = step
         self._start = time.monotonic()
         truncate(path, step)
+        self._sender: BackgroundTracker | None = None
+        if tracker is not None and not isinstance(tracker, NullTracker):
+            self._sender = BackgroundTracker(tracker, self.say)
+            if path.exists():  # a kill may have come before the store had them
+                for text in path.read_text(encoding="utf-8").splitlines():
+                    self._sender.put(point_of(json.loads(text)))
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line and send its numbers to the tracker in one call."""
+        """Append one line and have its numbers sent to the tracker in one call."""
+        line = {**line, "seconds": round(time.time(), 3)}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
-        numbers = numbers_of(line)
-        if numbers:
-            self._tracker.log_metrics(numbers, int(line["step"]))
-
-    def event(self, step: int, action: str, reason: str, loss: float) -> None:
-        """Record an anomaly and what was done about it."""
-        self.write(
-            {
-                "step": step,
-                "event": action,
-                "reason": reason,
-                "anomaly/loss": loss if math.isfinite(loss) else None,
-                "seconds": round(time.time(), 3),
-            }
-        )
+        if self._sender is not None:
+            self._sender.put(point_of(line))
 
     def say(self, text: str) -> None:
         """A line for the console."""
@@ -141,8 +147,15 @@ class MetricsLog:
         )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; wait until the tracker has everything."""
         self._stream.close()
+        if self._sender is not None:
+            self._sender.close()
+
+
+def point_of(line: Mapping[str, Any]) -> Point:
+    """A line of metrics.jsonl as the tracker takes it."""
+    return Point(int(line["step"]), int(line["seconds"] * 1000), numbers_of(line))
 
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:

@@ -3,13 +3,20 @@
 The vocabulary has 101 rows, of which 11 count as added; two tensor-parallel ranks pad it to 112.
 """
 
+import atexit
+import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy
 
@@ -17,6 +24,8 @@ from experiment.mixture import Mixture, MixtureSource
 from experiment.stage import StageContext, StageResult
 from pretrain.config import TrainConfig
 from pretrain.indexed import write_indexed
+from pretrain.job import TrainJob
+from pretrain.launch import raise_for_status, write_job
 from pretrain.train import run
 
 VOCABULARY, BASE_ROWS, BOS, EOD = 101, 90, 1, 2
@@ -59,13 +68,20 @@ def hf_model(family: str, **overrides: object):
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
-def write_graft(directory: Path, family: str = "llama", **overrides: object) -> None:
+def write_graft(
+    directory: Path,
+    family: str = "llama",
+    change: Callable[[Any], None] = lambda model: None,
+    **overrides: object,
+) -> None:
     """`graft/` of a random model beside its Hugging Face directory."""
     from pretrain.convert_config import GraftConfig
     from pretrain.convert_import import write_import
 
     hf = directory / "hf"
-    hf_model(family, **overrides).save_pretrained(hf)
+    model = hf_model(family, **overrides)
+    change(model)
+    model.save_pretrained(hf)
     graft = directory / "graft"
     graft.mkdir(parents=True)
     write_import(hf, graft, tokenizer_dir=None, config=GraftConfig())
@@ -73,8 +89,14 @@ def write_graft(directory: Path, family: str = "llama", **overrides: object) -> 
     (graft / "graft.json").write_text(json.dumps({**report, "kept_rows": BASE_ROWS}))
 
 
-def write_tokens(directory: Path, steps: int = STEPS) -> None:
-    """`tokens/`: arithmetic sequences, so that there is something to learn."""
+def write_tokens(
+    directory: Path,
+    steps: int = STEPS,
+    change: Callable[[list[list[int]]], list[list[int]]] = lambda documents: documents,
+    signed: bool = False,
+) -> None:
+    """`tokens/`: arithmetic sequences, so that there is something to learn; `change` makes other documents,
+    `signed` stores ids as int32."""
     tokens = directory / "tokens"
     tokens.mkdir(parents=True)
     random = numpy.random.default_rng(7)
@@ -87,7 +109,9 @@ def write_tokens(directory: Path, steps: int = STEPS) -> None:
                 start, length = random.integers(3, VOCABULARY), random.integers(10, 60)
                 text = (start + (number + 1) * 7 * numpy.arange(length)) % (VOCABULARY - 3) + 3
                 lists.append([BOS, *(int(token) for token in text), EOD])
-            totals[split] = write_indexed(tokens / f"{language}{split}", lists, VOCABULARY)
+            totals[split] = write_indexed(
+                tokens / f"{language}{split}", change(lists), 100_000 if signed else VOCABULARY
+            )
         sources.append(
             MixtureSource(
                 name=language,
@@ -132,11 +156,119 @@ def settings(**changes: object) -> TrainConfig:
     )
 
 
-def train(case: Path, output: Path, **changes: object) -> StageResult:
-    """Run the stage."""
+class Server:
+    """The process that imported Megatron; see training_server.py."""
+
+    def __init__(self) -> None:
+        reading, writing = os.pipe()
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                str(Path(__file__).with_name("training_server.py")),
+                str(writing),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            text=True,
+            pass_fds=[writing],
+        )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
+        atexit.register(self.close)
+
+    def _ask(self, request: dict[str, object]) -> dict[str, int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._answers.readline())
+
+    def start(self, job: TrainJob, processes: int, environment: dict[str, str], fault: str) -> int:
+        """Process id of the launcher of a training; its console goes to console.log."""
+        return self._ask(
+            {
+                "start": [str(write_job(job)), str(processes)],
+                "environment": environment,
+                "console": str(job.output_dir / "console.log"),
+                "fault": fault,
+            }
+        )["pid"]
+
+    def execute(self, code: str, console: Path) -> None:
+        """Run code where Megatron is imported, in a process of its own."""
+        request = {"start": None, "environment": {}, "console": str(console), "fault": code}
+        assert self.wait(self._ask(request)["pid"]) == 0, console.read_text()
+
+    def wait(self, pid: int) -> int:
+        """Its exit status."""
+        return self._ask({"wait": pid})["status"]
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@functools.cache
+def server() -> Server:
+    """One for all tests of this process."""
+    return Server()
+
+
+def train(
+    case: Path, output: Path, environment: dict[str, str] | None = None, fault: str = "", **changes: object
+) -> StageResult:
+    """Run the stage; only that its processes are forked from the server."""
+
+    def run_here(job: TrainJob, processes: int, _tracker: object) -> None:
+        status = server().wait(server().start(job, processes, environment or {}, fault))
+        raise_for_status(job, processes, status)
+
     output.mkdir(parents=True, exist_ok=True)
     inputs = {"graft": case / "graft", "tokens": case / "tokens"}
-    return run(settings(**changes), inputs, output, StageContext(seed=5))
+    with mock.patch("pretrain.train.run_here", run_here):
+        return run(settings(**changes), inputs, output, StageContext(seed=5))
+
+
+def console(output: Path) -> str:
+    """What the last `train` said."""
+    return (output / "console.log").read_text()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A training that goes on in the background."""
+
+    pid: int
+    output: Path
+
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        """Until that step is on the console."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            said = re.findall(r"^step +(\d+)/\d+  loss", console(self.output), re.MULTILINE)
+            if said and int(said[-1]) >= step:
+                return
+            time.sleep(0.005)
+        raise AssertionError(f"step {step} was not reached: {console(self.output)}")
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Signal it and wait; SIGKILL as a node failure or the out-of-memory killer would. The status."""
+        os.kill(self.pid, number)
+        return server().wait(self.pid)
+
+
+def begin(case: Path, output: Path, fault: str = "", **changes: object) -> Running:
+    """Start the training alone, in the background."""
+    output.mkdir(parents=True, exist_ok=True)
+    config = settings(**changes)
+    job = TrainJob(
+        config=config, graft_dir=case / "graft", tokens_dir=case / "tokens", output_dir=output, seed=5
+    )
+    processes = config.parallel.model_processes * (config.parallel.data or 1)
+    return Running(server().start(job, processes, {}, fault), output)
 
 
 def lines(output: Path) -> list[dict[str, float]]:
@@ -160,6 +292,16 @@ def weights(output: Path, step: int) -> dict[str, bytes]:
     }
     reader.close()
     return tensors
+
+
+def checkpoint_tensor(directory: Path, key: str):
+    """One whole tensor of a checkpoint."""
+    from pretrain.dist_files import DistReader
+
+    reader = DistReader(directory)
+    tensor = reader.read(key, tuple((0, size) for size in reader.tensors[key].shape))
+    reader.close()
+    return tensor
 
 
 def start(case: Path, output: Path, **changes: object) -> subprocess.Popen[str]:

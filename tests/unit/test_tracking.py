@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from toy_stages import ToyConfig
 from experiment.errors import DataError, EnvironmentError_
 from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
-from experiment.tracking import MlflowTracker, TrackingConfig, TrackingInfo, attach, default_uri, open_run
+from experiment.tracking import (
+    BackgroundTracker,
+    MlflowTracker,
+    Point,
+    TrackingConfig,
+    TrackingInfo,
+    attach,
+    default_uri,
+    open_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +92,69 @@ def test_attach_continues_in_another_process_by_value(run_dir: Path, client: Mlf
     other.log_metrics({"train/loss": 1.5}, step=3)
     assert client.get_run(tracker.info.run_id).data.metrics == {"train/loss": 1.5}
     assert attach(None).info is None
+
+
+def line(step: int, kind: str = "train", **metrics: float) -> Point:
+    return Point(step, 1000 + step, {f"{kind}/{name}": value for name, value in metrics.items()})
+
+
+def test_a_curve_sent_again_is_logged_once(run_dir: Path, client: MlflowClient) -> None:
+    """As after a kill: another process sends the lines from the beginning, and goes on."""
+    first = open_run(TrackingConfig(experiment="unit"), run_dir, "curve")
+    assert first is not None and first.info is not None
+    first.log_points([line(1, loss=3.0), line(2, loss=2.0), line(2, "validation", loss=2.5)])
+    other = attach(first.info)
+    other.log_points(
+        [line(1, loss=3.0), line(2, loss=2.0), line(2, "validation", loss=2.5), line(3, loss=1.0)]
+    )
+    other.log_points([Point(4, 1004, {})])
+    history = client.get_metric_history(first.info.run_id, "train/loss")
+    assert sorted((point.step, point.value, point.timestamp) for point in history) == [
+        (1, 3.0, 1001), (2, 2.0, 1002), (3, 1.0, 1003)
+    ]  # fmt: skip
+    assert len(client.get_metric_history(first.info.run_id, "validation/loss")) == 1
+
+
+def test_many_lines_go_in_one_call(
+    run_dir: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 1,000 points a call, which is MLflow's limit."""
+    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "batches")
+    assert tracker is not None and tracker.info is not None
+    calls = []
+    original = MlflowClient.log_batch
+    monkeypatch.setattr(
+        MlflowClient, "log_batch",
+        lambda self, run, metrics=(), **rest: (calls.append(len(metrics)), original(self, run, metrics, **rest))[1],
+    )  # fmt: skip
+    tracker.log_points([line(step, loss=step, norm=step) for step in range(600)])
+    tracker.log_points([line(600, loss=1.0, norm=1.0)])
+    assert calls == [1000, 200, 2]
+    assert len(client.get_metric_history(tracker.info.run_id, "train/norm")) == 601
+
+
+def test_a_failing_store_does_not_end_training(run_dir: Path, client: MlflowClient) -> None:
+    """Said once; what could not be sent goes with the next lines."""
+    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "failing")
+    assert tracker is not None and tracker.info is not None
+    failures = iter([ConnectionError("store is down"), ConnectionError("still down")])
+    original = tracker.log_points
+
+    def log_points(points: list[Point]) -> None:
+        for failure in failures:
+            raise failure
+        original(points)
+
+    tracker.log_points = log_points  # type: ignore[method-assign]
+    said: list[str] = []
+    sender = BackgroundTracker(tracker, said.append)
+    for step in range(3):
+        sender.put(line(step, loss=float(step)))
+        time.sleep(0.2)
+    sender.close()
+    assert len(said) == 1 and "ConnectionError: store is down" in said[0]
+    history = client.get_metric_history(tracker.info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == [0, 1, 2]
 
 
 def test_switched_off_and_unreachable(run_dir: Path) -> None:

@@ -49,6 +49,10 @@ WRONG_IN_ITSELF = [
     ({"anomalies": {"action": "ignore"}}, "'skip', 'rollback' or 'stop'"),
     ({"anomalies": {"spike_factor": 0.5}}, "greater than 1"),
     ({"watchdog_seconds": 0}, "greater than 0"),
+    ({"anomalies": {"action": "rollback", "rollback_steps": 0}}, "greater than or equal to 1"),
+    ({"asynchronous_checkpoints": "sometimes"}, "'auto'"),
+    ({"peak_tflops": -1}, "peak_tflops must be positive"),
+    ({"peak_tflops": "guessed"}, "'measured'"),
 ]
 
 WRONG_FOR_THE_MODEL = [
@@ -64,11 +68,6 @@ WRONG_FOR_THE_MODEL = [
     ({"sequence_length": 128}, "longer than the model was made for", "at most 64"),
     ({"phases": [{"trains": ["layers:9"]}]}, "no such layer", "from -6 to 5"),
     ({"phases": [{"trains": ["embedings"]}]}, "no such part of the model", "embeddings"),
-    (
-        {"phases": [{"trains": ["embeddings"]}], "optimizer": {"distributed": False}},
-        "needs the distributed optimizer",
-        "true",
-    ),
 ]
 
 

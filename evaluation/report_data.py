@@ -225,7 +225,7 @@ def tokenizer_section(artefacts: Artefacts) -> Section:
                 f"{report['base_vocabulary']:,} pieces of the base and {added:,} new ones make "
                 f"{report['vocabulary_size']:,}."
                 if added
-                else f"The vocabulary of the base is kept: {report['base_vocabulary']:,} pieces.",
+                else f"The vocabulary of the base is kept: {report['vocabulary_size']:,} pieces.",
             )
         )
     tokenizers: dict[str, dict[str, dict[str, Any]]] = report.get("tokenizers", {})

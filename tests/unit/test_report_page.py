@@ -211,6 +211,15 @@ def test_the_page_says_what_the_artefacts_say(stages: dict[str, Path], tmp_path:
     assert re.findall(r"\bNo \S+", page.text) == ["No manifests:"]
 
 
+def test_a_kept_vocabulary_is_said_so(stages: dict[str, Path], tmp_path: Path) -> None:
+    # What the vocabulary stage writes with `extend: null`.
+    kept = {"pieces": 0, "vocabulary_size": 32000, "gates": []}
+    (stages["tokenizer"] / "report.json").write_text(json.dumps(kept))
+    page = Page(render(stages, tmp_path / "report"))
+    assert "The vocabulary of the base is kept: 32,000 pieces." in page.text
+    assert "new pieces" not in page.text
+
+
 def test_the_page_is_self_contained(stages: dict[str, Path], tmp_path: Path) -> None:
     markup = render(stages, tmp_path / "report")
     page = Page(markup)

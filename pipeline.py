@@ -19,6 +19,7 @@ from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig
 from pretrain.config import BaseConfig, TrainConfig
+from pretrain.context_extension import extended_context
 from pretrain.convert_config import ExportConfig, GraftConfig
 from pretrain.layout import check as check_layout
 from pretrain.plan import base_spec
@@ -201,12 +202,6 @@ def _check_languages(experiment: Experiment) -> None:
 
 def _check_lengths(experiment: Experiment) -> None:
     config = experiment.config
-    scratch = config.base.scratch
-    if scratch is not None and config.train.sequence_length > scratch.max_positions:
-        _fail(
-            experiment, ("train", "sequence_length"), "sequences longer than the base model's positions",
-            config.train.sequence_length, f"at most base.scratch.max_positions = {scratch.max_positions}",
-        )  # fmt: skip
     step_tokens = config.train.global_batch * config.train.sequence_length
     total = config.tokens.mixture.total_tokens
     if total < step_tokens:
@@ -217,11 +212,19 @@ def _check_lengths(experiment: Experiment) -> None:
 
 
 def _check_layout(experiment: Experiment) -> None:
-    """The division over processes against the model, where its architecture is known before it is loaded."""
-    base, train = experiment.config.base, experiment.config.train
+    """Positions and division over processes against the model, where its architecture is known already."""
+    base, train, graft = experiment.config.base, experiment.config.train, experiment.config.graft
     try:
         spec, _ = base_spec(base)
     except ConfigError:
         # A base model that only the compute nodes can see is checked there, by the training stage.
         return
+    spec = extended_context(spec, graft)
+    if train.sequence_length > spec.max_positions:
+        _fail(
+            experiment, ("train", "sequence_length"), "sequences longer than the model's positions",
+            train.sequence_length,
+            f"at most {spec.max_positions}, or graft.max_positions: {train.sequence_length} with "
+            "graft.rope_theta or graft.rope_scaling where the base needs one",
+        )  # fmt: skip
     check_layout(train, spec, train.parallel.data or 1)

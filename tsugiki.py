@@ -406,6 +406,7 @@ def plan(
         total_tokens=experiment.config.tokens.mixture.total_tokens,
         train=experiment.config.train,
         machine=Machine(find_gpu(gpu), gpus_per_node, mfu),
+        graft=experiment.config.graft,
         run_dir=experiment.run_dir,
         world_size=gpus,
     )

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiment.config import Cosmetic, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
 InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random"]
+
+
+class RopeScalingConfig(StrictModel):
+    """Scaling of the rotary frequencies, as transformers defines it (``modeling_rope_utils.py``)."""
+
+    type: Literal["linear", "llama3", "yarn"]
+    """`linear` divides every frequency by the factor (arXiv 2306.15595); `llama3` only the long wavelengths
+    (Llama 3.1); `yarn` by parts, with a temperature on attention (arXiv 2309.00071)."""
+    factor: float | None = Field(default=None, ge=1)
+    """How many times longer; null is graft.max_positions divided by original_positions."""
+    original_positions: int | None = Field(default=None, gt=0)
+    """Positions before the scaling, which `llama3` and `yarn` need; null is the base's."""
+    low_frequency_factor: float | None = Field(default=None, gt=0)
+    """`llama3`: wavelengths above original_positions / this are scaled in full; null is 1, Llama 3.1's."""
+    high_frequency_factor: float | None = Field(default=None, gt=0)
+    """`llama3`: wavelengths below original_positions / this are kept; null is 4, Llama 3.1's."""
+    beta_fast: float | None = Field(default=None, gt=0)
+    """`yarn`: dimensions that turn more often than this over original_positions are kept; null is 32."""
+    beta_slow: float | None = Field(default=None, gt=0)
+    """`yarn`: dimensions that turn less often than this are scaled in full; null is 1."""
+    attention_factor: float | None = Field(default=None, gt=0)
+    """`yarn`: factor on rotated queries and keys; null is 0.1 ln(factor) + 1."""
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Self:
+        for kind, names in _ROPE_SETTINGS.items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and kind != self.type:
+                raise ValueError(f"{', '.join(given)}: belongs to type: {kind}, not to type: {self.type}")
+        low = 1.0 if self.low_frequency_factor is None else self.low_frequency_factor
+        high = 4.0 if self.high_frequency_factor is None else self.high_frequency_factor
+        if low >= high:
+            raise ValueError(f"low_frequency_factor {low} must be below high_frequency_factor {high}")
+        return self
+
+
+_ROPE_SETTINGS = {
+    "llama3": ("low_frequency_factor", "high_frequency_factor"),
+    "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+}
 
 
 class GraftConfig(StrictModel):
@@ -25,6 +65,13 @@ class GraftConfig(StrictModel):
     trim_padding_rows: bool = False
     """Without an extension, drop the rows that the matrices have beyond the tokenizer (Qwen2 pads
     its own); false refuses such a base."""
+    max_positions: int | None = Field(default=None, gt=0)
+    """Longest sequence the grafted model is made for, in tokens: `max_position_embeddings` of the export;
+    null keeps the base's. Not below the base's."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    """Base of the rotary frequencies; null keeps the base model's."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Scaling of the rotary frequencies; null keeps the base model's, if it has one."""
 
 
 class ExportConfig(StrictModel):

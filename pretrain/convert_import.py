@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import CheckpointError, DataError, EnvironmentError_
+from pretrain.context_extension import extended_context, with_context
 from pretrain.convert_config import GraftConfig
 from pretrain.convert_source import Source, row_blocks
 from pretrain.dist_writer import DistWriter, Slot
@@ -62,7 +63,7 @@ def write_import(
     source = Source(hf_dir)
     pieces = read_pieces(tokenizer_dir) if tokenizer_dir is not None else []
     rows = _vocabulary_rows(source, tokenizer_dir, pieces, trim=config.trim_padding_rows)
-    spec = source.spec.model_copy(update={"vocabulary_size": rows})
+    spec = extended_context(source.spec.model_copy(update={"vocabulary_size": rows}), config)
     new_rows = NewRows(source.read, source.spec.vocabulary_size, pieces, config.init, seed)
 
     journal = Journal(output_dir, _request(source, tokenizer_dir, rows, config, seed))
@@ -86,6 +87,10 @@ def write_import(
         "parameters": spec.parameters,
         "init": config.init if pieces else None,
         "tied_embeddings": spec.tied_embeddings,
+        "base_positions": source.spec.max_positions,
+        "max_positions": spec.max_positions,
+        "rope_theta": spec.rope_theta,
+        "rope_scaling": spec.rope_scaling,
         "dtype": config.dtype or source.dtype,
         "bytes": writer.total_bytes,
         "row_norms": new_rows.norms(),
@@ -288,8 +293,8 @@ def for_each(pool: ThreadPoolExecutor, function: Callable[[Any], None], items: I
 
 
 def _hf_config(source: Source, spec: ModelSpec) -> dict[str, Any]:
-    """The base's config.json with the new vocabulary, and the types of its tensors."""
-    config = dict(source.config)
+    """The base's config.json with the new vocabulary and context, and the types of its tensors."""
+    config = with_context(source.config, source.spec, spec)
     config["vocab_size"] = spec.vocabulary_size
     if config["model_type"] not in ("llama", "mistral", "gemma", "qwen2"):
         # Yi's own code is not needed: the architecture is Llama's.

@@ -24,6 +24,7 @@ def run(
 
     Raises:
         CheckpointError: the base is damaged, incomplete or of an unknown architecture.
+        ConfigError: a context that cannot be made of the base's.
         DataError: tokenizer and matrix do not fit.
         EnvironmentError_: not enough disk space.
     """
@@ -43,6 +44,8 @@ def run(
         summary.append(
             f"{name}: mean row length {norms['base_mean']:.3f} in the base, {norms['new_mean']:.3f} new"
         )
+    if report["max_positions"] != report["base_positions"]:
+        summary.append(f"{report['max_positions']:,} positions ({report['base_positions']:,} in the base)")
     return StageResult(
         counts={key: report[key] for key in ("parameters", "vocabulary_size", "new_rows", "bytes")},
         metrics={"model/parameters": float(report["parameters"])},

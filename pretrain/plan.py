@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 from experiment.config import expand_path
 from experiment.errors import ConfigError
 from pretrain.config import BaseConfig, TrainConfig
+from pretrain.context_extension import extended_context
+from pretrain.convert_config import GraftConfig
 from pretrain.plan_compute import Work, training_work
 from pretrain.plan_layouts import Machine, Proposal, layout_problems, proposals
 from pretrain.plan_memory import TORCH_KERNELS, Kernels, StageMemory, memory_per_stage
@@ -142,6 +144,7 @@ class Plan:
             f"{self.name}: {spec.family}, {spec.layers} layers x {spec.hidden_size}",
             f"  parameters   {spec.parameters:,} (base {self.base.parameters:,})",
             f"  vocabulary   {spec.vocabulary_size:,} (base {self.base.vocabulary_size:,} + {added:,})",
+            *self._context(),
             f"  training     {work.tokens:,} tokens in {work.steps:,} steps of {self.train.global_batch} x "
             f"{self.train.sequence_length}",
             f"  layout       {self.world_size} GPUs: tensor {parallel.tensor} x pipeline {parallel.pipeline} "
@@ -169,6 +172,18 @@ class Plan:
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
+    def _context(self) -> list[str]:
+        """A line about positions, where the graft changes them or the rotary frequencies."""
+        before, after = self.base, self.spec
+        changes = []
+        if after.max_positions != before.max_positions:
+            changes.append(f"{after.max_positions:,} positions (base {before.max_positions:,})")
+        if after.rope_theta != before.rope_theta:
+            changes.append(f"rope base {after.rope_theta:g} (base {before.rope_theta:g})")
+        if after.rope_scaling != before.rope_scaling and after.rope_scaling is not None:
+            changes.append(f"{after.rope_scaling['rope_type']} scaling by {after.rope_scaling['factor']:g}")
+        return [f"  context      {', '.join(changes)}"] if changes else []
+
 
 def make_plan(
     *,
@@ -178,6 +193,7 @@ def make_plan(
     total_tokens: int,
     train: TrainConfig,
     machine: Machine,
+    graft: GraftConfig | None = None,
     run_dir: Path | None = None,
     world_size: int | None = None,
     kernels: Kernels = TORCH_KERNELS,
@@ -191,17 +207,21 @@ def make_plan(
         total_tokens: its training length.
         train: its training configuration.
         machine: accelerator and MFU to plan for.
+        graft: its graft section, which may lengthen the context.
         run_dir: where finished stages tell more than the configuration (``size: auto``).
         world_size: GPUs; None takes ``train.parallel`` with its data (1 when null).
         kernels: what the kernels in use keep for the backward pass.
 
     Raises:
-        ConfigError: the base's architecture is not known here, or the GPUs do not divide into replicas.
+        ConfigError: the base's architecture is not known here, a context that cannot be made of its own, or
+            the GPUs do not divide into replicas.
     """
     spec, notes = base_spec(base)
     rows, note = extended_rows(spec.vocabulary_size, extension, run_dir)
     notes += [note] if note else []
     extended = spec.model_copy(update={"vocabulary_size": rows})
+    if graft is not None:
+        extended = extended_context(extended, graft)
     replica = train.parallel.model_processes
     if world_size is not None and world_size % replica:
         raise ConfigError(

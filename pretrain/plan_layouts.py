@@ -105,7 +105,8 @@ def layout_problems(spec: ModelSpec, train: TrainConfig, data: int) -> list[str]
         )
     if train.sequence_length > spec.max_positions:
         problems.append(
-            f"sequence_length {train.sequence_length} exceeds the model's {spec.max_positions} positions"
+            f"sequence_length {train.sequence_length} exceeds the model's {spec.max_positions} positions "
+            "(graft.max_positions raises them)"
         )
     return problems
 

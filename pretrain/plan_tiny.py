@@ -46,7 +46,7 @@ def tiny_layout(parallel: Mapping[str, Any]) -> dict[str, Any]:
     return shrunk
 
 
-def tiny_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+def tiny_architecture(config: Mapping[str, Any], positions: int = 2 * SEQUENCE_LENGTH) -> dict[str, Any]:
     """A ``config.json`` of the same family with the same features in miniature.
 
     Grouped queries, heads wider than hidden_size / heads, tied embeddings, rope and window stay as they are.
@@ -61,7 +61,7 @@ def tiny_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 4 if kv_heads in (None, heads) else 2,
         **({"head_dim": 32} if wide else {}),
-        "max_position_embeddings": max(SEQUENCE_LENGTH, 128),
+        "max_position_embeddings": positions,
         "vocab_size": 32_000,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -70,17 +70,24 @@ def tiny_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_tiny_base(architecture: Path, output_dir: Path, *, seed: int = 1234) -> None:
+def write_tiny_base(
+    architecture: Path, output_dir: Path, *, seed: int = 1234, longer: int | None = None
+) -> None:
     """Write a random model of an architecture in miniature as a Hugging Face directory.
 
-    Its vocabulary is that of Mistral-7B-v0.1, which needs no download.
+    Its vocabulary is that of Mistral-7B-v0.1, which needs no download. A recipe that makes the context
+    longer (``longer``: its ``graft.max_positions``) gets a base shorter than its sequences by as much.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 
-    shrunk = tiny_architecture(json.loads(architecture.read_text(encoding="utf-8")))
+    full = json.loads(architecture.read_text(encoding="utf-8"))
+    positions = 2 * SEQUENCE_LENGTH
+    if longer is not None:
+        positions = SEQUENCE_LENGTH * full["max_position_embeddings"] // longer
+    shrunk = tiny_architecture(full, positions)
     shrunk.pop("architectures", None)
     dtype = shrunk.pop("torch_dtype")
     with torch.random.fork_rng(devices=[]):
@@ -114,7 +121,12 @@ def write_tiny(config: Path, overrides: Sequence[str] = (), text_dir: Path | Non
         architecture = expand_path(values["base"]["architecture"])
         if not architecture.is_absolute() and not architecture.is_file():
             architecture = PROJECT_ROOT / architecture
-        write_tiny_base(architecture, work_dir / "base", seed=int(values.get("seed", 1234)))
+        write_tiny_base(
+            architecture,
+            work_dir / "base",
+            seed=int(values.get("seed", 1234)),
+            longer=(values.get("graft") or {}).get("max_positions"),
+        )
     path = work_dir / "config.yaml"
     path.write_text(yaml.safe_dump(tiny, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
@@ -147,6 +159,8 @@ def tiny_recipe(values: Mapping[str, Any], work_dir: Path, text_dir: Path) -> di
     extend = (recipe.get("tokenizer") or {}).get("extend")
     if extend is not None:
         extend.update(size=128, sample_bytes=200_000)
+    if (recipe.get("graft") or {}).get("max_positions"):
+        recipe["graft"]["max_positions"] = SEQUENCE_LENGTH
     _shrink_training(recipe)
     recipe["evaluate"] = {
         **(recipe.get("evaluate") or {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from convert_material import CASES, Case, make_model, read_weights, same_bits, write_tokenizer  # noqa: E402
 
 from pretrain.convert import export_checkpoint, import_checkpoint  # noqa: E402
-from pretrain.convert_config import ExportConfig  # noqa: E402
+from pretrain.convert_config import ExportConfig, GraftConfig  # noqa: E402
+from pretrain.convert_import import write_import  # noqa: E402
 from pretrain.verify import compare_logits, hf_logits, pseudo_random_ids  # noqa: E402
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -84,6 +86,50 @@ def test_logits_agree_with_transformers(case: Case, logits: dict[str, tuple[list
     assert report.largest_logit > 0.1
     assert report.max_difference <= 1e-5
     assert report.argmax_agreement == 1.0
+
+
+CONTEXTS: dict[str, dict[str, Any]] = {
+    "theta": {"rope_theta": 5e5},
+    "linear": {"rope_scaling": {"type": "linear"}},
+    "llama3": {"rope_scaling": {"type": "llama3", "factor": 8.0}, "rope_theta": 5e5},
+    "yarn": {"rope_scaling": {"type": "yarn"}},
+}
+
+
+def test_a_longer_context_is_the_same_function_in_transformers(tmp_path: Path) -> None:
+    """Base with 32 positions, grafted to 128: Megatron with model.json against transformers on the export."""
+    base = make_model(Case("short", "Llama", {"max_position_embeddings": 32}), tmp_path / "base")
+    plain = json.loads((base / "config.json").read_text())
+    sequences = [pseudo_random_ids(97, 128)[0]]
+    unchanged = hf_logits(base, sequences)
+    jobs, theirs = [], {}
+    for name, context in CONTEXTS.items():
+        config = GraftConfig(max_positions=128, **context)
+        graft = tmp_path / name
+        graft.mkdir()
+        write_import(base, graft, tokenizer_dir=None, config=config)
+        jobs.append(
+            {
+                "model": str(graft),
+                "layout": {},
+                "sequences": sequences,
+                "logits": str(tmp_path / f"{name}.pt"),
+            }
+        )
+        # transformers with nothing of ours but the changed config.json.
+        exported = json.loads((graft / "hf_config.json").read_text())
+        changed = tmp_path / f"{name}-hf"
+        shutil.copytree(base, changed)
+        keys = ("max_position_embeddings", "rope_parameters")
+        (changed / "config.json").write_text(json.dumps({**plain, **{key: exported[key] for key in keys}}))
+        assert exported["max_position_embeddings"] == 128
+        theirs[name] = hf_logits(changed, sequences)
+        assert compare_logits(theirs[name], unchanged).max_difference > 1e-3
+    run_ranks(jobs, 1, tmp_path)
+    for name in CONTEXTS:
+        report = compare_logits(theirs[name], torch.load(tmp_path / f"{name}.pt"))
+        assert report.tokens == 128
+        assert report.max_difference <= 1e-5, name
 
 
 def test_every_layout_loads_and_exports_the_same_model(tmp_path: Path) -> None:

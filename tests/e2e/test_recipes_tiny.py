@@ -54,7 +54,7 @@ def test_every_tiny_recipe_is_the_same_experiment(
         if full.tokenizer.extend is not None and tiny.tokenizer.extend is not None:
             assert tiny.tokenizer.extend.method == full.tokenizer.extend.method
             assert tiny.tokenizer.extend.languages == full.tokenizer.extend.languages
-        assert tiny.graft == full.graft
+        assert tiny.graft.model_copy(update={"max_positions": full.graft.max_positions}) == full.graft
         steps = tiny.tokens.mixture.total_tokens // (tiny.train.global_batch * tiny.train.sequence_length)
         assert steps == STEPS
 
@@ -133,6 +133,12 @@ def test_a_recipe_runs_end_to_end(name: str, tmp_path: Path) -> None:
     else:
         assert 32_000 < exported["vocab_size"] <= 32_000 + 256
         assert exported["vocab_size"] % extend.multiple_of == 0
+    if config.graft.max_positions is not None:
+        # A base for half the positions that its training sequences have.
+        assert (
+            config.train.sequence_length == config.graft.max_positions == 2 * base["max_position_embeddings"]
+        )
+        assert exported["max_position_embeddings"] == config.graft.max_positions
     verified = json.loads((run_dir / "export" / "verify.json").read_text())
     assert verified["logits"]["max_difference"] < 1e-4
     latest = json.loads((run_dir / "train" / "checkpoints" / "latest.json").read_text())

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline import ExperimentConfig, load_experiment
+from pretrain.context_extension import extended_context
+from pretrain.spec import ModelSpec
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -142,7 +144,11 @@ def test_seallm() -> None:
 
 def test_sus_chat() -> None:
     config = recipe("sus-chat-34b")
-    assert config.base.architecture == "configs/models/sus-chat-34b.json"
+    # The grafted model is Yi-34B with the positions and the rope of the released SUS-Chat-34B.
+    assert config.base.architecture == "configs/models/yi-34b.json"
+    grafted = extended_context(ModelSpec.from_hf(ROOT / config.base.architecture), config.graft)
+    assert grafted == ModelSpec.from_hf(ROOT / "configs/models/sus-chat-34b.json")
+    assert (grafted.max_positions, grafted.rope_theta, grafted.rope_scaling) == (8192, 5e6, None)
     assert config.tokenizer.extend is None
     assert config.tokens.mixture.total_tokens == 1_400_000_000
     assert config.train.sequence_length == 8192

@@ -217,7 +217,7 @@ def test_a_kept_vocabulary_is_said_so(stages: dict[str, Path], tmp_path: Path) -
     (stages["tokenizer"] / "report.json").write_text(json.dumps(kept))
     page = Page(render(stages, tmp_path / "report"))
     assert "The vocabulary of the base is kept: 32,000 pieces." in page.text
-    assert "new pieces" not in page.text
+    assert "96 new pieces" not in page.text
 
 
 def test_the_page_is_self_contained(stages: dict[str, Path], tmp_path: Path) -> None:

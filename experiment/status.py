@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from experiment.errors import ConfigError
 from experiment.manifest import Manifest
@@ -58,9 +61,15 @@ class RunStatus:
     training: dict[str, Any] | None
     jobs: list[JobStatus] = field(default_factory=list)
 
-    def with_jobs(self, jobs: list[JobStatus]) -> RunStatus:
-        """The same state with the jobs that were submitted."""
-        return replace(self, jobs=jobs)
+    def with_jobs(self, jobs: list[JobStatus], live: Collection[int]) -> RunStatus:
+        """The same state with the jobs that were submitted.
+
+        Args:
+            jobs: their states.
+            live: numbers of those that still wait or run.
+        """
+        stages = [_with_job(stage, jobs, live) for stage in self.stages]
+        return replace(self, stages=stages, jobs=jobs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -84,6 +93,16 @@ class RunStatus:
         return "\n".join(lines)
 
 
+def _with_job(stage: StageStatus, jobs: list[JobStatus], live: Collection[int]) -> StageStatus:
+    mine = [job for job in jobs if job.stage == stage.name]
+    if stage.state in ("complete", "damaged") or not mine:
+        return stage
+    for job in mine:
+        if job.job_id in live:
+            return replace(stage, detail=f"job {job.job_id} {job.state}")
+    return replace(stage, detail="interrupted") if stage.state == "partial" else stage
+
+
 def read_status(run_dir: Path) -> RunStatus:
     """Read the state of every stage and the last training metrics.
 
@@ -97,11 +116,19 @@ def read_status(run_dir: Path) -> RunStatus:
             expected="a run directory with config.yaml, e.g. runs/quickstart",
         )
     stages = [_stage(run_dir, name) for name in _ORDER if name != "base" or _has_base(run_dir)]
-    return RunStatus(str(run_dir), stages, last_metrics(run_dir))
+    training = last_metrics(run_dir)
+    if training and next(stage.state for stage in stages if stage.name == "train") == "complete":
+        training.pop("eta_seconds", None)
+    return RunStatus(str(run_dir), stages, training)
 
 
 def _has_base(run_dir: Path) -> bool:
-    return any((run_dir / name).exists() for name in ("base", "base.partial"))
+    """Whether the experiment makes its base itself."""
+    try:
+        base = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["base"]
+        return base.get("scratch") is not None
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _stage(run_dir: Path, name: str) -> StageStatus:

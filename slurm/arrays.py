@@ -3,23 +3,29 @@
 The first pass of the corpus stage, which reads, extracts and filters every shard on its own, is nearly all of
 its work. It runs as an array whose tasks leave datatrove's completion markers in the stage's own working
 folder; the stage's job then finds the pass done and goes on with what needs all shards at once.
+
+The tokens stage encodes shards that are not known before the corpus is complete: each of its array tasks
+opens the experiment when it starts and takes its share of them, with markers in the same way.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
 from slurm import client
 from slurm.config import ArrayConfig, ClusterConfig
+from slurm.jobs import FOLDER, locked
 from slurm.scripts import (
     HOME,
     container_prefix,
@@ -28,6 +34,9 @@ from slurm.scripts import (
     python_command,
     sbatch_options,
 )
+
+if TYPE_CHECKING:
+    from experiment.graph import Graph
 
 _LAUNCHER = "launch_pickled_pipeline"
 
@@ -49,6 +58,8 @@ class SiteExecutor(SlurmPipelineExecutor):
         job_name: name of the jobs.
         log: file for the output of the array tasks, with ``%A`` and ``%a``; null = below ``logging_dir``.
         after: job that must succeed first.
+        skip_completed: leave out pipeline tasks that have a completion marker; False where the steps
+            themselves know what is done.
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class SiteExecutor(SlurmPipelineExecutor):
         job_name: str,
         log: Path | None = None,
         after: int | None = None,
+        skip_completed: bool = True,
     ) -> None:
         resources = site.resources(stage)
         super().__init__(
@@ -79,6 +91,7 @@ class SiteExecutor(SlurmPipelineExecutor):
             requeue=site.restart.requeue,
             job_id_retriever=str.strip,
             max_array_size=array.tasks,
+            skip_completed=skip_completed,
         )
         self._site, self._stage, self._log = site, stage, log
         self.tasks_per_job = math.ceil(max(len(self.get_incomplete_ranks()), 1) / array.tasks)
@@ -136,15 +149,73 @@ class SiteExecutor(SlurmPipelineExecutor):
         return None if self.job_id in (None, -1) else int(str(self.job_id).split(";")[0])
 
 
-def corpus_array(
-    config: Any, site: ClusterConfig, partial: Path, experiment: str, run_dir: Path, after: int | None = None
+class EncodeShare(PipelineStep):
+    """Task k of n of the tokens stage's array: encodes the shards k, k + n, k + 2n … that have no marker yet.
+
+    Args:
+        config_path: configuration of the experiment.
+    """
+
+    name = "encode share"
+    type = "tokens"
+
+    def __init__(self, config_path: Path) -> None:
+        super().__init__()
+        self.config_path = config_path
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Encode the share; yields nothing."""
+        from data.encode_shards import Encoding
+        from pipeline import load_experiment
+
+        experiment = load_experiment(self.config_path)
+        graph = experiment.graph(announce=lambda line: None)
+        stage = graph.stages["tokens"]
+        inputs = {name: path.resolve() for name, path in graph.input_paths(stage).items()}
+        with locked(experiment.run_dir):  # the tasks start together, and one of them makes the folder
+            if graph.decide(stage).action == "skip":
+                return
+            partial = graph.prepare(stage).resolve()
+            encoding = Encoding.open(experiment.config.tokens, inputs, partial)
+        encoding.run(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), (rank, world_size))
+        yield from ()
+
+
+def stage_array(
+    graph: Graph,
+    site: ClusterConfig,
+    stage: str,
+    experiment: str,
+    run_dir: Path,
+    after: int | None = None,
+    plan_only: Path | None = None,
 ) -> SiteExecutor:
-    """The first pass of the corpus stage as an array, working in the stage's partial directory."""
+    """The array that goes before the job of a stage: ``corpus`` or ``tokens``.
+
+    Args:
+        graph: stages of the experiment.
+        site: the cluster file, which has an array for the stage.
+        stage: the stage.
+        experiment: name of the experiment, part of the job's name.
+        run_dir: run directory, absolute; its ``slurm/config.yaml`` is what the tasks of ``tokens`` read.
+        after: job that must succeed first.
+        plan_only: folder to use instead of the run directory, for a look at the script.
+    """
+    array, name = site.arrays[stage], f"{experiment}-{stage}-array"  # type: ignore[index]
+    log = run_dir / FOLDER / "logs" / f"{name}-%A_%a.log"
+    if stage == "tokens":
+        step: PipelineStep = EncodeShare(run_dir / FOLDER / "config.yaml")
+        folder = (plan_only or run_dir) / FOLDER / f"{stage}-array"
+        return SiteExecutor(
+            site, stage, array, [step], array.tasks, folder,
+            job_name=name, log=log, after=after, skip_completed=False,
+        )  # fmt: skip
     from data.array import filter_pass
 
-    work = filter_pass(config, partial)
-    name = f"{experiment}-corpus-array"
+    node: Any = graph.stages[stage]
+    partial = graph.prepare(node).resolve() if plan_only is None else plan_only / f"{stage}.partial"
+    partial.mkdir(exist_ok=True)
+    work = filter_pass(node.config, partial)
     return SiteExecutor(
-        site, "corpus", site.arrays["corpus"], [work.step], work.tasks, work.logging_dir,
-        job_name=name, log=run_dir / "slurm" / "logs" / f"{name}-%A_%a.log", after=after,
-    )  # fmt: skip
+        site, stage, array, [work.step], work.tasks, work.logging_dir, job_name=name, log=log, after=after
+    )

@@ -98,12 +98,15 @@ def _messages(text: str) -> str:
 
 def _advice(text: str) -> str | None:
     lowered = text.lower()
+    # In this order: a wrong account is "Invalid account or account/partition combination specified".
+    if "violates accounting" in lowered:
+        return "ask for less in the cluster file, or another `account` or `qos`; limits: `sacctmgr show qos`"
+    if "account" in lowered:
+        return "set `account` in the cluster file; `sacctmgr show associations user=$USER` lists yours"
     if "partition" in lowered:
         known = _call(["sinfo", "-h", "-o", "%R"])
         names = ", ".join(dict.fromkeys(known.stdout.split()))
         return f"set `partition` in the cluster file; partitions here: {names}" if names else None
-    if "account" in lowered:
-        return "set `account` in the cluster file; `sacctmgr show associations user=$USER` lists yours"
     if "qos" in lowered:
         return "set `qos` in the cluster file; `sacctmgr show qos` lists them"
     if any(hint in lowered for hint in ("node count", "configuration is not available", "more processors")):

@@ -183,7 +183,7 @@ class ClusterConfig(StrictModel):
     """Over ``common`` for training."""
     stages: dict[str, Resources] = {}
     """Over all of these for one stage, e.g. ``export: {memory: 512G}``."""
-    arrays: dict[Literal["corpus"], ArrayConfig] = {}
+    arrays: dict[Literal["corpus", "tokens"], ArrayConfig] = {}
     """Stages divided over job arrays."""
     environment: EnvironmentConfig = EnvironmentConfig()
     """Modules, Python, container, variables."""

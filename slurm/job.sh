@@ -56,6 +56,7 @@ give_up() { # WHY STATUS: no link and no restart of this chain starts again
 
 on_stop() { # slurmd and the scheduler may send several signals, in any order: acting twice must not hurt
   interrupted=1
+  [ -n "$stopping" ] || say "$1: asking the ranks to save and stop"
   stopping=${stopping:-$1}
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true # srun passes it on to every rank
 }
@@ -126,6 +127,17 @@ again() { # WHY: requeue, or leave the rest to the next link
   exit 1
 }
 
+free_port() { # BASE NUMBER: the first port from BASE + NUMBER mod 10000 on at which nothing listens on this node
+  # The batch script runs on the node of the rendezvous. Other jobs have other numbers, and every restart another
+  # port, so that nothing left over from the last attempt can join.
+  local port try
+  for try in $(seq 0 99); do
+    port=$(($1 + ($2 + try) % 10000))
+    (: <>"/dev/tcp/${MASTER_ADDR:-localhost}/$port") 2>/dev/null || (: <>"/dev/tcp/localhost/$port") 2>/dev/null || break
+  done
+  echo "$port"
+}
+
 check_nodes() { # run the site's check once on every node; 1 when a node failed it
   [ -n "${TSUGIKI_NODE_CHECK:-}" ] || return 0
   local answer status=0
@@ -182,8 +194,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   say "stage $stage on ${SLURM_JOB_NODELIST:-?}, job $job, restart $restart, progress $now"
 
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
-  # Another port after every restart: nothing left over from the last attempt can join.
-  MASTER_PORT=$((${TSUGIKI_MASTER_BASE_PORT:-20000} + (SLURM_JOB_ID + 1009 * restart) % 10000))
+  MASTER_PORT=$(free_port "${TSUGIKI_MASTER_BASE_PORT:-20000}" $((SLURM_JOB_ID + 1009 * restart)))
   export MASTER_ADDR MASTER_PORT
   # The end of this start's time, for training to save ahead of it even where no signal comes.
   local end

@@ -126,7 +126,7 @@ def status(run_dir: Path) -> RunStatus:
     events = history(run_dir)
     complete = {stage.name for stage in found.stages if stage.state == "complete"}
     jobs = [_job_status(job, record, states, events, complete) for job in record.jobs]
-    return found.with_jobs(jobs)
+    return found.with_jobs(jobs, {number for number, state in states.items() if state.live})
 
 
 def _job_status(

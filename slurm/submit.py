@@ -250,11 +250,9 @@ def _arrays(
     """Submits the array of a stage; gives its number, None when all of its tasks are done."""
 
     def start(stage: str, after: int | None) -> int | None:
-        from slurm.arrays import corpus_array
+        from slurm.arrays import stage_array
 
-        node = graph.stages[stage]
-        partial = graph.prepare(node).resolve()
-        return corpus_array(node.config, site, partial, experiment, run_dir, after).submit()
+        return stage_array(graph, site, stage, experiment, run_dir, after).submit()
 
     return start
 
@@ -304,11 +302,11 @@ def _show(
 
 def _array_script(graph: Graph, site: ClusterConfig, experiment: str, run_dir: Path, stage: str) -> str:
     """The array's script as it would be, planned in a folder that is thrown away."""
-    from slurm.arrays import corpus_array
+    from slurm.arrays import stage_array
 
     with tempfile.TemporaryDirectory() as folder:
-        executor = corpus_array(graph.stages[stage].config, site, Path(folder), experiment, run_dir)
-        return executor.describe().replace(folder, str(run_dir / f"{stage}.partial"))
+        executor = stage_array(graph, site, stage, experiment, run_dir, plan_only=Path(folder))
+        return executor.describe().replace(folder, str(run_dir))
 
 
 def _ask(text: str, arguments: Sequence[str]) -> str:

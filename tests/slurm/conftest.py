@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-NODES = 32  # every slurmd takes a few megabytes; job scripts for 32 nodes are tested as well
+NODES = 32  # every slurmd takes a few megabytes; job scripts for 32 nodes of 8 GPUs are tested as well
+SIZE = {"nodes": NODES, "cpus": 96, "memory": 1_000_000}
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))  # toy.py, which the jobs run as a script
@@ -47,19 +48,20 @@ def up(**settings: int) -> str | None:
     raise AssertionError(f"cluster-up failed:\n{answer.stderr}")
 
 
-def down(*arguments: str) -> None:
+def down(*arguments: str, instance: int = 0) -> None:
     """Stop the cluster, or crash one node or daemon of it."""
-    subprocess.run([HERE / "cluster-down", *arguments], timeout=120, check=True)
+    environment = {**os.environ, "TEST_SLURM_INSTANCE": str(instance)}
+    subprocess.run([HERE / "cluster-down", *arguments], timeout=120, env=environment, check=True)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """32 nodes with 8 cores and 8 pretended GPUs each."""
+    """32 nodes with 96 cores and 8 GPUs each, pretended; without accounting."""
     if (reason := _obstacle()) is not None:
         pytest.skip(reason)
     with Path("/tmp/tsugiki-slurm-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if (reason := up(nodes=NODES)) is not None:
+        if (reason := up(**SIZE)) is not None:
             pytest.skip(f"Slurm could not be installed: {reason}")
         yield
         try:
@@ -69,22 +71,39 @@ def cluster() -> Iterator[None]:
         down()
 
 
+@pytest.fixture(scope="module")
+def accounting() -> Iterator[None]:
+    """Another Slurm of two nodes with slurmdbd, beside the one without, for the tests of one module."""
+    if (reason := _obstacle()) is not None:
+        pytest.skip(reason)
+    with Path("/tmp/tsugiki-slurm-accounting.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (reason := up(instance=1, accounting=1, nodes=2, cpus=8)) is not None:
+            pytest.skip(f"Slurm's accounting could not be installed: {reason}")
+        patch.setenv("SLURM_CONF", "/tmp/tsugiki-slurm-1/etc/slurm.conf")
+        yield
+        down(instance=1)
+
+
 SETTINGS = [
     "tokens.mixture.total_tokens=49152",  # 48 steps
     "train.save_interval_steps=1000",
     "train.validation_interval_steps=1000",
     "train.log_interval_steps=1",
-    "tracking.enabled=false",
 ]
 
 
 @pytest.fixture(scope="session")
 def smoke(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The smoke experiment submitted, its corpus as an array, its training held back."""
+    """The smoke experiment submitted, its corpus as an array, its training held back.
+
+    The limit of the training job is two minutes, and Slurm signals it 30 to 90 s before.
+    """
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     overrides = [
         *SETTINGS, f"run_dir={run_dir}", "cluster.arrays={corpus: {tasks: 3}}",
-        "cluster.stages={train: {sbatch_flags: [--hold]}}",
+        "cluster.stages={train: {sbatch_flags: [--hold], time_limit_hours: 0.03}}",
+        "cluster.restart.maximum_restarts_without_progress=9",
         "cluster.environment.variables.TSUGIKI_STALE_SECONDS=1",
     ]  # fmt: skip
     from slurm.submit import submit

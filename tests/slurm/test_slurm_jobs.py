@@ -12,85 +12,14 @@ from typing import Any
 
 import pytest
 import toy
-from conftest import HERE, NODES, down, up, wait_until
+from conftest import HERE, SIZE, down, up, wait_until
+from toy_run import Run, ranks, site
 
 from experiment.errors import ConfigError
 from slurm import client, jobs
 from slurm.config import ClusterConfig
-from slurm.submit import Submission, submit_experiment
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
-
-
-def site(**changes: Any) -> ClusterConfig:
-    values: dict[str, Any] = {
-        "name": "test",
-        "common": {"time_limit_hours": 0.5, "memory": "500M", "cpus_per_task": 1},
-        "train": {"nodes": 2, "tasks_per_node": 2},
-        "environment": {
-            "command": f"{sys.executable} {HERE / 'toy.py'}",
-            "variables": {"TSUGIKI_STALE_SECONDS": 1},
-        },
-        "restart": {"stop_seconds_before_limit": 10, "exclude_node_after_failures": 9},
-    }
-    return ClusterConfig.model_validate({**values, **changes})
-
-
-class Run:
-    """One toy experiment and its submission."""
-
-    def __init__(self, folder: Path, name: str, **config: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / "toy.yaml"
-        self.config = {"name": name, "run_dir": str(folder / "run"), **config}
-        self.dir = folder / "run"
-        self.lines: list[str] = []
-        self.submission: Submission | None = None
-
-    def submit(self, cluster: ClusterConfig | None = None, **options: Any) -> Submission:
-        self.file.write_text(json.dumps(self.config))
-        self.lines = []
-        self.submission = submit_experiment(
-            toy.load(self.file), cluster or site(), announce=self.lines.append, **options
-        )
-        return self.submission
-
-    def job(self, stage: str) -> int:
-        record = jobs.JobRecord.load(self.dir)
-        return next(job.job_id for job in record.jobs if job.stage == stage)
-
-    def state(self, stage: str) -> str:
-        return client.states([self.job(stage)])[self.job(stage)].state
-
-    def events(self, stage: str = "train") -> list[str]:
-        return [event.event for event in jobs.history(self.dir) if event.stage == stage]
-
-    def starts(self, stage: str = "train") -> int:
-        return self.events(stage).count("start")
-
-    def log(self) -> str:
-        files = sorted((self.dir / "slurm" / "logs").glob("*.log"))
-        return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
-
-    def wait_for(self, event: str, stage: str = "train", seconds: float = 60, count: int = 1) -> None:
-        wait_until(
-            lambda: self.events(stage).count(event) >= count, seconds,
-            lambda: f"{event} of {stage}: {self.events(stage)}\n{self.log()}",
-        )  # fmt: skip
-
-    def finish(self, seconds: float = 90) -> dict[str, Any]:
-        """Wait until every job has ended; the exported state."""
-        record = jobs.JobRecord.load(self.dir)
-        ids = [job.job_id for job in record.jobs]
-        wait_until(
-            lambda: not any(state.live for state in client.states(ids).values()), seconds,
-            lambda: f"end of {client.states(ids)}\n{self.log()}",
-        )  # fmt: skip
-        result = self.dir / "export" / "result.json"
-        return json.loads(result.read_text()) if result.is_file() else {}
-
-    def status(self) -> str:
-        return jobs.status(self.dir).to_text()
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +146,7 @@ def test_wrong_partition_gives_slurms_message_and_ours(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "stage 'train'" in text
     assert "invalid partition specified: gpus" in text.lower()
-    assert "partitions here: main" in text
+    assert "partitions here: main, cpu, gpu" in text
     # the corpus job that had been accepted is cancelled again, and nothing is on record
     assert jobs.JobRecord.load(run.dir).jobs == []
     assert (
@@ -232,7 +161,7 @@ def test_cancel_saves_and_stops_without_requeue(tmp_path: Path) -> None:
     run = Run(tmp_path, "cancelled", train={"steps": 1000, "step_seconds": 0.1, "save_every": 10_000})
     run.submit()
     run.wait_for("start")
-    wait_until(lambda: _ranks(run, 1), 20, run.log)
+    wait_until(lambda: ranks(run, 1), 20, run.log)
     with pytest.raises(ConfigError, match="another configuration"):
         run.config["train"] = {"steps": 7}
         run.submit()
@@ -248,11 +177,11 @@ def test_requeue_by_the_administrator_and_signal_to_the_step(tmp_path: Path) -> 
     run = Run(tmp_path, "signals", train={"steps": 120, "step_seconds": 0.1, "save_every": 10_000})
     run.submit()
     run.wait_for("start")
-    wait_until(lambda: _ranks(run, 1), 20, run.log)
+    wait_until(lambda: ranks(run, 1), 20, run.log)
     job = str(run.job("train"))
     subprocess.run(["scancel", "--signal=USR1", job], check=True)  # reaches the ranks, not the batch script
     run.wait_for("start", count=2)
-    wait_until(lambda: _ranks(run, 2), 20, run.log)
+    wait_until(lambda: ranks(run, 2), 20, run.log)
     subprocess.run(["scontrol", "requeue", job], check=True)  # kills the script: nothing is saved
     assert run.finish()["x"] == toy.expected_state(120)
     assert run.events() == ["start", "requeue", "start", "ended", "start", "complete"]
@@ -270,7 +199,7 @@ def test_one_torchrun_per_node(tmp_path: Path) -> None:
             train={"nodes": 2, "tasks_per_node": 1}, environment={"command": command, "variables": variables}
         )
     )
-    wait_until(lambda: _ranks(run, 1), 60, run.log)
+    wait_until(lambda: ranks(run, 1), 60, run.log)
     client.signal_batch(run.job("train"), "USR1")
     assert run.finish(150)["x"] == toy.expected_state(400)
     assert run.events() == ["start", "requeue", "start", "complete"]
@@ -289,19 +218,19 @@ def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None
         )
     )
     run.wait_for("start")
-    first = wait_until(lambda: _ranks(run, 1), 20, run.log)
+    first = wait_until(lambda: ranks(run, 1), 20, run.log)
     node, stale = first[2]  # a node that is not the one of the batch script
     assert node != first[0][0]
     try:
         down(f"slurmd-{node}")
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
         run.wait_for("start", count=2)
-        second = wait_until(lambda: _ranks(run, 2), 40, run.log)
+        second = wait_until(lambda: ranks(run, 2), 40, run.log)
         assert not Path(f"/proc/{stale}").exists()
         assert node not in [host for host, _ in second]
         assert run.finish(60)["x"] == toy.expected_state(160)
     finally:
-        assert up(nodes=NODES) is None
+        assert up(**SIZE) is None
 
 
 def test_time_limit_twice_gives_the_same_result(runs: dict[str, Run]) -> None:
@@ -310,16 +239,3 @@ def test_time_limit_twice_gives_the_same_result(runs: dict[str, Run]) -> None:
     assert run.starts() >= 3
     requeues = [event.detail for event in jobs.history(run.dir) if event.event == "requeue"]
     assert requeues == ["stopped by USR1"] * (run.starts() - 1)
-
-
-def _ranks(run: Run, start: int) -> list[tuple[str, int]]:
-    """Host and process of every rank of the n-th start, once all four are there."""
-    found = []
-    for rank in range(4):
-        file = run.dir / "train.partial" / f"ranks-{rank}.log"
-        lines = file.read_text().splitlines() if file.is_file() else []
-        if len(lines) < start:
-            return []
-        host, process, *_ = lines[start - 1].split()
-        found.append((host, int(process)))
-    return found

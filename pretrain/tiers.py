@@ -5,7 +5,7 @@
 | reference (a CPU) | torch | Megatron | SDPA | torch | torch AdamW |
 | torch | compiled | Megatron | SDPA (flash), flex_attention | torch, into the buffer | torch fused AdamW |
 | apex | apex | Megatron | as above | apex, into the buffer | apex FusedAdam |
-| transformer_engine | in the linear layers | its own, bf16 or fp8 | as above | its own, into the buffer | its FusedAdam |
+| transformer_engine | in the linear layers | its own, bf16 or fp8 | as above | its own, likewise | its own |
 
 All read and write the same checkpoints and compute the same function. Attention is the same everywhere,
 because sliding windows, document boundaries and context parallelism are.

@@ -4,7 +4,9 @@
 
 Each side runs in a process of its own, one after the other; the first third of the steps is not
 counted. Prints the command, the machine, the tokens per second of both, and the time from the command
-to the first finished step.
+to the first finished step. Then ours again with every step logged to MLflow (SQLite): by the launcher, as on
+one machine, and by the rank, as in a Slurm job. A log line's cost is what the rank spends on it (norms of the
+embedding rows included), its share that of a step at the default interval of ten steps.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, SEQUENCE, BATCH = 8192, 256, 8
+LOG_INTERVAL = 10
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
@@ -54,7 +58,7 @@ def prepare(directory: Path, steps: int) -> None:
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory / "hf")
-    for name in ("graft", "tokens", "out"):
+    for name in ("graft", "tokens"):
         (directory / name).mkdir()
     write_import(directory / "hf", directory / "graft", tokenizer_dir=None, config=GraftConfig())
     count, tokens = write_indexed(directory / "tokens" / "x", documents(steps * BATCH), VOCABULARY)
@@ -72,9 +76,10 @@ def prepare(directory: Path, steps: int) -> None:
     ).save(directory / "tokens")
 
 
-def ours(directory: Path, steps: int, threads: int) -> list[float]:
+def ours(directory: Path, steps: int, threads: int, mlflow: bool = False) -> list[float]:
     """Times of finished steps."""
     from experiment.stage import StageContext
+    from experiment.tracking import NullTracker, TrackingConfig, open_run
     from pretrain.config import TrainConfig
     from pretrain.train import run
 
@@ -85,13 +90,30 @@ def ours(directory: Path, steps: int, threads: int) -> list[float]:
             "validation_interval_steps": None,
         }
     )  # fmt: skip
+    output = directory / f"out-{uuid.uuid4()}"
+    output.mkdir()
+    tracker = open_run(TrackingConfig(), output, "benchmark") if mlflow else None
+    begun = time.process_time()
     run(
         config,
         {"graft": directory / "graft", "tokens": directory / "tokens"},
-        directory / "out",
-        StageContext(),
+        output,
+        StageContext(tracker=tracker or NullTracker()),
     )
-    return [json.loads(line)["seconds"] for line in (directory / "out" / "metrics.jsonl").open()]
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").open()]
+    lines = [line for line in lines if "train/loss" in line]
+    if mlflow:
+        counted = lines[len(lines) // 3 :]
+        print(
+            json.dumps(
+                {
+                    "line": sum(line["throughput/logging_seconds"] for line in counted) / len(counted),
+                    "step": sum(line["throughput/step_seconds"] for line in counted) / len(counted),
+                    "launcher": (time.process_time() - begun) / len(lines),
+                }
+            )
+        )
+    return [line["seconds"] for line in lines]
 
 
 def theirs(directory: Path, steps: int, threads: int) -> list[float]:
@@ -125,13 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "theirs", "launcher", "rank"], help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        times = (ours if options.side == "ours" else theirs)(
-            options.directory, options.steps, options.threads
-        )
+        arguments = (options.directory, options.steps, options.threads)
+        if options.side == "rank":
+            os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+        times = theirs(*arguments) if options.side == "theirs" else ours(*arguments, options.side != "ours")
         (options.directory / f"{options.side}.json").write_text(json.dumps(times))
         return
     print(" ".join([Path(sys.executable).name, *sys.argv]))
@@ -148,22 +171,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         prepare(directory, options.steps)
-        for side in ("ours", "theirs"):
+        for side in ("ours", "theirs", "launcher", "rank"):
             start = time.time()
-            subprocess.run(
+            result = subprocess.run(
                 [
                     *(sys.executable, "-W", "ignore", __file__, "--side", side, "--directory", folder),
                     *("--steps", str(options.steps), "--threads", str(options.threads)),
                 ],
                 env=environment,
                 check=True,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             times = json.loads((directory / f"{side}.json").read_text())
             skip = len(times) // 3
             rates[side] = (len(times) - 1 - skip) * BATCH * SEQUENCE / (times[-1] - times[skip])
+            if side in ("ours", "theirs"):
+                print(
+                    f"{side:>7}: {rates[side]:,.0f} tokens/s, first step after {times[0] - start:.1f} s",
+                    flush=True,
+                )
+                continue
+            cost = json.loads(result.stdout.splitlines()[-1])
             print(
-                f"{side:>7}: {rates[side]:,.0f} tokens/s, first step after {times[0] - start:.1f} s",
+                f"every step to MLflow by the {side}: {rates[side]:,.0f} tokens/s; "
+                f"a log line takes {cost['line'] * 1e3:.1f} ms of a {cost['step'] * 1e3:.0f} ms step, "
+                f"{cost['line'] / cost['step'] / LOG_INTERVAL:.2%} at {LOG_INTERVAL} steps a line"
+                + (
+                    f"; the launcher's own CPU time {cost['launcher'] * 1e3:.1f} ms a step"
+                    if side == "launcher"
+                    else ""
+                ),
                 flush=True,
             )
     print(f"ours / theirs: {rates['ours'] / rates['theirs']:.2f}")

@@ -245,6 +245,7 @@ class Trainer:
     def _loop(self, reader: BatchReader, log: MetricsLog | None) -> bool:
         config = self.config
         interval = Interval()
+        logging_seconds = 0.0
         guard, deadline = LossGuard(config.anomalies), Deadline()
         phase: Phase | None = None
         while self.step < self.steps:
@@ -287,17 +288,21 @@ class Trainer:
                 save = save or config.anomalies.action == "rollback"
             else:
                 guard.accept(loss)
+                measuring = time.monotonic()
                 norms = self.norms.measure() if logs else {}
+                measured = time.monotonic() - measuring
                 self.optimizer.step(rate, norm)
                 interval.add(loss, norm, tokens)
             if logs:
+                writing_line = time.monotonic()
                 if interval.steps:
                     line = self.observer.line(
                         self.step, interval, rate, phase, reader.waited_seconds, {} if bad else norms
                     )
                     if log is not None:
-                        log.write(line)
+                        log.write({**line, "throughput/logging_seconds": logging_seconds})
                         log.say(log.console_line(line))
+                logging_seconds = time.monotonic() - writing_line + (0.0 if bad else measured)
                 interval = Interval()
             every = config.validation_interval_steps
             if every is not None and (self.step % every == 0 or last):

@@ -26,6 +26,9 @@ METRICS_NAME = "metrics.jsonl"
 INTERRUPTED_EXIT_CODE = Interrupted.exit_code
 """Exit status of a rank that saved a checkpoint and stopped because it was told to (EX_TEMPFAIL)."""
 
+_ERROR_BYTES = 16_384
+_TRACE_CHARACTERS = 4_000
+
 _ERRORS: dict[str, type[TsugikiError]] = {
     kind.__name__: kind
     for kind in (CheckpointError, ConfigError, DataError, EnvironmentError_, TrainingError)
@@ -62,8 +65,13 @@ class TrainJob(StrictModel):
         return self.output_dir / METRICS_NAME
 
 
+def reserve_error(work_dir: Path, rank: int) -> None:
+    """Take the space of an error now: the reason must be told even when the disk is full."""
+    error_path(work_dir, rank).write_bytes(b" " * _ERROR_BYTES)
+
+
 def write_error(work_dir: Path, rank: int, error: BaseException) -> None:
-    """Leave the reason of a failed rank where its launcher finds it."""
+    """Leave the reason of a failed rank where its launcher finds it; in the space reserved for it, if any."""
     known = isinstance(error, TsugikiError)
     record = {
         "class": type(error).__name__ if known else TrainingError.__name__,
@@ -73,13 +81,13 @@ def write_error(work_dir: Path, rank: int, error: BaseException) -> None:
             for part in ("where", "got", "expected", "fix")
             if (value := getattr(error, part, None)) is not None
         },
-        "trace": "" if known else "".join(traceback.format_exception(error)),
+        "trace": "" if known else "".join(traceback.format_exception(error))[-_TRACE_CHARACTERS:],
     }
     path = error_path(work_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    temporary.replace(path)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as stream:
+        stream.write(json.dumps(record).encode())
+        stream.truncate()
 
 
 def read_error(work_dir: Path, rank: int) -> TsugikiError | None:

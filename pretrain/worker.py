@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from experiment.errors import TsugikiError
-from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, write_error
+from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, reserve_error, write_error
 from pretrain.signals import STOP_SIGNALS, StopRequest
 from pretrain.world import World
 
@@ -53,6 +53,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
 def rank_main(job: TrainJob, rank: int, size: int, port: int) -> int:
     """A rank from its start to its exit status."""
     _die_with_parent()
+    reserve_error(job.work_dir, rank)
     stop = StopRequest()
     stop.install()
     log = log_path(job.work_dir, rank)

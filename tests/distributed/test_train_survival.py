@@ -1,19 +1,25 @@
-"""Training goes on after kills, stops, damaged checkpoints and bad losses."""
+"""Training goes on after kills, stops, damaged checkpoints, full disks and dead processes."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from training_case import (
-    BASE_ROWS,
     STEPS,
-    VOCABULARY,
+    Running,
+    begin,
+    console,
     curve,
-    kill,
     lines,
+    server,
     start,
     train,
     wait_for_step,
@@ -22,8 +28,30 @@ from training_case import (
     write_tokens,
 )
 
-from experiment.errors import TrainingError
-from pretrain.job import INTERRUPTED_EXIT_CODE
+from experiment.errors import CheckpointError, TrainingError
+from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob
+from pretrain.launch import raise_for_status
+
+EVERY_FOUR = {"save_interval_steps": 4, "keep_checkpoints": 9}
+
+SLOW_WRITES = """
+import time
+from torch.distributed.checkpoint import FileSystemWriter
+original = FileSystemWriter.write_data
+def write_data(self, plan, planner):
+    time.sleep(SECONDS if "iter_0000004" not in str(self.path) else 0)
+    return original(self, plan, planner)
+FileSystemWriter.write_data = write_data
+"""
+FAILING_WRITE = """
+from torch.distributed.checkpoint import FileSystemWriter
+original = FileSystemWriter.write_data
+def write_data(self, plan, planner):
+    if "iter_0000008" in str(self.path):
+        raise OSError(28, "No space left on device")
+    return original(self, plan, planner)
+FileSystemWriter.write_data = write_data
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,34 +64,39 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(case: Path) -> Path:
-    train(case, case / "uninterrupted", save_interval_steps=4, keep_checkpoints=9)
+    train(case, case / "uninterrupted", **EVERY_FOUR)
     return case / "uninterrupted"
 
 
-def test_killed_at_random_steps_ends_in_the_same_checkpoint(case: Path, uninterrupted: Path) -> None:
+def latest(output: Path) -> int:
+    return json.loads((output / "checkpoints" / "latest.json").read_text())["iteration"]
+
+
+def is_whole(output: Path, step: int) -> bool:
+    return (output / "checkpoints" / f"iter_{step:07d}" / "checkpoint.json").is_file()
+
+
+def test_killed_at_ten_random_moments_ends_in_the_same_checkpoint(case: Path, uninterrupted: Path) -> None:
+    """Every other attempt saves in the background; some kills come while a checkpoint is being written."""
     output = case / "killed"
     generator = random.Random(3)
-    done = 0
-    for _ in range(3):
-        process = start(case, output, save_interval_steps=4, keep_checkpoints=9)
-        done = min(done + generator.randint(3, 7), STEPS - 1)
-        wait_for_step(output, done, process)
-        kill(process)
-    train(case, output, save_interval_steps=4, keep_checkpoints=9)
+    reached = []
+    for attempt in range(10):
+        run = begin(case, output, save_interval_steps=2, asynchronous_checkpoints=attempt % 2 == 1)
+        run.wait_for_step(min(2 * attempt + generator.randint(1, 2), STEPS - 1))
+        time.sleep(generator.uniform(0, 0.08))
+        assert run.kill() == -signal.SIGKILL
+        reached.append(latest(output) if (output / "checkpoints" / "latest.json").exists() else 0)
+    assert reached == sorted(reached) and len(set(reached)) > 4, "it went on from where it was"
+    assert reached[-1] < STEPS
+    train(case, output, save_interval_steps=2)
     assert weights(output, STEPS) == weights(uninterrupted, STEPS)
     assert curve(output) == curve(uninterrupted)
-
-
-def test_resumed_under_another_layout(case: Path, uninterrupted: Path) -> None:
-    output = case / "moved"
-    shutil.copytree(uninterrupted, output)
-    for step in (12, 16, STEPS):
-        shutil.rmtree(output / "checkpoints" / f"iter_{step:07d}")
-    train(case, output, parallel={"tensor": 2, "pipeline": 2}, save_interval_steps=4)
-    assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
+    assert curve(output, "train/grad_norm") == curve(uninterrupted, "train/grad_norm")
 
 
 def test_a_stop_saves_and_the_next_run_goes_on(case: Path, uninterrupted: Path) -> None:
+    """The real command, with its own processes and signals passed on."""
     output = case / "stopped"
     process = start(case, output, save_interval_steps=100, parallel={"tensor": 2})
     wait_for_step(output, 3, process)
@@ -71,136 +104,172 @@ def test_a_stop_saves_and_the_next_run_goes_on(case: Path, uninterrupted: Path) 
     process.send_signal(signal.SIGUSR1)
     out, error = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
-    stopped = json.loads((output / "checkpoints" / "latest.json").read_text())["iteration"]
-    assert 3 <= stopped < STEPS
+    assert 3 <= latest(output) < STEPS
     train(case, output, save_interval_steps=100, parallel={"tensor": 2})
     assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
-def test_damaged_newest_checkpoint(
-    case: Path, uninterrupted: Path, damage: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "unmarked"])
+def test_damaged_newest_checkpoint(case: Path, uninterrupted: Path, damage: str) -> None:
     output = case / damage
     shutil.copytree(uninterrupted, output)
-    victim = output / "checkpoints" / f"iter_{STEPS:07d}" / "__0_0.distcp"
+    newest = output / "checkpoints" / f"iter_{STEPS:07d}"
+    victim = newest / "__0_0.distcp"
     content = bytearray(victim.read_bytes())
     if damage == "truncated":
         victim.write_bytes(content[:-10])
     elif damage == "flipped":
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    else:
+    elif damage == "removed":
         victim.unlink()
-    train(case, output, save_interval_steps=4, keep_checkpoints=9)
-    assert f"checkpoint of step {STEPS} is damaged" in capfd.readouterr().out
+    else:  # killed before its last file
+        (newest / "checkpoint.json").unlink()
+    train(case, output, **EVERY_FOUR)
+    said = console(output)
+    if damage != "unmarked":
+        assert f"checkpoint of step {STEPS} is damaged (__0_0.distcp" in said or "FileNotFoundError" in said
+    assert "continuing from the checkpoint of step 16" in said
     assert weights(output, STEPS) == weights(uninterrupted, STEPS)
 
 
-def test_frozen_rows_and_layers_do_not_move(case: Path) -> None:
-    """As EEVE: new input rows first, then new output rows and the last layer, then everything."""
-    import torch
-
-    from pretrain.dist_files import DistReader
-
-    output = case / "phases"
-    phases = [
-        {"trains": ["new_input_rows"], "until_tokens": 4 * 256},
-        {"trains": ["new_output_rows", "layers:-1"], "until_tokens": 8 * 256},
-        {"trains": ["all"]},
-    ]
-    train(case, output, phases=phases, save_interval_steps=4, keep_checkpoints=9, parallel={"tensor": 2})
-
-    def read(path: Path, key: str) -> torch.Tensor:
-        reader = DistReader(path)
-        tensor = reader.read(key, tuple((0, size) for size in reader.tensors[key].shape))
-        reader.close()
-        return tensor
-
-    at = [
-        case / "graft" / "checkpoint",
-        *(output / "checkpoints" / f"iter_{step:07d}" for step in (4, 8, 12)),
-    ]
-    table, head = "embedding.word_embeddings.weight", "output_layer.weight"
-    layers, norm = "decoder.layers.mlp.linear_fc1.weight", "decoder.final_layernorm.weight"
-    before, first, second, third = (
-        {key: read(path, key) for key in (table, head, layers, norm)} for path in at
+@pytest.mark.parametrize("parallel", [{}, {"tensor": 2, "data": 2}])
+def test_background_checkpoints_hold_the_step_they_were_begun_at(
+    case: Path, uninterrupted: Path, parallel: dict[str, int]
+) -> None:
+    """Writes take longer than several steps, which change the weights meanwhile."""
+    output, expected = case / f"background-{len(parallel)}", uninterrupted
+    options = {**EVERY_FOUR, "parallel": parallel}
+    if parallel:
+        expected = case / "foreground"
+        train(case, expected, **options)
+    slow = SLOW_WRITES.replace("SECONDS", "0.4")
+    train(case, output, fault=slow, asynchronous_checkpoints=True, **options)
+    assert curve(output) == curve(expected)
+    for step in (4, 8, 12, 16, STEPS):
+        assert weights(output, step) == weights(expected, step)
+    saves = {line["step"]: line for line in lines(output) if "checkpoint/seconds" in line}
+    assert sorted(saves) == [4, 8, 12, 16, STEPS]
+    assert saves[8]["checkpoint/seconds"] > 0.4
+    assert latest(output) == STEPS
+    positions = {line["step"]: number for number, line in enumerate(lines(output)) if "train/loss" in line}
+    finished = next(
+        n for n, line in enumerate(lines(output)) if "checkpoint/seconds" in line and line["step"] == 8
     )
-    assert first[table].shape[0] == VOCABULARY
-    assert first[table][:BASE_ROWS].equal(before[table][:BASE_ROWS])
-    assert not first[table][BASE_ROWS:].equal(before[table][BASE_ROWS:])
-    for key in (head, layers, norm):
-        assert first[key].equal(before[key])
-    assert second[table].equal(first[table])
-    assert second[head][:BASE_ROWS].equal(before[head][:BASE_ROWS])
-    assert not second[head][BASE_ROWS:].equal(before[head][BASE_ROWS:])
-    assert second[layers][:-1].equal(before[layers][:-1])
-    assert not second[layers][-1].equal(before[layers][-1])
-    assert all(not third[key].equal(second[key]) for key in (table, head, layers, norm))
+    assert positions[9] < finished, "training went on while step 8 was being written"
 
 
-def test_a_spike_is_skipped_and_recorded(case: Path) -> None:
-    output = case / "spike"
-    train(
-        case,
-        output,
-        optimizer={"learning_rate": 3e-3, "minimum_learning_rate": 3e-4, "clip_grad_norm": 0},
-        anomalies={"action": "skip", "spike_factor": 1.03, "window_steps": 4, "maximum_anomalies": 50},
-        save_interval_steps=5,
-    )
-    events = [line for line in lines(output) if "event" in line]
-    assert events
-    mark = json.loads((output / "checkpoints" / f"iter_{STEPS:07d}" / "checkpoint.json").read_text())
-    assert mark["skipped_batches"] == sorted(line["step"] - 1 for line in events)
-    assert {line["event"] for line in events} == {"skip"}
+def test_killed_while_a_checkpoint_is_written_in_the_background(case: Path, uninterrupted: Path) -> None:
+    output = case / "killed-writing"
+    slow = SLOW_WRITES.replace("SECONDS", "60")
+    run = begin(case, output, fault=slow, asynchronous_checkpoints=True, **EVERY_FOUR)
+    run.wait_for_step(10)
+    run.kill()
+    assert latest(output) == 4
+    assert (output / "checkpoints" / "iter_0000008").is_dir() and not is_whole(output, 8)
+    train(case, output, asynchronous_checkpoints=True, **EVERY_FOUR)
+    assert "continuing from the checkpoint of step 4" in console(output)
+    assert weights(output, STEPS) == weights(uninterrupted, STEPS)
 
 
-def test_too_many_anomalies_end_the_run(case: Path) -> None:
-    """Rolled back each time, until the limit."""
-    with pytest.raises(TrainingError, match=r"loss is not what it should be"):
+@pytest.mark.parametrize("background", [False, True])
+def test_a_write_that_fails_is_an_error(case: Path, background: bool) -> None:
+    """In the background it is raised at the end of a step soon after."""
+    output = case / f"failing-{background}"
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint[\s\S]*No space left on device"):
         train(
-            case,
-            case / "diverges",
-            anomalies={
-                "action": "rollback",
-                "spike_factor": 1.0001,
-                "window_steps": 4,
-                "maximum_anomalies": 2,
-            },
-            save_interval_steps=2,
-        )
-    events = [line["event"] for line in lines(case / "diverges") if "event" in line]
-    assert events == ["rollback"] * 3
+            case, output, fault=FAILING_WRITE, asynchronous_checkpoints=background,
+            parallel={"tensor": 2}, **EVERY_FOUR,
+        )  # fmt: skip
+    assert latest(output) == 4
+    assert 8 <= max(line["step"] for line in lines(output)) <= 12
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system that a second checkpoint does not fit on."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk(case: Path, uninterrupted: Path, small_disk: Path, background: bool) -> None:
+    """An error, the last checkpoint as it was; once there is space the run goes on from it."""
+    output = small_disk / "out"
+    options = {**EVERY_FOUR, "asynchronous_checkpoints": background}
+    with pytest.raises((CheckpointError, TrainingError), match=r"No space left on device|Errno 28"):
+        train(case, output, **options)
+    kept = latest(output)
+    assert 4 <= kept < STEPS
+    assert weights(output, kept) == weights(uninterrupted, kept)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    train(case, output, **options)
+    assert f"continuing from the checkpoint of step {kept}" in console(output)
+    assert weights(output, STEPS) == weights(uninterrupted, STEPS)
+
+
+def test_a_dead_rank_ends_the_run(case: Path) -> None:
+    """Killed in the middle, as by the out-of-memory killer: an error within seconds, not a hang."""
+    output = case / "dead"
+    options = {"parallel": {"tensor": 2}, **EVERY_FOUR}
+    run = begin(case, output, fault=SLOW_WRITES.replace("SECONDS", "60"), **options)
+    run.wait_for_step(8)  # both ranks are in the checkpoint
+    ranks = psutil.Process(run.pid).children()
+    assert len(ranks) == 2
+    ranks[1].kill()
+    died = time.monotonic()
+    status = server().wait(run.pid)
+    assert time.monotonic() - died < 30
+    job = TrainJob.model_validate_json((output / ".work" / "job.json").read_bytes())
+    with pytest.raises(TrainingError):
+        raise_for_status(job, 2, status)
+    assert latest(output) == 4
 
 
 def test_a_hang_ends_with_its_reason(case: Path) -> None:
-    """The first step, with its imports, takes longer than the watchdog allows."""
+    """A step that sleeps longer than the watchdog allows."""
+    fault = (
+        "import time\nfrom pretrain.data import BatchReader\noriginal = BatchReader.step\n"
+        "def step(self, number):\n    time.sleep(60 if number == 3 else 0)\n    return original(self, number)\n"
+        "BatchReader.step = step\n"
+    )
     with pytest.raises(TrainingError, match="training hangs") as caught:
-        train(case, case / "hang", watchdog_seconds=0.001)
-    assert "watchdog_seconds" in str(caught.value)
+        train(case, case / "hang", fault=fault, watchdog_seconds=6.0)
+    assert "after step 3" in str(caught.value) and "watchdog_seconds" in str(caught.value)
+    assert "in _loop" in (case / "hang" / ".work" / "logs" / "rank_0.log").read_text(), "the stacks"
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(case: Path, tmp_path: Path) -> None:
-    """A file size limit stands for the full disk: writing fails in the middle."""
-    import resource
+@pytest.mark.parametrize("variable", ["SLURM_JOB_END_TIME", "TSUGIKI_DEADLINE"])
+def test_a_job_that_ends_before_the_next_save_saves_early(case: Path, variable: str) -> None:
+    """40 seconds left, the first save a thousand steps away: a checkpoint while there is time."""
+    output = case / variable
+    end = str(int(time.time()) + 40)
+    train(case, output, {variable: end}, save_interval_steps=1000, keep_checkpoints=9)
+    steps = sorted(line["step"] for line in lines(output) if "checkpoint/seconds" in line)
+    assert steps == [1, STEPS], "once, at the first step that sees the end"
+    assert is_whole(output, 1)
 
-    from experiment.errors import CheckpointError
 
-    output = case / "full"
-    train_two = {"save_interval_steps": 4, "keep_checkpoints": 9}
-    process = start(case, output, **train_two)
-    wait_for_step(output, 5, process)
-    kill(process)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(CheckpointError, match="cannot write a checkpoint"):
-            train(case, output, **train_two)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
-    latest = json.loads((output / "checkpoints" / "latest.json").read_text())["iteration"]
-    assert (output / "checkpoints" / f"iter_{latest:07d}" / "checkpoint.json").is_file()
-    train(case, output, **train_two)
-    assert json.loads((output / "checkpoints" / "latest.json").read_text())["iteration"] == STEPS
+def test_a_job_with_time_left_does_not_save_early(case: Path) -> None:
+    output = case / "far"
+    train(case, output, {"SLURM_JOB_END_TIME": str(int(time.time()) + 3600)}, save_interval_steps=1000)
+    assert [line["step"] for line in lines(output) if "checkpoint/seconds" in line] == [STEPS]
+
+
+def test_running_is_a_process(case: Path) -> None:
+    """What the kills above rely on: the signal ends launcher and ranks."""
+    run: Running = begin(case, case / "process", parallel={"tensor": 2})
+    run.wait_for_step(1)
+    ranks = psutil.Process(run.pid).children()
+    run.kill()
+    psutil.wait_procs(ranks, timeout=5)
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)

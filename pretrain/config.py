@@ -229,7 +229,7 @@ class TrainConfig(StrictModel):
     fp8_recipe: Literal["tensorwise", "blockwise", "delayed"] = "tensorwise"
     """Scaling of fp8 products: by each tensor's current maximum, by blocks, or by past maxima."""
     tier: Annotated[Literal["auto", "torch", "apex", "transformer_engine"], Cosmetic] = "auto"
-    """What the layers are made of on a GPU; auto = the fastest that is installed. Checkpoints are the same."""
+    """What the layers are made of on a GPU; auto = the fastest one installed. Checkpoints are the same."""
     compile: Annotated[bool, Cosmetic] = True
     """Let torch's compiler make norm, activation, rotation and loss kernels; only on a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +41,7 @@ class Sandbox(ExtractorSandbox):
         self._cleanup_process()
         context = multiprocessing.get_context("fork")
         self.parent_conn, self.child_conn = context.Pipe()
-        process = context.Process(target=self._worker, args=(self.child_conn, extract_fn), daemon=True)
+        process = context.Process(target=self._forked, args=(self.child_conn, extract_fn), daemon=True)
         process.start()
         self.process = process
         self.all_processes.append(process)
@@ -48,6 +49,11 @@ class Sandbox(ExtractorSandbox):
             self._cleanup_process()
             raise TimeoutError("the extraction process does not start")
         self.parent_conn.recv()
+
+    def _forked(self, connection: Any, extract_fn: Callable[[str], str]) -> None:
+        # datatrove ends this process by SIGTERM; the handler of the caller would answer with a traceback.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._worker(connection, extract_fn)
 
 
 class ContentExtractor(Trafilatura):

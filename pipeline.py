@@ -13,6 +13,7 @@ from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
 from evaluation.config import EvaluateConfig, ReportConfig
+from evaluation.harness import data_files
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
 from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
@@ -107,6 +108,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def stages(config: ExperimentConfig) -> list[Stage]:
     """The stages of an experiment, each after its inputs."""
     external: dict[str, Path] = {}
+    harness = config.evaluate.harness
     if config.base.path is not None:
         external["base"] = expand_path(config.base.path)
     graph = [
@@ -129,7 +131,10 @@ def stages(config: ExperimentConfig) -> list[Stage]:
             "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"),
             "pretrain.export:run", external,
         ),
-        Stage("evaluate", config.evaluate, ("base", "export", "corpus"), "evaluation.evaluate:run", external),
+        Stage(
+            "evaluate", config.evaluate, ("base", "export", "corpus"), "evaluation.evaluate:run", external,
+            sources=None if harness is None else lambda: data_files(harness),
+        ),
         Stage(
             "report", config.report,
             # base and graft give the page their times, nothing else
@@ -146,7 +151,7 @@ def _source_files(corpus: CorpusConfig) -> list[Path]:
     """
     patterns = [pattern for source in corpus.sources for pattern in source.paths]
     patterns += corpus.decontamination.paths
-    patterns += [f"{folder}/*.yaml" for folder in corpus.profile_folders]
+    patterns += [f"{folder}/*.*" for folder in corpus.profile_folders]  # profiles and word lists
     if corpus.language_identification.model is not None:
         patterns.append(corpus.language_identification.model)
     local = [pattern for pattern in patterns if "://" not in pattern and not pattern.startswith("debian:")]

@@ -40,8 +40,8 @@ class HarnessConfig(StrictModel):
     """Benchmarks through lm-evaluation-harness (``pip install 'tsugiki[eval]'``)."""
 
     tasks: list[str] = Field(min_length=1)
-    """Suites named after published tables (`swallow-ja`, `seallm-knowledge`, …), our tasks, or those of the
-    harness."""
+    """Suites named after published tables (`swallow-ja`, `seallm-knowledge`, …), columns of one
+    (`swallow-ja/JSQuAD`), our tasks, or those of the harness."""
     data: str | None = None
     """Folder with the files that our tasks read, as the benchmarks' authors publish them."""
     fewshot: dict[str, int] = Field(default_factory=dict)

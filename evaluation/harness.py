@@ -15,6 +15,7 @@ import yaml
 from evaluation.benchmark_data import find_file, read_records
 from evaluation.benchmark_scores import BLEU, SCORES, corpus_bleu
 from evaluation.config import HarnessConfig
+from experiment.config import expand_path
 from experiment.errors import ConfigError, DataError, EnvironmentError_
 
 _HERE = Path(__file__).parent
@@ -73,13 +74,28 @@ def own_tasks() -> dict[str, dict[str, Any]]:
 
 
 def benchmarks(config: HarnessConfig) -> list[Benchmark]:
-    """What the configuration asks for: suites opened, each benchmark once."""
+    """What the configuration asks for: suites opened, each benchmark once.
+
+    Raises:
+        ConfigError: a suite has no such column.
+    """
     found: list[Benchmark] = []
     for name in config.tasks:
-        if name in suites():
+        suite, _, title = name.partition("/")
+        if suite in suites():
+            columns = suites()[suite]["columns"]
+            chosen = [column for column in columns if title in ("", column["title"])]
+            if not chosen:
+                titles = [f"{suite}/{column['title']}" for column in columns]
+                raise ConfigError(
+                    "no such column of the published table",
+                    where="evaluate.harness.tasks",
+                    got=name,
+                    expected=f"one of {', '.join(titles)}",
+                )
             found.extend(
-                Benchmark(column["title"], column["task"], name, column["fewshot"], column["metric"])
-                for column in suites()[name]["columns"]
+                Benchmark(column["title"], column["task"], suite, column["fewshot"], column["metric"])
+                for column in chosen
             )
         else:
             found.append(Benchmark(name, name))
@@ -90,6 +106,18 @@ def benchmarks(config: HarnessConfig) -> list[Benchmark]:
         for item in found
     ]
     return list(dict.fromkeys(overridden))
+
+
+def data_files(config: HarnessConfig) -> list[Path]:
+    """The local files that the configuration's tasks read and that are there."""
+    if config.data is None:
+        return []
+    folder = expand_path(config.data)
+    names = {
+        own_tasks()[item.task]["data"]["file"] for item in benchmarks(config) if item.task in own_tasks()
+    }
+    found = (find_file(folder, name) for name in sorted(names))
+    return [path for path in found if path is not None]
 
 
 def check(config: HarnessConfig) -> list[Benchmark]:
@@ -122,7 +150,7 @@ def check(config: HarnessConfig) -> list[Benchmark]:
         {
             task["data"]["file"]
             for task in own
-            if find_file(Path(str(config.data)), task["data"]["file"]) is None
+            if find_file(expand_path(str(config.data)), task["data"]["file"]) is None
         }
     )
     if missing:
@@ -210,7 +238,7 @@ def evaluate_benchmarks(
         found = simple_evaluate(
             model=model,
             tasks=[
-                _task(own[name], Path(str(config.data))) if name in own else name
+                _task(own[name], expand_path(str(config.data))) if name in own else name
                 for name in dict.fromkeys(item.task for item in group)
             ],
             task_manager=manager,

@@ -18,6 +18,9 @@ from evaluation.config import HarnessConfig
 from evaluation.harness import benchmarks, check, evaluate_benchmarks, own_tasks, suites, wilson
 from evaluation.report_benchmarks import benchmarks_section
 from experiment.errors import ConfigError, DataError, EnvironmentError_
+from experiment.graph import Graph, Stage
+from experiment.stage import StageContext
+from pipeline import load_experiment
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed"
@@ -62,6 +65,33 @@ def test_m3exam_labels_of_every_kind(tmp_path: Path) -> None:
         (["1", "2"], 1),
     ]
     assert records[0]["options"] == "A. a\nB. b\nC. c\nD. d"
+
+
+def test_xwinograd_is_cut_at_the_pronoun(tmp_path: Path) -> None:
+    def row(language: str, sentence: str, tokens: list[str], at: int, pronoun: str, right: int) -> str:
+        options = [
+            ["the cup", [0, 2], ["the", "cup"], right == 0],
+            ["the bag", [3, 5], ["the", "bag"], right == 1],
+        ]
+        fields = [json.dumps(tokens), json.dumps([pronoun, [at, at + 1], [pronoun]]), json.dumps(options)]
+        return "\t".join([language, "original", "?", sentence, *fields])
+
+    rows = [
+        row("en", "it is big, so it fell. ", ["it", "is", "big", ",", "so", "it", "fell", "."], 5, "it", 0),
+        row("jp", "彼は来た。", ["彼", "は来た。"], 0, "彼", 1),
+        # Tokens that are not in the sentence: the pronoun is found where it stands only once.
+        row("en", "said “so” they did", ["said", '"', "so", '"', "they", "did"], 4, "they", 1),
+        row("en", "said “it” it did", ["said", '"', "it", '"', "it", "did"], 4, "it", 1),
+    ]
+    (tmp_path / "x.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    records = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "language": "en"})
+    assert [(item["left"], item["right"], item["label"]) for item in records] == [
+        ("it is big, so ", " fell.", 0),
+        ("said “so” ", " did", 1),
+    ]
+    assert (records[0]["choice1"], records[0]["choice2"]) == ("the cup", "the bag")
+    japanese = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "language": "jp"})
+    assert [(item["left"], item["right"], item["label"]) for item in japanese] == [("", "は来た。", 1)]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -151,6 +181,41 @@ def test_suites_open_and_examples_can_be_changed() -> None:
     by_task = {item.task: item for item in found}
     assert (by_task["jsquad"].fewshot, by_task["niilc"].fewshot, by_task["hellaswag"].fewshot) == (1, 4, None)
     assert by_task["jsquad"].key == "swallow-ja/JSQuAD" and by_task["hellaswag"].key == "hellaswag"
+
+
+def test_columns_of_a_suite_can_be_asked_for() -> None:
+    (found,) = benchmarks(HarnessConfig(tasks=["seallm-knowledge/M3Exam th"]))
+    assert (found.task, found.suite, found.fewshot) == ("m3exam_th", "seallm-knowledge", 3)
+    assert found.key == "seallm-knowledge/M3Exam th"
+    with pytest.raises(ConfigError, match="no such column") as raised:
+        benchmarks(HarnessConfig(tasks=["swallow-ja/JSQUAD"]))
+    assert "swallow-ja/JSQuAD" in str(raised.value)
+
+
+def test_a_changed_data_file_redoes_the_evaluation(tmp_path: Path) -> None:
+    data = tmp_path / "benchmarks"
+    data.mkdir()
+    overrides = ["evaluate.harness.tasks=[jsquad, xcopa_local_id]", f"evaluate.harness.data={data}"]
+    smoke = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+    def files() -> list[Path]:
+        graph = load_experiment(smoke, overrides).graph()
+        sources = graph.stages["evaluate"].sources
+        assert sources is not None
+        return list(sources())
+
+    assert files() == []
+    (data / "jsquad-valid.json.gz").write_bytes(b"x")
+    (data / "other.json").write_bytes(b"x")
+    assert files() == [data / "jsquad-valid.json.gz"]
+    plain = load_experiment(smoke).graph()
+    assert plain.stages["evaluate"].sources is None
+    # What a stage's sources contain is part of its key.
+    stage = Stage("evaluate", None, (), "evaluation.evaluate:run", sources=files)
+    graph = Graph([stage], tmp_path / "run", StageContext())
+    before = graph.key_parts(stage)
+    (data / "jsquad-valid.json.gz").write_bytes(b"another")
+    assert Graph([stage], tmp_path / "run", StageContext()).key_parts(stage) != before
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,32 @@ def test_published_rows_of_the_report_exist() -> None:
     assert recipe("swallow-70b").report.published == ["Llama 2 70B", "Swallow 70B"]
 
 
+def test_every_recipe_measures_what_its_source_published() -> None:
+    """Suites that exist, with columns for the rows that the report shows beside them."""
+    from evaluation.harness import benchmarks, suites
+
+    tables = {
+        "swallow": {"swallow-ja", "swallow-en"},
+        "seallm": {"seallm-knowledge", "seallm-math", "seallm-mgsm", "seallm-commonsense"},
+        "mistral-7b-sea": {"seallm-knowledge", "seallm-math", "seallm-mgsm", "seallm-commonsense"},
+        "sus-chat": {"sus-chat-knowledge", "sus-chat-reasoning", "sus-chat-other"},
+        "llama3-8b-ja": {"swallow-ja", "swallow-en"},
+    }
+    for path in RECIPES:
+        config = recipe(path.stem)
+        wanted = next((suite for start, suite in tables.items() if path.stem.startswith(start)), set())
+        harness = config.evaluate.harness
+        if not wanted:
+            # BiLLa published perplexities (and LogiQA-v2 and C3, for which there is no task).
+            assert path.stem.startswith("billa") and harness is None
+            continue
+        assert harness is not None and set(harness.tasks) == wanted, path.stem
+        assert {item.suite for item in benchmarks(harness)} == wanted
+        for suite in wanted:
+            rows = suites()[suite]["published"]
+            assert set(rows) & set(config.report.published), (path.stem, suite)
+
+
 def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As `tsugiki run RECIPE --dry-run` does, in one process."""
     from typer.testing import CliRunner

@@ -38,7 +38,8 @@ def filter_pass(config: CorpusConfig, output_dir: Path) -> FilterPass:
     Raises:
         ConfigError: a source without files, an unknown profile.
     """
+    profiles = load_profiles(config)
     shards = plan_shards(config)
-    workspace = open_workspace(config, shards, output_dir)
-    step = FilterShards(config, shards, load_profiles(config), workspace)
+    workspace = open_workspace(config, profiles, shards, output_dir)
+    step = FilterShards(config, shards, profiles, workspace)
     return FilterPass(step, len(shards), workspace.logs("filter"))

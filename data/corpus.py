@@ -60,7 +60,7 @@ def run(
     """
     profiles = load_profiles(config)
     shards = plan_shards(config)
-    workspace = open_workspace(config, shards, output_dir)
+    workspace = open_workspace(config, profiles, shards, output_dir)
     stages = _Passes(config, shards, profiles, workspace, context)
     stages.run_all(output_dir)
     ledgers = _collect(config, shards, workspace)
@@ -166,9 +166,11 @@ def _group(source: SourceConfig) -> str:
     return source.language if source.kind == "text" else f"{source.language}+{source.kind}"
 
 
-def open_workspace(config: CorpusConfig, shards: list[Shard], output_dir: Path) -> Workspace:
+def open_workspace(
+    config: CorpusConfig, profiles: Mapping[str, Profile], shards: list[Shard], output_dir: Path
+) -> Workspace:
     """The folder of intermediate files; what another plan left there is removed."""
-    return Workspace(open_work(output_dir, plan_fingerprint(config, shards)))
+    return Workspace(open_work(output_dir, plan_fingerprint(config, profiles, shards)))
 
 
 def _collect(

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -132,7 +133,7 @@ class ProcessExecutor(PipelineExecutor):
         self._set_distributed_environment(node_rank)
         logger.remove()
         with self.logging_dir.open(f"logs/task_{rank:05d}.log", "w") as log:
-            handler = logger.add(log, colorize=False, level="INFO")
+            handler = logger.add(_quietly(log), colorize=False, level="INFO")
             try:
                 data: Any = None
                 for step in self.pipeline:
@@ -172,6 +173,17 @@ def _run_task(executor: ProcessExecutor, rank: int) -> None:
             got=f"{type(error).__name__}: {error}",
             fix=f"the traceback is in {_log_name(executor, rank)}",
         ) from error
+
+
+def _quietly(log: TextIO) -> Callable[[str], None]:
+    """Writes to a log; on a full disk the task's own error matters, not that it cannot be logged."""
+
+    def write(message: str) -> None:
+        with suppress(OSError):
+            log.write(message)
+            log.flush()
+
+    return write
 
 
 def _log_name(executor: ProcessExecutor, rank: int) -> str:

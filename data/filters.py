@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters import FineWebQualityFilter, URLFilter
+from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from data.language import LanguageFilter
 from data.ledger import DropWriter, Ledger
@@ -26,21 +28,28 @@ from data.text_rules import (
 )
 
 
-class BlockedUrlFilter(URLFilter):
+class BlockedUrlFilter(BaseFilter):
     """datatrove's blocklists, for documents that have an address; without looking anything up."""
 
     name = "blocked_url"
 
     def __init__(self, writer: DropWriter) -> None:
-        from tldextract import TLDExtract
+        super().__init__(writer)
 
-        super().__init__(exclusion_writer=writer)
-        # The default would download the list of public suffixes; this is the packaged one.
-        self.tldextractor = TLDExtract(suffix_list_urls=(), cache_dir=None)
-
-    def filter(self, document: Document) -> bool | tuple[bool, str]:
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Whether the address is on no list."""
-        return super().filter(document) if document.metadata.get("url") else True
+        return _blocklists().filter(doc) if doc.metadata.get("url") else True
+
+
+@lru_cache(maxsize=1)
+def _blocklists() -> URLFilter:
+    """The lists, loaded once per process and not once per shard."""
+    from tldextract import TLDExtract
+
+    lists = URLFilter()
+    # The default would download the list of public suffixes; this is the packaged one.
+    lists.tldextractor = TLDExtract(suffix_list_urls=(), cache_dir=None)
+    return lists
 
 
 def build_filters(

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from data.config import SourceConfig
-from data.readers import BadRecord, document_of_record
+from data.readers import BadRecord, Records, document_of_record
 from data.sources import InputFile
 from data.streams import TruncatedInput, open_stream
-
-if TYPE_CHECKING:
-    from datatrove.data import Document
 
 _ROWS = 1000
 
 
-def read_parquet(source: SourceConfig, file: InputFile) -> Iterator[Document | BadRecord]:
+def read_parquet(source: SourceConfig, file: InputFile) -> Records:
     """Rows of a Parquet file.
 
     Raises:
@@ -31,16 +25,22 @@ def read_parquet(source: SourceConfig, file: InputFile) -> Iterator[Document | B
             table = ParquetFile(stream)
             present = set(table.schema_arrow.names)
             columns = [name for name in used_columns(source) if name in present]
-            number = 0
-            for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
+            groups = range(table.num_row_groups)
+            if (part := file.part) is not None:
+                groups = groups[
+                    part.number * len(groups) // part.count : (part.number + 1) * len(groups) // part.count
+                ]
+            number = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
+            for batch in table.iter_batches(batch_size=_ROWS, columns=columns, row_groups=list(groups)):
                 for record in batch.to_pylist():
                     number += 1
                     where = f"{file.name}, row {number}"
                     size = sum(len(value.encode()) for value in record.values() if isinstance(value, str))
                     if size > source.reader.maximum_document_bytes:
-                        yield BadRecord("read.oversized", where, f"{size:,} bytes", size_bytes=size)
+                        bad = BadRecord("read.oversized", where, f"{size:,} bytes", size_bytes=size)
+                        yield number, bad
                         continue
-                    yield document_of_record(source, file, record, where, number, size)
+                    yield number, document_of_record(source, file, record, where, number, size)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
             raise TruncatedInput(f"parquet: {' '.join(str(error).split())}") from error
         except OSError as error:

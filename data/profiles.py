@@ -212,8 +212,11 @@ class StopWordSection(RuleSection):
 class BannedWordSection(RuleSection):
     """Words of pages nobody wants."""
 
-    words: list[str]
+    words: list[str] = Field(default_factory=list)
     """The words, found as they are written, in any case."""
+    files: list[str] = Field(default_factory=list)
+    """Further lists in the profile's folder, a word a line, e.g. those of LDNOOBW that C4 used; lines
+    that begin with `#` are left out."""
     maximum_share: Share = 0.05
     """Most characters in them among letters and marks."""
 
@@ -282,6 +285,31 @@ class Profile(StrictModel):
     """Word statistics and stop words."""
 
 
+def _with_word_lists(profile: Profile, path: Path) -> Profile:
+    """The profile with the words of its files among its own."""
+    section = profile.banned_words
+    if section is None:
+        return profile
+    words = list(section.words)
+    for name in section.files:
+        try:
+            lines = (path.parent / name).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "cannot read a list of banned words",
+                where=f"{path}: banned_words.files",
+                got=f"{path.parent / name}: {error}",
+                expected="a UTF-8 file with a word a line, beside the profile",
+            ) from error
+        words += [word for line in lines if (word := line.strip()) and not word.startswith("#")]
+    if not words:
+        raise ConfigError(
+            "banned_words without a word", where=f"{path}: banned_words", expected="`words` or `files`"
+        )
+    updated = section.model_copy(update={"words": list(dict.fromkeys(words)), "files": []})
+    return profile.model_copy(update={"banned_words": updated})
+
+
 def load_profile(name: str, folders: Sequence[str]) -> Profile:
     """Read ``<folder>/<name>.yaml`` from the first folder that has it.
 
@@ -297,7 +325,7 @@ def load_profile(name: str, folders: Sequence[str]) -> Profile:
         for base in bases:
             candidate = base / f"{name}.yaml"
             if candidate.is_file():
-                return load_config(Profile, candidate)
+                return _with_word_lists(load_config(Profile, candidate), candidate)
             tried.append(candidate)
     available = sorted({item.stem for path in tried for item in path.parent.glob("*.yaml")})
     raise ConfigError(

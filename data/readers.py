@@ -19,7 +19,7 @@ from data.config import OnError, SourceConfig
 from data.decoding import UndecodableInput, decode_page, decode_text
 from data.ledger import Ledger
 from data.sources import InputFile, Shard, name_hash
-from data.streams import TruncatedInput, open_stream, read_limited, read_lines
+from data.streams import TruncatedInput, byte_range, open_stream, read_limited, read_lines
 from experiment.errors import DataError
 
 
@@ -44,7 +44,8 @@ class BadRecord:
     is_bad: bool = True
 
 
-Records = Iterator[Document | BadRecord]
+Records = Iterator[tuple[int, Document | BadRecord]]
+"""Number of a record in its file (a line, row or archive record, from 1), and the record."""
 
 
 class SourceReader(PipelineStep):
@@ -83,21 +84,25 @@ class SourceReader(PipelineStep):
                 self.ledger.read.bytes += record.metadata.pop("input_bytes")
                 yield record
 
-    def _checked(self, file: InputFile) -> Records:
+    def _checked(self, file: InputFile) -> Iterator[Document | BadRecord]:
         """Records of a file; the end of a damaged file becomes a bad record."""
+        # Every streamed part meets what is wrong with the file as a whole: the first one reports it.
+        reports = file.part is None or file.part.number == 0 or file.part.end is not None
         try:
-            empty = True
+            empty = reports
             limit = self.shard.hash_limit
-            for number, record in enumerate(read_file(self.source, file)):
+            for number, record in read_file(self.source, file):
                 empty = False
                 if limit is None or name_hash(file.name, str(number)) <= limit:
                     yield record
             if empty:
                 yield BadRecord("read.empty_file", file.name, "no records in the file")
         except TruncatedInput as error:
-            yield BadRecord("read.truncated", file.name, str(error))
+            if reports or self.source.format == "parquet":
+                yield BadRecord("read.truncated", file.name, str(error))
         except OSError as error:
-            yield BadRecord("read.unreadable", file.name, f"{error.strerror or error}")
+            if reports:
+                yield BadRecord("read.unreadable", file.name, f"{error.strerror or error}")
 
     def _refuse(self, record: BadRecord) -> None:
         if record.is_bad and self.on_error == "fail":
@@ -128,12 +133,10 @@ def read_file(source: SourceConfig, file: InputFile) -> Records:
         yield from read_warc(source, file)
         return
     with open_stream(file.path) as stream:
-        if source.format == "jsonl":
-            yield from _read_jsonl(source, file, stream)
-        elif source.format == "text" and source.reader.documents == "line":
-            yield from _read_text_lines(source, file, stream)
+        if source.format == "jsonl" or (source.format == "text" and source.reader.documents == "line"):
+            yield from _read_lines(source, file, stream)
         else:
-            yield from _read_whole(source, file, stream)
+            yield from enumerate(_read_whole(source, file, stream), start=1)
 
 
 def hash_limit(source: SourceConfig, files: list[InputFile], count: int) -> int | None:
@@ -159,15 +162,13 @@ def hash_limit(source: SourceConfig, files: list[InputFile], count: int) -> int 
 
 def _record_numbers(source: SourceConfig, file: InputFile) -> Iterator[int]:
     if source.format != "jsonl":
-        for number, _ in enumerate(read_file(source, file)):
+        for number, _ in read_file(source, file):
             yield number
         return
-    number = 0
     with open_stream(file.path) as stream:
-        for _, line in read_lines(stream, source.reader.maximum_document_bytes):
+        for number, line in read_lines(stream, source.reader.maximum_document_bytes):
             if line is None or line.strip():
                 yield number
-                number += 1
 
 
 def new_document(
@@ -179,7 +180,7 @@ def new_document(
     return Document(text=text, id=identifier, metadata=known | extra | {"input_bytes": input_bytes})
 
 
-def _read_whole(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+def _read_whole(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Iterator[Document | BadRecord]:
     limit = source.reader.maximum_document_bytes
     data = read_limited(stream, limit)
     if data is None:
@@ -212,42 +213,45 @@ def _blocks(text: str) -> Iterator[str]:
             block = []
 
 
-def _read_text_lines(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
-    limit = source.reader.maximum_document_bytes
+def _read_lines(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+    limit, part = source.reader.maximum_document_bytes, file.part
+    record_of = _json_line if source.format == "jsonl" else _text_line
+    before = 0
+    if part is not None and part.end is not None:
+        stream, before = byte_range(stream, part.start, part.end), part.lines_before
     for number, line in read_lines(stream, limit):
+        number += before
+        if part is not None and not part.has(number):
+            continue
         where = f"{file.name}, line {number}"
         if line is None:
-            yield BadRecord("read.oversized", where, f"a line of more than {limit:,} bytes", size_bytes=limit)
-            continue
-        if not line.strip():
-            continue
-        try:
-            text = line.decode(source.reader.encoding or "utf-8")
-        except (UnicodeDecodeError, LookupError) as error:
-            yield BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
-            continue
-        yield new_document(source, f"{source.name}/{file.name}#{number}", text, len(line), file=file.name)
+            detail = f"a line of more than {limit:,} bytes"
+            yield number, BadRecord("read.oversized", where, detail, size_bytes=limit)
+        elif line.strip():
+            yield number, record_of(source, file, line, where, number)
 
 
-def _read_jsonl(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
-    limit = source.reader.maximum_document_bytes
-    for number, line in read_lines(stream, limit):
-        where = f"{file.name}, line {number}"
-        if line is None:
-            yield BadRecord("read.oversized", where, f"a line of more than {limit:,} bytes", size_bytes=limit)
-            continue
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            yield BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
-            continue
-        except (ValueError, RecursionError) as error:
-            excerpt = line[:200].decode(errors="replace")
-            yield BadRecord("read.invalid_json", where, str(error), excerpt, len(line))
-            continue
-        yield document_of_record(source, file, record, where, number, len(line))
+def _text_line(
+    source: SourceConfig, file: InputFile, line: bytes, where: str, number: int
+) -> Document | BadRecord:
+    try:
+        text = line.decode(source.reader.encoding or "utf-8")
+    except (UnicodeDecodeError, LookupError) as error:
+        return BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
+    return new_document(source, f"{source.name}/{file.name}#{number}", text, len(line), file=file.name)
+
+
+def _json_line(
+    source: SourceConfig, file: InputFile, line: bytes, where: str, number: int
+) -> Document | BadRecord:
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        return BadRecord("read.undecodable", where, str(error), repr(line[:200]), len(line))
+    except (ValueError, RecursionError) as error:
+        excerpt = line[:200].decode(errors="replace")
+        return BadRecord("read.invalid_json", where, str(error), excerpt, len(line))
+    return document_of_record(source, file, record, where, number, len(line))
 
 
 def document_of_record(

@@ -93,18 +93,21 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
             if self._file is not None:
                 self._file.close()
                 self._partial.unlink(missing_ok=True)
-            return
+
+    def _finish(self) -> None:
         if self._pending:
             self._flush()
         if self._file is not None:
             self._stream.close()
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
             self._partial.replace(self.path)
 
 

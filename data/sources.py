@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from data import debian
 from data.config import CorpusConfig, SourceConfig
@@ -19,6 +21,32 @@ from experiment.config import expand_path, fingerprint
 from experiment.errors import ConfigError, DataError
 
 _MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file that is read on its own.
+
+    Attributes:
+        number: which part.
+        count: of how many.
+        start: first byte; only for files read by ranges of bytes.
+        end: byte after the last one; None where records are counted instead.
+        lines_before: lines before ``start``.
+    """
+
+    number: int
+    count: int
+    start: int = 0
+    end: int | None = None
+    lines_before: int = 0
+
+    def has(self, number: int) -> bool:
+        """Whether the record of this number, from 1, is in the part; ranges of bytes have all they meet.
+
+        Multiplicative hashing, not a remainder: every third record of an archive is a page.
+        """
+        return self.end is not None or ((number * 0x9E3779B1 & 0xFFFFFFFF) * self.count >> 32) == self.number
 
 
 @dataclass(frozen=True)
@@ -30,12 +58,14 @@ class InputFile:
         name: path relative to the fixed part of the source's pattern: goes into document ids.
         size_bytes: size on disk, compressed.
         modified: modification time in ns (0 for URLs): a changed file is a changed plan.
+        part: what is read of it, None for everything.
     """
 
     path: str
     name: str
     size_bytes: int
     modified: int
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -86,16 +116,22 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
                 from data.readers import hash_limit
 
                 limit = hash_limit(source, files, source.maximum_documents)
+        from data.splitting import divided
+
+        files = divided(source, files, config.shard_input_bytes)
         groups = _grouped(files, config.shard_input_bytes, config.shard_input_files)
         for number, group in enumerate(groups):
             shards.append(Shard(len(shards), source.name, number, tuple(group), limit))
     return shards
 
 
-def plan_fingerprint(config: CorpusConfig, shards: Sequence[Shard]) -> str:
-    """sha256 over configuration and input files: partial work of another plan is not continued."""
-    listing = json.dumps([asdict(shard) for shard in shards], sort_keys=True)
-    return hashlib.sha256((fingerprint(config) + listing).encode()).hexdigest()
+def plan_fingerprint(config: CorpusConfig, profiles: Mapping[str, BaseModel], shards: Sequence[Shard]) -> str:
+    """sha256 over configuration, profiles and input files: partial work of another plan is not continued."""
+    listing = {
+        "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
+        "shards": [asdict(shard) for shard in shards],
+    }
+    return hashlib.sha256((fingerprint(config) + json.dumps(listing, sort_keys=True)).encode()).hexdigest()
 
 
 def find_files(source: SourceConfig) -> list[InputFile]:

@@ -174,6 +174,30 @@ def _checked(unpacked: _Unpacked) -> Iterator[BinaryIO]:
     unpacked.check()
 
 
+class _Range(io.RawIOBase):
+    def __init__(self, stream: BinaryIO, left: int) -> None:
+        super().__init__()
+        self._stream, self._left = stream, left
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer with what is left of the range."""
+        target = memoryview(buffer).cast("B")
+        data = self._stream.read(min(len(target), self._left))
+        target[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+
+def byte_range(stream: BinaryIO, start: int, end: int) -> BinaryIO:
+    """The bytes from ``start`` up to ``end`` of a stream that can seek."""
+    stream.seek(start)
+    return io.BufferedReader(_Range(stream, end - start), _CHUNK_BYTES)
+
+
 def read_lines(stream: BinaryIO, maximum_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Lines with their number from 1, without the line end; None for a line that is too long.
 

@@ -8,12 +8,11 @@ skipped, which is not bad input.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from data.config import SourceConfig
 from data.decoding import UndecodableInput, decode_page, decode_text
-from data.readers import BadRecord, new_document
+from data.readers import BadRecord, Records, new_document
 from data.sources import InputFile
 from data.streams import TruncatedInput, open_stream
 
@@ -21,10 +20,11 @@ if TYPE_CHECKING:
     from datatrove.data import Document
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_DAMAGED = "its Content-Length, or that of the record before it, is wrong"
 _LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.I)
 
 
-def read_warc(source: SourceConfig, file: InputFile) -> Iterator[Document | BadRecord]:
+def read_warc(source: SourceConfig, file: InputFile) -> Records:
     """Pages of an archive (``format: warc``) or its text records (``format: wet``).
 
     Raises:
@@ -37,19 +37,22 @@ def read_warc(source: SourceConfig, file: InputFile) -> Iterator[Document | BadR
     class Quiet(ArchiveIterator):
         INC_RECORD = ""  # warcio writes this to stderr; the damage is counted instead
 
+    wanted, read = ("conversion", _text_record) if source.format == "wet" else ("response", _page_record)
     with open_stream(file.path) as stream:
         archive = Quiet(stream)
         try:
+            number = 0
             for number, record in enumerate(archive, start=1):
+                mine = file.part is None or file.part.has(number)
                 where = f"{file.name}, record {number}"
-                wanted = "conversion" if source.format == "wet" else "response"
-                if record.rec_type != wanted:
-                    continue
-                read = _text_record if source.format == "wet" else _page_record
-                yield read(source, record, where, f"{source.name}/{file.name}#{number}")
-                if archive.err_count:
+                if mine and record.rec_type == wanted:
+                    yield number, read(source, record, where, f"{source.name}/{file.name}#{number}")
+                if archive.err_count:  # said of the record before
                     archive.err_count = 0
-                    yield BadRecord("read.damaged_record", where, "its Content-Length is wrong")
+                    if mine:
+                        yield number, BadRecord("read.damaged_record", where, _DAMAGED)
+            if archive.err_count and (file.part is None or file.part.has(number)):
+                yield number, BadRecord("read.damaged_record", f"{file.name}, record {number}", _DAMAGED)
         except ArchiveLoadFailed as error:
             raise TruncatedInput(f"warc: {' '.join(str(error).split())}") from error
         except (ValueError, AttributeError, IndexError, TypeError) as error:

@@ -16,6 +16,7 @@ from data.decoding import UndecodableInput, decode_page
 from data.ledger import Ledger
 from data.readers import SourceReader
 from data.sources import Shard, find_files
+from data.splitting import divided
 from experiment.errors import DataError
 
 # warcio leaves its own temporary files to the garbage collector.
@@ -303,3 +304,102 @@ def test_pages_that_hang_or_crash_the_parser_cost_only_themselves(monkeypatch: p
     pages = [Document(text, text) for text in ("one", "hang", "two", "crash", "crash", "three", "")]
     assert [document.text for document in step.run(iter(pages))] == ["ONE", "TWO", "THREE"]  # type: ignore[arg-type]
     assert dropped(ledger) == {"extraction.timeout": 1, "extraction.crash": 2, "extraction.no_content": 1}
+
+
+def parts_of(path: Path, maximum_bytes: int, **source: Any) -> list[tuple[list[Any], Ledger]]:
+    """What each part of a file gives when it is divided."""
+    settings = SourceConfig.model_validate({"name": "s", "language": "en", "path": str(path)} | source)
+    found = []
+    for file in divided(settings, find_files(settings), maximum_bytes):
+        ledger = Ledger()
+        reader = SourceReader(settings, Shard(0, "s", 0, (file,)), ledger, "skip")
+        found.append((list(reader.run(None)), ledger))
+    return found
+
+
+def write_large(path: Path, kind: str) -> dict[str, Any]:
+    """A file of 300 records, some of them bad; its reader options."""
+    lines = [
+        json.dumps({"text": f"record {number} " + "x" * (number % 97)}).encode() for number in range(300)
+    ]
+    lines[7], lines[150], lines[299] = b"", b"{broken", b'{"id": "last", "text": 5}'
+    packed = {"jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor().compress, "jsonl": bytes}
+    if kind in packed:
+        path.write_bytes(packed[kind](b"\n".join(lines)))
+        return {"format": "jsonl"}
+    if kind == "txt":
+        path.write_bytes(b"\n".join(lines).replace(b"record 9 ", b"\xff") + b"\n")
+        return {"format": "text", "reader": {"documents": "line"}}
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts = [None if number % 50 == 0 else f"row {number}" for number in range(300)]
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=17)
+        return {"format": "parquet"}
+    make_warc(path, 40, True)
+    return {"format": "warc"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "txt", "parquet", "warc.gz"])
+def test_parts_of_a_large_file_add_up_to_the_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    options = write_large(path, kind)
+    [(whole, ledger)] = parts_of(path, 1 << 30, **options)
+    expected = {document.id: document.text for document in whole}
+    assert len(expected) == len(whole)
+    factor = 4 if kind == "warc.gz" else 1
+    for wanted in (2, 3, 11):
+        parts = parts_of(path, max(1, path.stat().st_size // (wanted * factor) + 1), **options)
+        assert len(parts) == wanted
+        assert max(len(documents) for documents, _ in parts) < 1.7 * len(whole) / wanted + 3
+        found = {document.id: document.text for documents, _ in parts for document in documents}
+        assert found == expected
+        assert sum(len(documents) for documents, _ in parts) == len(whole)
+        together = Ledger()
+        for _, part in parts:
+            together.merge(part)
+        assert dropped(together) == dropped(ledger)
+        assert together.samples() == ledger.samples()  # the same lines and rows are named
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "warc.gz"])
+def test_damage_is_counted_once_by_the_parts(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    options = write_large(path, kind)
+    path.write_bytes(path.read_bytes()[:-20])
+    [(whole, ledger)] = parts_of(path, 1 << 30, **options)
+    parts = parts_of(path, path.stat().st_size // 12, **options)
+    assert len(parts) > 2
+    together = Ledger()
+    for _, part in parts:
+        together.merge(part)
+    assert dropped(together) == dropped(ledger)
+    assert dropped(together)["read.truncated"] == 1
+    assert sum(len(documents) for documents, _ in parts) == len(whole)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_line_of_fifty_megabytes_takes_little_memory(tmp_path: Path, ending: str) -> None:
+    import tracemalloc
+
+    path = tmp_path / f"a.{ending}"
+    pack = gzip.GzipFile if ending.endswith("gz") else open
+    with pack(path, "wb") as file:
+        file.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(60):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n{"text": "after"}\n')
+    tracemalloc.start()
+    try:
+        documents, ledger = read(path, reader={"maximum_document_bytes": 2_000_000})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [document.text for document in documents] == ["before", "after"]
+    assert dropped(ledger) == {"read.oversized": 1}
+    assert peak < 12_000_000
+    [sample] = ledger.samples()
+    assert sample["id"] == f"{path.name}, line 2" and "2,000,000 bytes" in sample["detail"]
+    with pytest.raises(DataError, match=r"line 2"):
+        read(path, "fail", reader={"maximum_document_bytes": 2_000_000})

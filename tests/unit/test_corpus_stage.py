@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from data import corpus, execution
+from data.array import filter_pass
 from data.config import CorpusConfig
 from experiment.corpus_index import CorpusIndex, read_jsonl_zst
 from experiment.errors import ConfigError, DataError
@@ -283,3 +284,46 @@ def test_translation_pairs_are_rendered_both_ways_and_held_out_together(tmp_path
     assert back["text"] == f"ja: 訳0です。\nen: {records[0]['source']}"
     held = {item["metadata"]["pair"] for item in heldout}
     assert not held & {item["metadata"]["pair"] for item in train}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_one_large_file_is_shared_by_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    make_source(tmp_path / "small", files=1, documents=60)
+    data = gzip.decompress((tmp_path / "small/part0.jsonl.gz").read_bytes())
+    path = tmp_path / f"in/large.{ending}"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    whole = run(config(tmp_path / "in"), tmp_path / "whole")
+    settings = config(tmp_path / "in", shard_input_bytes=path.stat().st_size // 5 + 1)
+    divided = run(settings, tmp_path / "one", workers=1)
+    assert len(CorpusIndex.load(tmp_path / "one").sources[0].train) == 5
+    monkeypatch.setattr(execution, "INLINE_BELOW_BYTES", 0)
+    monkeypatch.setattr(corpus, "INLINE_BELOW_BYTES", 0)
+    run(settings, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    for key in ("read", "kept", "heldout", "dropped"):
+        assert divided["sources"][0][key] == whole["sources"][0][key]
+    texts = [
+        sorted(item["text"] for split in ("train", "heldout") for item in documents(tmp_path / name, split))
+        for name in ("whole", "one")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_order_of_the_shards_does_not_change_the_result(tmp_path: Path) -> None:
+    make_source(tmp_path / "in", files=6, documents=8)
+    settings = config(tmp_path / "in", deduplication={"boilerplate": {"enabled": True}})
+    run(settings, tmp_path / "whole")
+    for seed in range(3):
+        output = tmp_path / f"shuffled{seed}"
+        output.mkdir()
+        work = filter_pass(settings, output)
+        order = random.Random(seed).sample(range(work.tasks), work.tasks)
+        for rank in order[: work.tasks - seed]:  # the stage itself does what the array left
+            execution.ProcessExecutor([work.step], work.tasks, 1, work.logging_dir, "array").run(
+                share=(rank, work.tasks)
+            )
+        run(settings, output)
+        assert contents(output) == contents(tmp_path / "whole")

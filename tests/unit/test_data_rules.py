@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
@@ -35,6 +37,7 @@ from data.text_rules import (
     entropy_bits,
 )
 from data.workspace import KEY_TYPE
+from experiment.errors import ConfigError
 
 
 def writer() -> DropWriter:
@@ -338,3 +341,20 @@ def test_profiles_name_the_source_of_every_threshold() -> None:
 @pytest.mark.parametrize("language", ["ja", "zh", "vi", "id", "th", "ms", "km", "lo", "my", "tl", "en"])
 def test_shipped_profiles_load(folder: str, language: str) -> None:
     assert profiles.load_profile(language, [folder]).language == language
+
+
+def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
+    shipped = Path(profiles.__file__).parents[1] / "configs/filters/en.yaml"
+    section = {"source": "C4", "words": ["spam"], "files": ["list.txt"], "maximum_share": 0.1}
+    profile = yaml.safe_load(shipped.read_text()) | {"banned_words": section}
+    (tmp_path / "en.yaml").write_text(yaml.safe_dump(profile))
+    with pytest.raises(ConfigError, match=r"banned_words\.files") as caught:
+        profiles.load_profile("en", [str(tmp_path)])
+    assert str(tmp_path / "list.txt") in str(caught.value)
+    (tmp_path / "list.txt").write_text("# from a list\nbad phrase\n\nspam\n")
+    loaded = profiles.load_profile("en", [str(tmp_path)]).banned_words
+    assert loaded is not None and loaded.words == ["spam", "bad phrase"]
+    step = BannedWordFilter(loaded, True, writer())
+    # 4 letters of 40 are just allowed: 0.1; 9 ("bad phrase" without its space counts 10) of 40 are not.
+    assert outcome(step, "spam " + "x" * 36) == "kept"
+    assert outcome(step, "Bad Phrase " + "x" * 31) == "share"

@@ -27,14 +27,40 @@ from experiment.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
 from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 from experiment.stage import StageContext
 from tokenizer.base import BaseTokenizer, load_base
-from tokenizer.config import TokenizerConfig
-from tokenizer.extension import CorpusText
+from tokenizer.config import ExtendConfig, TokenizerConfig
+from tokenizer.extension import CorpusText, script_rules
 from tokenizer.sentencepiece_trainer import train_candidates
 from tokenizer.stage import run
 from tokenizer.vocabulary import merge_sentencepiece
 
 HELD_OUT_ONE_IN = 20
 JOINT = ("zh", "vi", "th", "id", "ms", "km", "lo", "my", "tl")
+
+_SEALLM = {
+    "zh": (2.36, 1.40),
+    "vi": (3.46, 1.48),
+    "th": (5.10, 1.87),
+    "id": (2.09, 1.36),
+    "ms": (2.16, 1.50),
+    "km": (12.14, 2.67),
+    "lo": (13.50, 2.07),
+    "my": (9.85, 1.93),
+    "tl": (2.22, 1.91),
+    "en": (1.19, 1.19),
+}
+"""Tokens relative to ChatGPT's tokenizer on English, Llama 2 and SeaLLM (arXiv 2312.00738)."""
+Row = tuple[str, dict[str, str], str, str]
+PUBLISHED: dict[str, dict[str, Row]] = {
+    "ja": {"Swallow on Llama 2 (published)": ("11,176", {"ja": ".562"}, "", "")},
+    "joint": {
+        "SeaLLM on Llama 2 (published)": (
+            "16,512",
+            {language: f"{after / before:.3f}" for language, (before, after) in _SEALLM.items()},
+            "",
+            "",
+        )
+    },
+}
 
 
 def build_corpus(text_dir: Path, languages: tuple[str, ...], target: Path) -> CorpusIndex:
@@ -85,37 +111,55 @@ def naive_pieces(
         for line in document["text"].split("\n")
     )
     known = {piece.piece for piece in base.proto.pieces}
-    spec = {"split_digits": True}
-    found = train_candidates(lines, count + 8000, spec, threads=2, maximum_piece_characters=16)
-    return [piece for piece in found if piece not in known][:count]
+    # The trainer writes merges in the order they were learned and the alphabet after them: a smaller model is
+    # a prefix of the merges and the same alphabet.
+    found = train_candidates(
+        lines, 2 * count + 12_000, {"split_digits": True}, threads=2, maximum_piece_characters=16
+    )
+    merges = [piece for piece in found if len(piece) > 1 and piece not in known]
+    characters = [piece for piece in found if len(piece) == 1 and piece not in known]
+    return [*merges[: count - len(characters)], *characters]
 
 
 def ratios(
-    base: BaseTokenizer, model: bytes, corpus: CorpusText, parallel: Path, languages: tuple[str, ...]
+    base: BaseTokenizer,
+    model: bytes,
+    corpus: CorpusText,
+    parallel: Path,
+    languages: tuple[str, ...],
 ) -> tuple[dict[str, str], str]:
-    """Tokens relative to the base by language, and how many English lines changed."""
+    """Tokens relative to the base by language, and how many English lines changed.
+
+    A line of the English text that holds characters of a target language ("中国 means China") is meant to
+    change; such lines are counted apart.
+    """
     import sentencepiece
 
+    _, rule = script_rules(ExtendConfig(languages=dict.fromkeys(languages, 1.0)), phrases=True)
     old = sentencepiece.SentencePieceProcessor(model_proto=base.proto.SerializeToString())
     new = sentencepiece.SentencePieceProcessor(model_proto=model)
     row = {}
-    changed = ""
+    changed = []
     for language in (*languages, "en"):
         cells = []
         for lines in (corpus.lines(language, 10**9), (parallel / f"{language}.txt").read_text().splitlines()):
             before, after = old.encode(lines), new.encode(lines)
             cells.append(f"{sum(map(len, after)) / sum(map(len, before)):.3f}")
             if language == "en":
-                differing = sum(one != other for one, other in zip(before, after, strict=True))
-                changed += f"{' / ' if changed else ''}{differing} of {len(lines)}"
+                differing = [
+                    line for line, one, other in zip(lines, before, after, strict=True) if one != other
+                ]
+                foreign = sum(map(rule.is_foreign, differing))
+                note = f" (+{foreign} with foreign characters)" if foreign else ""
+                changed.append(f"{len(differing) - foreign} of {len(lines):,}{note}")
         row[language] = "/".join(cells)
-    return row, changed
+    return row, " / ".join(changed)
 
 
 def table(
     title: str, languages: tuple[str, ...], count: int, args: argparse.Namespace, work: Path
 ) -> list[str]:
-    """Naive rows and ours, as Markdown."""
+    """Published, naive and our rows, as Markdown."""
     corpus_dir = work / f"corpus-{title}"
     index = build_corpus(args.text, (*languages, "en"), corpus_dir)
     corpus = CorpusText(index, corpus_dir, 1234)
@@ -125,18 +169,15 @@ def table(
     base = load_base(base_dir)
     started = time.perf_counter()
     naive = naive_pieces(base, corpus, languages, count)
-    seconds = time.perf_counter() - started
-    rows = {}
+    seconds = f"{time.perf_counter() - started:.0f}"
+    rows: dict[str, Row] = {}
     for name, pieces in (
         ("naive, all pieces", naive),
         ("naive, no ASCII letters", [p for p in naive if not any(c.isascii() and c.isalpha() for c in p)]),
     ):
         proto = merge_sentencepiece(base, pieces, base.size + len(pieces))
-        rows[name] = (
-            len(pieces),
-            seconds,
-            *ratios(base, proto.SerializeToString(), corpus, args.parallel, languages),
-        )
+        row, changed = ratios(base, proto.SerializeToString(), corpus, args.parallel, languages)
+        rows[name] = (f"{len(pieces):,}", row, changed, seconds)
     output = work / f"out-{title}"
     output.mkdir()
     settings = {
@@ -152,19 +193,30 @@ def table(
         output,
         StageContext(workers=2),
     )
-    seconds = time.perf_counter() - started
+    seconds = f"{time.perf_counter() - started:.0f}"
     model = (output / "tokenizer.model").read_bytes()
-    added = int(result.counts["added_pieces"])
-    rows["tsugiki"] = (added, seconds, *ratios(base, model, corpus, args.parallel, languages))
+    row, changed = ratios(base, model, corpus, args.parallel, languages)
+    rows["tsugiki"] = (f"{result.counts['added_pieces']:,}", row, changed, seconds)
+    rows |= PUBLISHED[title]
     lines = [f"## {title}: {', '.join(languages)}", ""]
     lines.append(
         "| method | pieces | " + " | ".join((*languages, "en")) + " | English lines changed | seconds |"
     )
     lines.append("|---" * (len(languages) + 5) + "|")
-    for name, (pieces, taken, row, changed) in rows.items():
-        cells = " | ".join(row[language] for language in (*languages, "en"))
-        lines.append(f"| {name} | {pieces:,} | {cells} | {changed} | {taken:.0f} |")
-    return [*lines, "", f"by language: {result.counts.get('pieces_by_language', '')}", ""]
+    for name, (pieces, row, changed, taken) in rows.items():
+        cells = " | ".join(row.get(language, "") for language in (*languages, "en"))
+        lines.append(f"| {name} | {pieces} | {cells} | {changed} | {taken} |")
+    facts = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    megabytes = sum(source.train_bytes for source in index.sources if source.language != "en") / 1e6
+    parts = ", ".join(f"{name} {taken:.0f} s" for name, taken in facts["seconds"].items())
+    return [
+        *lines,
+        "",
+        f"{megabytes:.0f} MB of training text; {parts}; peak memory of the process so far "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
+        f"pieces by language: {facts['pieces_by_language']}",
+        "",
+    ]
 
 
 def speed(args: argparse.Namespace, work: Path) -> list[str]:
@@ -173,24 +225,29 @@ def speed(args: argparse.Namespace, work: Path) -> list[str]:
 
     from tokenizer.efficiency import AnyTokenizer, measure
 
-    lines = []
+    lines = [
+        "## Speed",
+        "",
+        "| extension | text | encode, base | encode, extended | report |",
+        "|---" * 5 + "|",
+    ]
     for name in ("ja", "joint"):
         if not (work / f"out-{name}" / "tokenizer.json").is_file():
             continue
         base = Tokenizer.from_file(str(work / "base" / "tokenizer.json"))
         new = Tokenizer.from_file(str(work / f"out-{name}" / "tokenizer.json"))
-        for language in ("en", "ja" if name == "ja" else "th"):
+        for language in ("en", *(("ja",) if name == "ja" else ("zh", "vi", "th"))):
             text = CorpusText(CorpusIndex.load(work / f"corpus-{name}"), work / f"corpus-{name}", 1).lines(
                 language, 3_000_000, "train"
             )
             size = sum(len(line.encode()) for line in text) / 1e6
             rates = [_encode_rate(tokenizer, text, size) for tokenizer in (base, new)]
+            tokenizer = AnyTokenizer("extended", work / f"out-{name}")
             started = time.perf_counter()
-            measure(AnyTokenizer("extended", work / f"out-{name}"), text, language)
+            measure(tokenizer, text, language)
             report = size / (time.perf_counter() - started)
             lines.append(
-                f"{name}, {language}: encode base {rates[0]:.1f} MB/s, extended {rates[1]:.1f} MB/s; "
-                f"report {report:.1f} MB/s"
+                f"| {name} | {language} | {rates[0]:.1f} MB/s | {rates[1]:.1f} MB/s | {report:.1f} MB/s |"
             )
     return [*lines, ""]
 
@@ -224,8 +281,6 @@ def main() -> None:
         if args.only in (None, "joint"):
             lines += table("joint", JOINT, 16512, args, work)
         lines += speed(args, work)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    lines.append(f"peak memory {peak:.2f} GB")
     text = "\n".join(lines) + "\n"
     print(text)
     if args.out is not None:

@@ -21,6 +21,7 @@ from tokenizer.efficiency import byte_surface
 from tokenizer.gates import Gate, GateInputs, gate
 from tokenizer.learn import LearnedPiece, Segments
 from tokenizer.scripts import ScriptRule
+from tokenizer.segments import LatinGuard
 from tokenizer.vocabulary import RESERVED
 
 _SPECIAL_SURFACE = "\0"
@@ -148,7 +149,10 @@ class BytePieceJudge:
         rules: Sequence[ScriptRule],
         forbidden: set[str],
         maximum_characters: int,
+        guard: LatinGuard | None = None,
+        is_foreign: Callable[[str], bool] = lambda text: False,
     ) -> None:
+        self._guard, self._is_foreign = guard, is_foreign
         self._encoder = encoder
         self._rules = [rule.matcher() for rule in rules]
         self._forbidden = forbidden
@@ -166,6 +170,10 @@ class BytePieceJudge:
         spaced = text.replace(" ", "▁", 1) if text.startswith(" ") else text
         if text.strip(" ") and not any(rule(spaced) for rule in self._rules):
             return "script"
+        if self._guard is not None and text.strip(" ") and not self._is_foreign(text):
+            reason = self._guard(spaced)
+            if reason is not None:
+                return reason
         pair = (self._surfaces[left], self._surfaces[right])
         if self._segment(surface) != list(pair):
             return "unreachable"

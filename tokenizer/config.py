@@ -55,8 +55,8 @@ class ExtendConfig(StrictModel):
     vetoes every candidate piece that would change it."""
     protect_bytes: int = Field(default=20_000_000, ge=0)
     """UTF-8 bytes of protected text that candidates are tested on."""
-    protect_substrings: bool = True
-    """Also refuse pieces of plain ASCII that occur anywhere inside a protected word. Without it about 2 of
+    protect_unseen: bool = True
+    """Also refuse Latin pieces that occur anywhere inside a protected word, and names. Without it about 2 of
     1,000 lines of *unseen* English were segmented differently, with it none; Indonesian, Malay and Tagalog
     then need about a tenth more tokens."""
     protect_code: bool = True
@@ -70,6 +70,10 @@ class ExtendConfig(StrictModel):
     independent SentencePiece BPE model whose target-script pieces are merged in (the usual recipe)."""
     normalize: Literal["nfkc", "nfc", "none"] = "nfkc"
     """Unicode normalisation of the training text only; the tokenizer's own normaliser is never changed."""
+    phrases: list[str] | None = None
+    """Languages whose pieces may be several words (▁có▁thể), of a SentencePiece base: a Vietnamese word is
+    several syllables between spaces, and phrases save tokens where pieces inside words would change English.
+    Null: those written in Latin."""
     damping: float = Field(default=1.0, gt=0, le=1)
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
     scripts: dict[str, list[str]] = Field(default_factory=dict)
@@ -101,6 +105,7 @@ class ExtendConfig(StrictModel):
         for field, keys in (
             ("quotas", self.quotas),
             ("pretokenise", self.pretokenise),
+            ("phrases", self.phrases or []),
             ("scripts", self.scripts),
         ):
             unknown = sorted(set(keys) - set(self.languages))

@@ -18,7 +18,7 @@ from tokenizer.base import is_byte_level, read_tokenizer_json
 from tokenizer.words import word_splitter
 
 _BATCH_BYTES = 1_000_000
-_WORD_SAMPLE_BYTES = 200_000
+_WORD_SAMPLE_BYTES = 100_000
 """Words are counted on so much of a text: segmenters are far slower than tokenizers."""
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 from experiment.corpus_index import CorpusIndex, Split
 from experiment.errors import ConfigError, DataError
-from experiment.hf_tokenizer import SPACE
 from experiment.progress import Progress
 from tokenizer.base import BaseTokenizer
 from tokenizer.byte_level import (
@@ -24,17 +24,18 @@ from tokenizer.byte_level import (
 )
 from tokenizer.code_sample import CODE_SAMPLE
 from tokenizer.config import ExtendConfig
-from tokenizer.learn import Learned, LearnedPiece, MergeLearner, describe
+from tokenizer.efficiency import byte_surface
+from tokenizer.learn import Learned, LearnedPiece, MergeLearner
 from tokenizer.sample import available_bytes, byte_budgets, draw, normalise
-from tokenizer.scripts import ScriptRule, scripts_of
-from tokenizer.segments import PieceJudge, build_segments, count_runs
+from tokenizer.scripts import LANGUAGE_LETTERS, ScriptRule, scripts_of
+from tokenizer.segments import LatinGuard, PieceJudge, build_segments, count_runs
 from tokenizer.sentencepiece_trainer import PRETOKENISATION_DELIMITER, train_candidates
 from tokenizer.vocabulary import neighbour_concatenations, select_reachable
 from tokenizer.words import Split as Splitter
 from tokenizer.words import keep_everything, pretokeniser
 
 _MINIMUM_SCRIPT_SHARE = 0.1
-_LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,22 @@ def learn_extension(
         DataError: no usable text, or text that is not in a language's script.
         ConfigError: a method that the base does not allow.
     """
-    rules = {language: ScriptRule(scripts_of(language, extend.scripts)) for language in extend.languages}
-    every = ScriptRule(script for rule in rules.values() for script in rule.scripts)
+    rules, every = script_rules(extend, phrases=base.kind == "sentencepiece")
+    if base.kind == "byte_level" and any(name != "none" for name in extend.pretokenise.values()):
+        raise ConfigError(
+            "a byte-level base cuts text by its own pre-tokeniser; word segmentation cannot be added to it",
+            where="tokenizer.extend.pretokenise",
+            got=", ".join(f"{language}: {name}" for language, name in extend.pretokenise.items()),
+            expected="nothing, or a SentencePiece base",
+            fix="leave pretokenise out",
+        )
+    if base.kind == "byte_level" and extend.phrases:
+        raise ConfigError(
+            "a byte-level base cuts text at spaces, so no piece can be a phrase",
+            where="tokenizer.extend.phrases",
+            got=", ".join(extend.phrases),
+            fix="leave phrases out",
+        )
     if base.kind == "byte_level" and extend.method != "continued":
         raise ConfigError(
             "a byte-level base is extended by continued merges only",
@@ -124,8 +139,20 @@ def learn_extension(
             got=f"no repeated text in the scripts of {', '.join(extend.languages)}",
             fix="check that the corpus holds text in those languages; raise sample_bytes",
         )
-    facts = describe(learned, list(extend.languages)) if learned is not None else {}
+    facts = {} if learned is None else {"refused": learned.rejected, "exhausted": learned.exhausted}
     return Extension(pieces, facts, every.is_foreign)
+
+
+def script_rules(extend: ExtendConfig, phrases: bool) -> tuple[dict[str, ScriptRule], ScriptRule]:
+    """Rules by language, and one for all of them."""
+    letters = {language: LANGUAGE_LETTERS.get(language.split("-")[0], "") for language in extend.languages}
+    rules = {}
+    for language in extend.languages:
+        scripts = scripts_of(language, extend.scripts)
+        wanted = scripts == ("Latin",) if extend.phrases is None else language in extend.phrases
+        rules[language] = ScriptRule(scripts, phrases=phrases and wanted, letters=letters[language])
+    every = (script for rule in rules.values() for script in rule.scripts)
+    return rules, ScriptRule(every, letters="".join(letters.values()))
 
 
 def _samples(
@@ -171,12 +198,14 @@ def _by_merges(
         for language, sample in _samples(extend, corpus, rules).items()
     }
     forbidden = _forbidden(extend, base, corpus, every)
+    guard = latin_guard(extend, corpus, runs) if extend.protect and extend.protect_unseen else None
     segments, surfaces, byte_cost = build_segments(
         base, runs, _importance(extend, corpus), damping=extend.damping, threads=workers
     )
     del runs
-    words = protected_words(extend, corpus) if extend.protect_substrings else ""
-    judge = PieceJudge(base, list(rules.values()), forbidden, extend.maximum_piece_characters, words)
+    judge = PieceJudge(
+        base, list(rules.values()), forbidden, extend.maximum_piece_characters, guard, every.is_foreign
+    )
     learner = MergeLearner(
         segments,
         surfaces,
@@ -193,13 +222,38 @@ def _by_merges(
     return [item for item in learned.pieces if item.piece in kept], learned
 
 
-def protected_words(extend: ExtendConfig, corpus: CorpusText) -> str:
-    """Distinct words of protected text, each led by ``▁``, as one string to search in."""
+def latin_guard(
+    extend: ExtendConfig, corpus: CorpusText, runs: Mapping[str, Mapping[str, int]]
+) -> LatinGuard:
+    """The guard of :class:`~tokenizer.segments.LatinGuard` for the words of a corpus.
+
+    Args:
+        extend: configuration.
+        corpus: gives the protected text.
+        runs: counted runs of each target language, see :func:`~tokenizer.segments.count_runs`.
+    """
     held_out = (line for lines in corpus.protected(extend).values() for line in lines)
-    words: set[str] = set()
+    protected: set[str] = set()
     for text in chain(corpus.protected_training(extend), held_out):
-        words.update(_LATIN_WORD.findall(text))
-    return SPACE + SPACE.join(sorted(words)) + SPACE
+        protected.update(_WORD.findall(text))
+    common = (
+        word
+        for counter in runs.values()
+        for word, count in _small_words(counter).items()
+        if count >= extend.minimum_count
+    )
+    return LatinGuard(protected, common)
+
+
+def _small_words(runs: Mapping[str, int]) -> Counter[str]:
+    """How often each Latin word that is written in small letters occurs."""
+    found: Counter[str] = Counter()
+    for run, count in runs.items():
+        if run.lstrip()[:1].isalpha() and any("LATIN" in unicodedata.name(c, "") for c in run.strip()[:1]):
+            for word in run.split():
+                if word.islower():
+                    found[word] += count
+    return found
 
 
 def _importance(extend: ExtendConfig, corpus: CorpusText) -> dict[str, float]:
@@ -273,9 +327,22 @@ def _by_byte_merges(
     protected = [line for lines in corpus.protected(extend).values() for line in lines]
     forbidden = byte_neighbours(encoder, corpus.protected_training(extend), every.is_foreign)
     forbidden |= byte_neighbours(encoder, protected, every.is_foreign)
+    guard = None
+    if extend.protect and extend.protect_unseen:
+        written = {
+            language: {byte_surface(run).decode(errors="ignore"): count for run, count in counter.items()}
+            for language, counter in runs.items()
+        }
+        guard = latin_guard(extend, corpus, written)
     segments, surfaces = build_byte_segments(base, encoder, runs, _importance(extend, corpus), extend.damping)
     judge = BytePieceJudge(
-        encoder, surfaces, list(rules.values()), forbidden, extend.maximum_piece_characters
+        encoder,
+        surfaces,
+        list(rules.values()),
+        forbidden,
+        extend.maximum_piece_characters,
+        guard,
+        every.is_foreign,
     )
     learner = MergeLearner(
         segments,

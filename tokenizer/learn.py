@@ -465,11 +465,3 @@ def _group_starts(ordered: NDArray[Any]) -> NDArray[np.intp]:
     if not len(ordered):
         return np.empty(0, dtype=np.intp)
     return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-
-
-def describe(learned: Learned, languages: Sequence[str]) -> dict[str, Any]:
-    """Pieces per language and what was refused why, for the report."""
-    taken = dict.fromkeys(languages, 0)
-    for piece in learned.pieces:
-        taken[piece.language] += 1
-    return {"pieces_by_language": taken, "refused": learned.rejected, "exhausted": learned.exhausted}

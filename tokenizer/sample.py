@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiment.corpus_index import CorpusIndex, CorpusSource, Split
 from experiment.errors import DataError
 
 _HASH_RANGE = 1 << 64
+_NORMALISED_SCRIPTS = (
+    *("Latin", "Greek", "Cyrillic", "Armenian", "Georgian", "Han", "Hiragana", "Katakana", "Bopomofo"),
+    *("Hangul", "Common", "Inherited"),
+)
 
 
 def byte_budgets(weights: Mapping[str, float], available: Mapping[str, int], total: int) -> dict[str, int]:
@@ -113,7 +118,25 @@ def require_languages(index: CorpusIndex, languages: Iterable[str]) -> None:
 
 
 def normalise(text: str, form: str) -> str:
-    """Unicode normalisation of training text: ``nfkc``, ``nfc`` or ``none``."""
+    """Unicode normalisation of training text: ``nfkc``, ``nfc`` or ``none``.
+
+    The tokenizer meets text as it is written, so only spellings that are mere variants may be changed, or
+    pieces would be learned that no text holds. Punctuation, symbols and spaces stay (full-width ，！ and the
+    ideographic space are standard in Chinese and Japanese), and so do the scripts whose marks Unicode would
+    take apart or put into another order than people type (Thai and Lao AM, Burmese asat).
+    """
     if form == "none":
         return text
-    return unicodedata.normalize("NFC" if form == "nfc" else "NFKC", text)
+    target: Literal["NFC", "NFKC"] = "NFC" if form == "nfc" else "NFKC"
+    if unicodedata.is_normalized(target, text):
+        return text
+    return _normalised_letters().sub(lambda match: unicodedata.normalize(target, match[0]), text)
+
+
+@cache
+def _normalised_letters() -> Any:
+    """Runs of letters, marks and digits of the scripts that normalisation does no harm to."""
+    import regex
+
+    scripts = "".join(rf"\p{{{name}}}" for name in _NORMALISED_SCRIPTS)
+    return regex.compile(rf"(?V1)[[{scripts}]&&[\p{{L}}\p{{M}}\p{{N}}]]+")

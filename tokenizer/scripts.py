@@ -48,6 +48,12 @@ _LANGUAGE_SCRIPTS |= {
     "zh": ("Han", "Bopomofo"),
     "yue": ("Han", "Bopomofo"),
 }
+_EAST_ASIAN = frozenset({"Han", "Hiragana", "Katakana", "Bopomofo"})
+_WIDE_PUNCTUATION = r"\uFF01-\uFF0F\uFF1A-\uFF20\uFF3B-\uFF40\uFF5B-\uFF65"
+_SHARED_PUNCTUATION = r"\u2014\u2018\u2019\u201C\u201D\u2026\u00B7"
+"""Dashes, curly quotes, ellipsis, middle dot: part of Chinese and Japanese text, and of English too."""
+LANGUAGE_LETTERS = {"vi": r"\u0102\u0103\u0110\u0111\u01A0\u01A1\u01AF\u01B0\u1EA0-\u1EF9"}
+"""Latin letters by which text in a language is told from English text with foreign names in it."""
 _LATIN_LETTER_CLASS = r"\p{Script=Latin}"
 
 
@@ -97,34 +103,43 @@ class ScriptRule:
 
     Args:
         scripts: Unicode scripts.
+        phrases: a piece may be several words.
+        letters: Latin letters that no protected language has, as the inside of a character class.
 
     Attributes:
         scripts: the scripts, sorted, each once.
     """
 
-    def __init__(self, scripts: Iterable[str]) -> None:
+    def __init__(self, scripts: Iterable[str], *, phrases: bool = False, letters: str = "") -> None:
         import regex
 
         self.scripts = tuple(sorted(set(scripts)))
         classes = "".join(_script_class(script) for script in self.scripts)
-        # Digits stay with the base's handling, so no script's own digits are merged; full-width Latin
-        # is NFKC's business.
-        character = rf"[[{classes}\p{{Mn}}\p{{Mc}}]--[\p{{Nd}}\p{{Z}}\uFF00-\uFF60\u2581]]"
-        self._run = regex.compile(rf"(?V1) ?{character}+")
-        self._piece = regex.compile(rf"(?V1){SPACE}?{character}+")
-        self._letter = regex.compile(rf"(?V1)[{classes}]")
-        foreign = "".join(_script_class(script) for script in self.scripts if script != "Latin")
-        self._foreign = (
-            regex.compile(rf"(?V1)[[{foreign}]--[\p{{Common}}\p{{Inherited}}]]") if foreign else None
+        wide = _WIDE_PUNCTUATION if _EAST_ASIAN.intersection(self.scripts) else ""
+        shared = _SHARED_PUNCTUATION if wide else ""
+        # Digits stay with the base's handling, so no script's own digits are merged; full-width letters and
+        # digits are NFKC's business.
+        character = (
+            rf"[[{classes}\p{{Mn}}\p{{Mc}}{wide}{shared}]"
+            rf"--[\p{{Nd}}\p{{Z}}\uFF10-\uFF19\uFF21-\uFF3A\uFF41-\uFF5A\u2581]]"
         )
+        words = rf"{character}+(?:{{space}}{character}+)*" if phrases else rf"{character}+"
+        self._run = regex.compile("(?V1) ?" + words.replace("{space}", " "))
+        # Not of shared punctuation alone, which other languages write too.
+        own = rf"(?=.*[[{classes}{wide}]--[\p{{Nd}}]])" if shared else ""
+        self._piece = regex.compile(f"(?V1){own}{SPACE}?" + words.replace("{space}", SPACE))
+        self._letter = regex.compile(rf"(?V1)[{classes}]")
+        foreign = "".join(_script_class(script) for script in self.scripts if script != "Latin") + letters
+        self._foreign = regex.compile(rf"(?V1)[[{foreign}{wide}]--[\p{{Nd}}]]") if foreign else None
 
     def runs(self, text: str) -> list[str]:
-        """Longest stretches of characters of the scripts, each with the one space before it, if any."""
+        """Longest stretches of characters of the scripts (and single spaces between them, where pieces may be
+        phrases), each with the one space before it, if any."""
         found: list[str] = self._run.findall(text)
         return found
 
     def allows(self, piece: str) -> bool:
-        """Whether a piece (with ``▁`` for a space, at its start only) is of the scripts throughout."""
+        """Whether a piece (``▁`` for a space, inside it only in phrases) is of the scripts throughout."""
         return self._piece.fullmatch(piece) is not None
 
     def letters(self, text: str) -> int:
@@ -132,7 +147,7 @@ class ScriptRule:
         return len(self._letter.findall(text))
 
     def is_foreign(self, text: str) -> bool:
-        """Whether a text holds characters of a target script other than Latin, so is meant to change."""
+        """Whether a text holds characters of a target language only, so is meant to change."""
         return self._foreign is not None and self._foreign.search(text) is not None
 
     def matcher(self) -> Any:

@@ -157,6 +157,55 @@ def _name_characters(
     return symbols, cost
 
 
+class LatinGuard:
+    """Keeps Latin pieces out of English that the stage has not seen.
+
+    Neighbouring base tokens of protected text are tested exactly elsewhere. What that misses by chance in one
+    word turns up in another word of unseen text, so a piece must not occur inside any protected word, in
+    whatever case; of a phrase, one of its words must not. And names travel between languages (▁LibreOffice,
+    ▁Jakarta): a capital is allowed only at the beginning of a word that the target languages write in small
+    letters too.
+
+    Args:
+        protected: words of protected text.
+        common: words of the target languages that are written in small letters, without names.
+    """
+
+    def __init__(self, protected: Iterable[str], common: Iterable[str]) -> None:
+        self._protected = _searchable(protected)
+        self._common = _searchable(common)
+
+    def __call__(self, surface: str) -> str | None:
+        """None, or the reason to refuse the piece."""
+        small = surface.lower()
+        cuts = [at for at, character in enumerate(small) if at and character == SPACE]
+        # ▁ab▁cd▁e: ▁ab▁ and ▁cd▁ are whole words, ▁e may go on.
+        ends = [*cuts, len(small)]
+        words = [small[start : end + 1] for start, end in zip([0, *cuts], ends, strict=True)]
+        if all(word in self._protected for word in words):
+            return "protected"
+        if len(small) != len(surface):
+            return "name"
+        if small != surface:
+            capitals = {
+                at for at, (one, other) in enumerate(zip(surface, small, strict=True)) if one != other
+            }
+            starts = {at + 1 for at in [0, *cuts] if small[at] == SPACE}
+            common = all(
+                word in self._common
+                for start, word in zip([0, *cuts], words, strict=True)
+                if start + 1 in capitals
+            )
+            if not capitals <= starts or not common:
+                return "name"
+        return None
+
+
+def _searchable(words: Iterable[str]) -> str:
+    """Distinct words in small letters, each led by ``▁``, as one string to search in."""
+    return SPACE + SPACE.join(sorted({word.lower() for word in words})) + SPACE
+
+
 class PieceJudge:
     """Decides about candidate pieces while merges are learned.
 
@@ -165,9 +214,8 @@ class PieceJudge:
         rules: one per target language; a piece has to satisfy one of them.
         forbidden: concatenations that would change protected text.
         maximum_characters: longest piece.
-        protected_words: words of protected text, each led by ``▁``, as one string. A piece of plain ASCII
-            must not occur in it anywhere: what the test of neighbours missed by chance in one word would
-            turn up in another word of unseen text.
+        guard: decides about pieces of letters that protected languages have; None takes them all.
+        is_foreign: whether a piece has letters that they have not.
     """
 
     def __init__(
@@ -176,9 +224,11 @@ class PieceJudge:
         rules: Sequence[ScriptRule],
         forbidden: set[str],
         maximum_characters: int,
-        protected_words: str = "",
+        guard: LatinGuard | None = None,
+        is_foreign: Callable[[str], bool] = lambda text: False,
     ) -> None:
-        self._protected_words = protected_words
+        self._is_foreign = is_foreign
+        self._guard = guard
         self._processor: Any = base.exact_processor()
         self._known = {piece.piece for piece in base.proto.pieces if piece.type == NORMAL}
         self._rules = [rule.matcher() for rule in rules]
@@ -194,8 +244,10 @@ class PieceJudge:
             return "script"
         if surface in self._forbidden:
             return "protected"
-        if surface.removeprefix(SPACE).isascii() and surface in self._protected_words:
-            return "protected"
+        if self._guard is not None and not self._is_foreign(surface):
+            reason = self._guard(surface)
+            if reason is not None:
+                return reason
         if len(surface) > 1 and not self.reachable(surface):
             return "unreachable"
         self._rank[surface] = len(self._rank)

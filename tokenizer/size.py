@@ -19,16 +19,19 @@ Curve = tuple[list[int], dict[str, list[float]]]
 """Sizes in pieces, and tokens relative to the base at each of them by language."""
 
 _LINES = 2000
+_SMALLEST = 128
 
 
 def held_out_curve(
-    base: BaseTokenizer, pieces: Sequence[LearnedPiece], texts: Mapping[str, Sequence[str]], points: int = 10
+    base: BaseTokenizer, pieces: Sequence[LearnedPiece], texts: Mapping[str, Sequence[str]], points: int = 12
 ) -> Curve:
     """Tokens of held-out text relative to the base when only the first pieces are added.
 
     Pieces come in merge order, and each is made of earlier ones, so a prefix of them is a vocabulary too.
+    Sizes are spaced evenly in their logarithm, in which the curve is nearly straight.
     """
-    sizes = sorted({round(len(pieces) * at / (points - 1)) for at in range(points)})
+    least = min(len(pieces), _SMALLEST)
+    sizes = [0, *sorted({round(size) for size in np.geomspace(least, len(pieces), points - 1).tolist()})]
     sample = {language: list(lines[:_LINES]) for language, lines in texts.items()}
     tokens: dict[str, list[int]] = {language: [] for language in sample}
     for size in sizes:
@@ -60,8 +63,8 @@ def best_size(curve: Curve, base: BaseTokenizer, extend: ExtendConfig) -> int:
     """The size at which a further row costs as much as it saves.
 
     Cost at k pieces is (tokens) x (FLOPs per token) x (parameters), each relative to the base: tokens falls
-    with k by the measured curve, FLOPs and parameters rise with every row. Its logarithm is interpolated
-    between the measured sizes and its minimum taken within ``auto.minimum`` and ``auto.maximum``.
+    with k by the measured curve, FLOPs and parameters rise with every row. The logarithm of the tokens is
+    interpolated over that of k, and the minimum taken within ``auto.minimum`` and ``auto.maximum``.
     """
     sizes, ratios = curve
     shape = model_shape(base, extend)
@@ -73,7 +76,7 @@ def best_size(curve: Curve, base: BaseTokenizer, extend: ExtendConfig) -> int:
     rows = base.size + grid
     body, hidden = shape.body_parameters, shape.hidden_size
     cost = (
-        np.interp(grid, sizes, log_tokens)
+        np.interp(np.log(grid + 1), np.log(np.array(sizes) + 1), log_tokens)
         + np.log(body + rows * hidden)
         + np.log(body + shape.matrices * rows * hidden)
     )

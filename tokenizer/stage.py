@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def run(
     if config.extend is None:
         return _keep(base, output_dir)
     extend = config.extend
-    started = time.perf_counter()
+    clock = _Clock()
     require_languages(corpus.index, extend.languages)
     wanted = extend.size if isinstance(extend.size, int) else extend.auto.maximum
     extension = learn_extension(extend, base, corpus, wanted, context.workers)
+    clock.lap("learning")
     texts = {
         language: corpus.lines(language, config.report_bytes_per_language) for language in extend.languages
     }
@@ -64,13 +66,31 @@ def run(
         chosen = best_size(curve, base, extend)
         extension.pieces = extension.pieces[:chosen]
         extension.facts["auto_size"] = chosen
+    counted = Counter(piece.language for piece in extension.pieces if piece.language)
+    extension.facts["pieces_by_language"] = {language: counted[language] for language in extend.languages}
+    clock.lap("curve")
     final_size = padded_size(base.size + len(extension.pieces), extend.multiple_of, extend.tensor_parallel)
     write_merged(base, extension, final_size, output_dir)
+    clock.lap("merging")
     gates = _gates(extend, base, extension, final_size, corpus, output_dir)
-    extension.facts["seconds"] = time.perf_counter() - started
+    clock.lap("gates")
+    extension.facts["seconds"] = clock.seconds
     for language in extend.protect:
         texts[language] = corpus.lines(language, config.report_bytes_per_language)
     return _report(base, extension, final_size, gates, texts, curve, output_dir)
+
+
+class _Clock:
+    """Seconds of the steps of the stage, for the report."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the time since the last call under a name."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
 
 
 def _keep(base: BaseTokenizer, output_dir: Path) -> StageResult:
@@ -194,7 +214,7 @@ def _report(
             "added_pieces": added,
             "reserved_pieces": final_size - base.size - added,
             "vocabulary_size": final_size,
-            "pieces_by_language": extension.facts.get("pieces_by_language", {}),
+            "pieces_by_language": extension.facts["pieces_by_language"],
         },
         metrics={**metrics, "tokenizer/vocabulary_size": final_size, "tokenizer/added_pieces": added},
         artifacts=(

@@ -30,6 +30,7 @@ from slurm.scripts import (
     HOME,
     container_prefix,
     environment_lines,
+    expandable,
     header_lines,
     python_command,
     sbatch_options,
@@ -122,7 +123,7 @@ class SiteExecutor(SlurmPipelineExecutor):
         lines += environment_lines(self._site.environment)
         lines.append(f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}")
         # The exit status of a task decides whether what depends on the array may start.
-        lines.append(f"exec srun {shlex.join([*flags, *python, argument.strip()])}")
+        lines.append(f"exec srun {' '.join(map(expandable, [*flags, *python, argument.strip()]))}")
         return "\n".join(lines) + "\n"
 
     def describe(self) -> str:

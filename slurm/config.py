@@ -119,9 +119,11 @@ class EnvironmentConfig(StrictModel):
     the node."""
     container: ContainerConfig | None = None
     """Container; null runs on the node."""
+    python: str | None = None
+    """Python inside the environment. Null = ``python``, and with no modules, conda, venv or container the
+    very Python that submits."""
     command: str | None = None
-    """How Tsugiki is started inside the environment. Null = ``python -m tsugiki``, and with no modules,
-    conda, venv or container the very Python that submits."""
+    """How Tsugiki is started inside the environment; null = ``<python> -m tsugiki``."""
     node_scratch: str | None = None
     """Node-local folder for temporary files and compiler caches, made when missing; ``$NAMES`` are
     expanded on the node (``/scratch/$USER/$SLURM_JOB_ID``)."""

@@ -111,9 +111,9 @@ def environment_lines(environment: EnvironmentConfig) -> list[str]:
     if environment.conda is not None:
         lines += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(environment.conda)}"]
     if environment.venv is not None:
-        lines.append(f"source {_expandable(environment.venv + '/bin/activate')}")
+        lines.append(f"source {expandable(environment.venv + '/bin/activate')}")
     lines += environment.setup
-    lines += [f"export {name}={_expandable(str(value))}" for name, value in environment.variables.items()]
+    lines += [f"export {name}={expandable(str(value))}" for name, value in environment.variables.items()]
     return lines
 
 
@@ -122,13 +122,15 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
     lines = [f"# --- site: {cluster.name}", *environment_lines(environment)]
     if environment.node_scratch is not None:
         # Made on every node by the processes: the node of the batch script is only one of them.
-        lines.append(f"export TSUGIKI_NODE_SCRATCH={_expandable(environment.node_scratch)}")
+        lines.append(f"export TSUGIKI_NODE_SCRATCH={expandable(environment.node_scratch)}")
     prefix, srun_flags = container_prefix(environment.container, resources)
-    command = environment.command and shlex.split(environment.command)
+    command = [*python_command(cluster), "-m", "tsugiki"]
+    if environment.command is not None:
+        command = shlex.split(environment.command)
     lines += [
-        f"TSUGIKI_COMMAND=({shlex.join(command or [*python_command(cluster), '-m', 'tsugiki'])})",
-        f"CONTAINER=({' '.join(map(_expandable, prefix))})",
-        f"SRUN_FLAGS=({' '.join(map(_expandable, [*srun_flags, *resources.srun_flags]))})",
+        f"TSUGIKI_COMMAND=({' '.join(map(expandable, command))})",
+        f"CONTAINER=({' '.join(map(expandable, prefix))})",
+        f"SRUN_FLAGS=({' '.join(map(expandable, [*srun_flags, *resources.srun_flags]))})",
         f"export TSUGIKI_HOME={shlex.quote(str(HOME))}",
         f"export TSUGIKI_RUN_DIR={shlex.quote(str(run_dir))}",
         f"export TSUGIKI_CHAIN={shlex.quote(chain)}",
@@ -147,6 +149,8 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
 def python_command(cluster: ClusterConfig) -> list[str]:
     """Python inside the environment; the very Python that submits where the site brings none."""
     environment = cluster.environment
+    if environment.python is not None:
+        return [environment.python]
     bare = not environment.modules and environment.conda is None and environment.venv is None
     return [sys.executable if bare and environment.container is None else "python"]
 
@@ -157,13 +161,15 @@ def container_prefix(container: ContainerConfig | None, resources: Resources) ->
         return [], []
     if container.kind == "pyxis":
         mounts = [f"--container-mounts={','.join(container.mounts)}"] if container.mounts else []
-        return [], [f"--container-image={container.image}", *mounts, *container.flags]
-    prefix = ["apptainer", "exec", *(["--nv"] if resources.gpus_per_node else [])]
+        # Paths in configurations are relative to the checkout, where the batch script runs.
+        place = [f"--container-image={container.image}", "--container-workdir=$PWD"]
+        return [], [*place, *mounts, *container.flags]
+    prefix = ["apptainer", "exec", "--pwd", "$PWD", *(["--nv"] if resources.gpus_per_node else [])]
     for mount in container.mounts:
         prefix += ["--bind", mount]
     return [*prefix, *container.flags, container.image], []
 
 
-def _expandable(value: str) -> str:
+def expandable(value: str) -> str:
     """A value in double quotes: ``$NAMES`` are expanded on the node, nothing else is."""
     return '"' + re.sub(r'(["\\`])|\$(?![A-Za-z_{])', lambda found: "\\" + found[0], value) + '"'

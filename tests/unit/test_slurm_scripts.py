@@ -82,11 +82,11 @@ def test_site_block_evaluates_to_what_the_cluster_file_says() -> None:
     """
     environment = {"PATH": os.environ["PATH"], "USER": "ada", "SLURM_JOB_ID": "7", "HOME": "/h"}
     answer = subprocess.run(
-        ["bash", "-c", probe], capture_output=True, text=True, env=environment, check=True
+        ["bash", "-c", probe], capture_output=True, text=True, env=environment, cwd=HOME, check=True
     )
     assert answer.stdout.splitlines() == [
         "module load cuda/12.8 nccl", "conda activate env", "ib0", "/shared/ada", 'a"b`c$1', "/scratch/7",
-        "apptainer exec --nv --bind /shared --cleanenv /i/x.sif", "python -m tsugiki", "--mpi=none",
+        f"apptainer exec --pwd {HOME} --nv --bind /shared --cleanenv /i/x.sif", "python -m tsugiki", "--mpi=none",
         'bash "$TSUGIKI_HOME/slurm/check-node.sh"', "1",
     ]  # fmt: skip
 
@@ -94,9 +94,13 @@ def test_site_block_evaluates_to_what_the_cluster_file_says() -> None:
 def test_pyxis_goes_to_srun_and_bare_sites_use_the_python_that_submits() -> None:
     container = {"kind": "pyxis", "image": "/i/x.sqsh", "mounts": ["/a:/a", "/b"]}
     text = make({"environment": {"container": container}}).text
-    assert 'SRUN_FLAGS=("--container-image=/i/x.sqsh" "--container-mounts=/a:/a,/b")' in text
+    flags = '"--container-image=/i/x.sqsh" "--container-workdir=$PWD" "--container-mounts=/a:/a,/b"'
+    assert f"SRUN_FLAGS=({flags})" in text
     assert "CONTAINER=()" in text
-    assert f"TSUGIKI_COMMAND=({sys.executable} -m tsugiki)" in make({}).text
+    assert 'TSUGIKI_COMMAND=("python" "-m" "tsugiki")' in text
+    assert f'TSUGIKI_COMMAND=("{sys.executable}" "-m" "tsugiki")' in make({}).text
+    named = make({"environment": {"container": container, "python": "/opt/$ARCH/bin/python"}}).text
+    assert 'TSUGIKI_COMMAND=("/opt/$ARCH/bin/python" "-m" "tsugiki")' in named
 
 
 def test_only_training_is_chained_where_requeue_is_forbidden() -> None:

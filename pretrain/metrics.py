@@ -136,6 +136,7 @@ class MetricsLog:
         elapsed = time.monotonic() - self._start
         done = step - self._begin
         left = (self._total - step) * elapsed / done if done else 0.0
+        share = line.get("throughput/mfu_full_attention")
         return (
             f"step {step:>{len(str(self._total))}}/{self._total}"
             f"  loss {line['train/loss']:.4f}"
@@ -143,7 +144,8 @@ class MetricsLog:
             f"  lr {line['train/learning_rate']:.2e}"
             f"  grad {line['train/grad_norm']:.3f}"
             f"  {line['throughput/tokens_per_second']:,.0f} tok/s"
-            f"  {_clock(left)} left"
+            + (f"  MFU {share:.1%}" if share is not None else "")
+            + f"  {_clock(left)} left"
         )
 
     def close(self) -> None:

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Build the GPU environment on a login node: torch, this checkout, transformer-engine, apex from source.
 #
-#     bash slurm/environment.sh DIR [--no-transformer-engine] [--no-apex] [--dry-run]
+#     bash slurm/environment.sh DIR [--no-transformer-engine] [--no-apex] [--cpu] [--dry-run]
 #
 # Then name it in the cluster file (`environment: {venv: DIR}`) and look at `tsugiki doctor` on a GPU node.
 #
 # Needs Python 3.11 or 3.12, git and a network. apex and transformer-engine's torch bindings are compiled: they
 # need a C++ compiler and a CUDA toolkit of the same major version as torch's (`module load cuda/13.0` first),
-# but no GPU. Both only make training faster; without them torch alone computes the same.
+# but no GPU. Both only make training faster; without them torch alone computes the same. --cpu builds neither and
+# takes torch without CUDA, for CPU partitions and for trying this out. An empty TORCH_INDEX takes pip's own index.
 # Versions are pinned here, and every one may be overridden from the environment. Running it again continues:
 # what is installed already is kept.
 set -euo pipefail
 
 TORCH_VERSION=${TORCH_VERSION:-2.13.0} # the version of constraints-*.txt
-TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cu130}
 TRANSFORMER_ENGINE_VERSION=${TRANSFORMER_ENGINE_VERSION:-2.20.2}
 # NVIDIA apex publishes no packages (the PyPI project of that name is something else): master of 8 July 2026.
 APEX_REVISION=${APEX_REVISION:-6424da3b4faa6c8f062da4a48c424fff3f02d42d}
@@ -23,18 +23,20 @@ export MAX_JOBS=${MAX_JOBS:-8}                                       # compilers
 PYTHON=${PYTHON:-}
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dir="" apex=1 engine=1 dry=""
+dir="" apex=1 engine=1 dry="" build=cu130
 for argument in "$@"; do
   case $argument in
     --no-apex) apex=0 ;;
     --no-transformer-engine) engine=0 ;;
+    --cpu) apex=0 engine=0 build=cpu ;;
     --dry-run) dry=1 ;;
-    -h | --help) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     -*) echo "unknown option $argument" >&2; exit 2 ;;
     *) dir=$argument ;;
   esac
 done
-[ -n "$dir" ] || { echo "usage: bash slurm/environment.sh DIR [--no-transformer-engine] [--no-apex] [--dry-run]" >&2; exit 2; }
+[ -n "$dir" ] || { echo "usage: bash slurm/environment.sh DIR [--no-transformer-engine] [--no-apex] [--cpu] [--dry-run]" >&2; exit 2; }
+TORCH_INDEX=${TORCH_INDEX-https://download.pytorch.org/whl/$build}
 
 run() { # print a command, and run it unless this is a dry run
   printf '+ %s\n' "$*"
@@ -48,14 +50,14 @@ has() { [ -x "$dir/bin/python" ] && "$dir/bin/python" -c "import importlib.metad
 
 if [ -z "$PYTHON" ]; then
   for candidate in python3.12 python3.11; do
-    if command -v "$candidate" >/dev/null; then PYTHON=$candidate && break; fi
+    if "$candidate" -c "" 2>/dev/null; then PYTHON=$candidate && break; fi # a version manager's shim may not run
   done
 fi
 [ -n "$PYTHON" ] || fail "needs Python 3.11 or 3.12: load a module, or set PYTHON=/path/to/python3.12"
 minor=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $minor in 3.11 | 3.12) ;; *) fail "$PYTHON is Python $minor, not 3.11 or 3.12" ;; esac
 constraints=$here/constraints-py${minor/./}.txt
-cuda=cu${TORCH_INDEX##*/cu} cuda=${cuda:0:4} # cu130 -> cu13
+if [[ $TORCH_INDEX =~ /cu([0-9]{2}) ]]; then cuda=cu${BASH_REMATCH[1]}; else cuda=${build:0:4}; fi # cu130 -> cu13
 
 if [ "$apex" = 1 ] || [ "$engine" = 1 ]; then
   if ! command -v nvcc >/dev/null; then
@@ -68,7 +70,7 @@ fi
 
 [ -x "$dir/bin/python" ] || run "$PYTHON" -m venv "$dir"
 pip=("$dir/bin/python" -m pip --disable-pip-version-check install)
-has torch "$TORCH_VERSION" || run "${pip[@]}" "torch==$TORCH_VERSION" --index-url "$TORCH_INDEX"
+has torch "$TORCH_VERSION" || run "${pip[@]}" "torch==$TORCH_VERSION" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 run "${pip[@]}" -e "$here" -c "$constraints"
 if [ "$engine" = 1 ] && ! has transformer-engine "$TRANSFORMER_ENGINE_VERSION"; then
   run "${pip[@]}" "setuptools>=77" wheel ninja pybind11

@@ -107,8 +107,14 @@ def test_dry_run_of_a_recipe_on_32_nodes_with_8_gpus(tmp_path: Path) -> None:
         assert expected in text
     assert not (tmp_path / "run").exists()
     lines.clear()
-    submit(recipe, "gpu", [where, "cluster.train.nodes=64"], dry_run=True, announce=lines.append)
-    assert [line for line in lines if "REFUSED" in line and "Node count" in line]
+    submit(
+        recipe,
+        "gpu",
+        [where, "cluster.train.nodes=64", "train.parallel.data=null"],
+        dry_run=True,
+        announce=lines.append,
+    )
+    assert [line for line in lines if "REFUSED: allocation failure: More processors requested" in line]
 
 
 def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:

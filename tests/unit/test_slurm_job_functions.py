@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import socket
 import subprocess
 from pathlib import Path
 
@@ -91,3 +94,18 @@ def test_progress_is_the_checkpoint_or_the_finished_tasks(tmp_path: Path) -> Non
     checkpoints.mkdir()
     (checkpoints / "latest.json").write_text('{\n "iteration": 94\n}\n')
     assert call("progress", tmp_path) == "94"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.2"])
+def test_port_of_the_rendezvous_is_one_where_nothing_listens(host: str, tmp_path: Path) -> None:
+    """Job 10007 would take the port of job 7, which still runs."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):  # a base with three free ports in a row
+            base = 20000 + random.randrange(9000)
+            with contextlib.suppress(OSError):
+                for port in (base + 7, base + 8):
+                    listener = stack.enter_context(socket.create_server((host, port)))
+                break
+        assert call("free_port", tmp_path, str(base), "10007", MASTER_ADDR=host) == str(base + 9)
+        listener.close()
+        assert call("free_port", tmp_path, str(base), "10007", MASTER_ADDR=host) == str(base + 8)

@@ -78,6 +78,29 @@ def test_accounting_is_asked_for_what_squeue_has_forgotten(
     assert (export.state, export.detail) == ("CANCELLED", "never started: train (job 3) failed: no_space")
 
 
+def test_stages_say_which_job_works_on_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the format of `squeue -h -r -t all -o …`: training runs, the export waits for it."""
+    rows = ["3\tRUNNING\tNone\t1:02\t10:00\tnode[1-2]", "4\tPENDING\tDependency\t0:00\t10:00\t"]
+    squeue = "#!/bin/sh\nprintf '%s\\n' " + " ".join(f"'{row}'" for row in rows) + "\n"
+    for name, text in {"squeue": squeue, "sacct": "#!/bin/sh\nexit 1\n", "sbatch": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (run / "config.yaml").write_text("name: x\nbase: {scratch: {}}\n")
+    for stage in ("train", "tokens"):
+        (run / f"{stage}.partial").mkdir()
+    stages = {stage.name: (stage.state, stage.detail) for stage in jobs.status(run).stages}
+    assert stages["tokens"] == ("partial", "interrupted")  # its job is gone
+    assert stages["train"] == ("partial", "job 3 RUNNING")
+    assert stages["export"] == ("absent", "job 4 PENDING")
+    assert stages["base"] == ("absent", "")
+    text = jobs.status(run).to_text()
+    assert "3        train     RUNNING    1:02  node[1-2]  1 restart  limit 10:00" in text
+    assert "4        export    PENDING    waits for train (3)" in text
+
+
 def test_damaged_record_is_an_error_with_a_way_out(run: Path) -> None:
     (run / "slurm" / "jobs.json").write_text("{")
     with pytest.raises(ConfigError, match="squeue --me"):

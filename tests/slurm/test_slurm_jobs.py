@@ -22,6 +22,39 @@ from slurm.config import ClusterConfig
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 
+# Stand-ins that insist on the arguments, note them down and run the command on the node. Pyxis' options are the
+# srun of a site that has it; everything else goes to the real srun.
+STAND_INS = {
+    "apptainer": """#!/bin/bash
+[ "$1 $2" = "exec --pwd" ] && [ "$4 $5 $6 $7" = "--bind $NOTES:/notes --cleanenv /images/$SLURM_JOB_NUM_NODES.sif" ] || exit 99
+echo "$SLURM_JOB_NAME $3" >>"$NOTES/calls"
+shift 7; exec "$@"
+""",
+    "srun": """#!/bin/bash
+rest=() container=()
+for argument in "$@"; do case $argument in --container-*) container+=("$argument") ;; *) rest+=("$argument") ;; esac; done
+[ ${#container[@]} = 0 ] || echo "$SLURM_JOB_NAME ${container[*]}" >>"$NOTES/calls"
+exec /usr/bin/srun "${rest[@]}"
+""",
+}
+
+
+def container_site(folder: Path, kind: str) -> ClusterConfig:
+    """A site where everything runs in containers that are pretended."""
+    tools = folder / f"{kind}-tools"
+    tools.mkdir()
+    for name, text in STAND_INS.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    container = {
+        "kind": kind, "image": "/images/$SLURM_JOB_NUM_NODES.sif", "mounts": ["$NOTES:/notes"],
+        "flags": ["--cleanenv" if kind == "apptainer" else "--container-writable"],
+    }  # fmt: skip
+    plain = site().environment
+    variables = {**plain.variables, "NOTES": str(tools), "PATH": f"{tools}:$PATH"}
+    return site(environment={"command": plain.command, "variables": variables, "container": container})
+
+
 @pytest.fixture(scope="module")
 def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     """Runs that need nothing but time, all submitted at once; each test waits for its own."""
@@ -57,6 +90,8 @@ def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
         "data-error": (site(), {"corpus": {"fail": True}}),
         "plain": (site(), {}),
     }
+    for kind in ("apptainer", "pyxis"):
+        table[kind] = (container_site(folder, kind), {})
     started: dict[str, Run] = {}
     for name, (cluster_config, config) in table.items():
         started[name] = Run(folder / name, name, **config)
@@ -137,6 +172,27 @@ def test_links_continue_each_other_where_requeue_is_forbidden(runs: dict[str, Ru
         ["scontrol", "show", "job", str(run.job("train"))], capture_output=True, text=True, check=True
     )
     assert "Requeue=0" in script.stdout
+
+
+def test_every_process_runs_in_the_container(runs: dict[str, Run]) -> None:
+    run = runs["apptainer"]
+    assert run.finish()["x"] == toy.expected_state(20)
+    notes = (run.file.parents[1] / "apptainer-tools" / "calls").read_text().splitlines()
+    # four ranks of training, one process of each other stage, all in the folder that submitted
+    assert sorted(notes) == sorted(
+        f"apptainer-{stage} {Path.cwd()}" for stage in ["corpus", *["train"] * 4, "export"]
+    )
+
+    run = runs["pyxis"]
+    assert run.finish()["x"] == toy.expected_state(20)
+    notes = (run.file.parents[1] / "pyxis-tools" / "calls").read_text().splitlines()
+    tools = run.file.parents[1] / "pyxis-tools"
+    for stage, nodes in (("corpus", 1), ("train", 2), ("export", 1)):
+        assert notes.count(
+            f"pyxis-{stage} --container-image=/images/{nodes}.sif --container-workdir={Path.cwd()} "
+            f"--container-mounts={tools}:/notes --container-writable"
+        ) == 1  # fmt: skip
+    assert len(notes) == 3
 
 
 def test_wrong_partition_gives_slurms_message_and_ours(tmp_path: Path) -> None:

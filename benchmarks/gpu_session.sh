@@ -10,7 +10,7 @@
 # The GPU machine needs Python 3.12 with torch, transformers, accelerate and pytest; everything else is in WHEELS,
 # which is installed beside them without dependencies. Everything worth keeping lands in OUT, eight files at most.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 part=${1:-} out=${2:-}
 PYTHON=${PYTHON:-python3}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import sys
 from dataclasses import dataclass
 from typing import Literal
+
+from experiment import accelerators
 
 State = Literal["ok", "absent", "missing"]
 
@@ -26,6 +27,11 @@ _REQUIRED = (
     "torch", "megatron-core", "transformers", "sentencepiece", "datatrove", "mlflow", "safetensors", "psutil",
     "pycld2",
 )  # fmt: skip
+_TIERS: dict[accelerators.Tier, str] = {
+    "torch": "torch: flash attention, compiled norm, activation and loss, gradients added in the product",
+    "apex": "apex: its norms, gradient accumulation and optimizer; the rest as torch",
+    "transformer_engine": "transformer_engine: its linear layers (bf16, fp8), optimizer; the rest as torch",
+}
 _COMMANDS = {
     "sbatch": "only for `tsugiki submit`: run it on a login node of the cluster",
     "apt-get": "only for the quick start's text; otherwise point corpus.sources at your own files",
@@ -64,32 +70,32 @@ def _commands() -> list[Check]:
 
 
 def accelerator() -> list[Check]:
-    """Device and acceleration tier of ``pretrain/``, and which optional accelerators are installed."""
+    """Device, the tier that ``train.tier: auto`` takes on it, and which accelerators are installed."""
     try:
         import torch
     except ImportError:
         return []
-    if not torch.cuda.is_available():
-        return [
-            Check("device", "ok", "CPU (gloo): right for tests and the quick start; no CUDA device found"),
-            Check("tier", "ok", "torch only"),
-        ]
-    names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
-    checks = [
-        Check(
-            "device",
-            "ok",
-            f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}",
-        )
-    ]
-    checks.append(Check("tier", "ok", "torch only: layers of transformer-engine and apex are not used yet"))
-    engine = importlib.util.find_spec("transformer_engine") is not None
-    how = "`slurm/environment.sh` builds it from NVIDIA's source"
-    for name, there in (("transformer-engine", engine), ("apex", has_nvidia_apex())):
-        checks.append(Check(name, "ok" if there else "absent", "installed" if there else f"optional; {how}"))
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+        count, cuda = torch.cuda.device_count(), torch.version.cuda
+        device = f"{count} x {', '.join(sorted(names))}, CUDA {cuda}"
+        tier = _TIERS[accelerators.best_tier()]
+    else:
+        device = "CPU (gloo): right for tests and the quick start; no CUDA device found"
+        tier = "plain torch, as always on a CPU"
+    return [Check("device", "ok", device), Check("tier", "ok", tier), *_optional()]
+
+
+def _optional() -> list[Check]:
+    """Accelerators that training uses on a GPU when they are there."""
+    checks = []
+    for name, there, use in (
+        ("transformer-engine", accelerators.has_transformer_engine(), "faster linear layers, fp8"),
+        ("apex", accelerators.has_nvidia_apex(), "its norms, gradient accumulation and optimizer"),
+    ):
+        detail = f"installed: {use}" if there else f"optional on a GPU: {use}; {accelerators.INSTALL}"
+        checks.append(Check(name, "ok" if there else "absent", detail))
+    if accelerators.has_nvidia_apex() and not accelerators.has_apex_gradient_accumulation():
+        how = "APEX_CUDA_EXT=1 builds it; torch's is used"
+        checks.append(Check("apex", "absent", f"installed without fused_weight_gradient_mlp_cuda: {how}"))
     return checks
-
-
-def has_nvidia_apex() -> bool:
-    """Whether the ``apex`` that is importable is NVIDIA's: PyPI has an unrelated project of that name."""
-    return importlib.util.find_spec("apex") is not None and importlib.util.find_spec("amp_C") is not None

@@ -25,6 +25,7 @@ from torch import Tensor
 from experiment.chat_tokens import unmark
 from experiment.errors import DataError
 from experiment.mixture import Mixture
+from pretrain.megatron_cpu import has_gpu
 
 _OPENING_THREADS = 1
 
@@ -45,6 +46,12 @@ class Batch:
     labels: Tensor
     loss_mask: Tensor
     boundaries: Tensor | None = None
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory, which another stream allocated, until this one is done with it."""
+        for part in (self.tokens, self.labels, self.loss_mask, self.boundaries):
+            if part is not None:
+                part.record_stream(stream)
 
 
 class _DatasetTokenizer:
@@ -177,17 +184,15 @@ class BatchLayout:
         ends = tokens == self.eod_id
         if self.mask_end_of_document:
             loss_mask = loss_mask.masked_fill(ends, 0.0)
-        device = torch.cuda.current_device()
         boundaries = self._boundaries(ends) if self.reset_attention_mask or self.reset_position_ids else None
         tokens, labels, loss_mask = (
-            _context_chunks(part).to(device, non_blocking=True)
-            for part in (tokens, labels, loss_mask.float())
+            _to_device(_context_chunks(part)) for part in (tokens, labels, loss_mask.float())
         )
         return Batch(
             tokens,
             labels,
             loss_mask,
-            boundaries=None if boundaries is None else boundaries.to(device, non_blocking=True),
+            boundaries=None if boundaries is None else _to_device(boundaries),
         )
 
     def _boundaries(self, ends: Tensor) -> Tensor:
@@ -213,8 +218,15 @@ def _context_chunks(whole: Tensor) -> Tensor:
     return torch.cat([chunks[rank], chunks[2 * ranks - 1 - rank]], dim=1)
 
 
+def _to_device(tensor: Tensor) -> Tensor:
+    """To the GPU from pinned memory, which the copy does not wait for; as it is where there is none."""
+    if not has_gpu():
+        return tensor
+    return tensor.pin_memory().to(torch.cuda.current_device(), non_blocking=True)
+
+
 class BatchReader:
-    """Reads the batches of steps ahead of time in a thread.
+    """Reads the batches of steps ahead of time in a thread; its copies to the GPU have their own stream.
 
     Attributes:
         waited_seconds: time the training loop has waited for data, in all.
@@ -225,7 +237,9 @@ class BatchReader:
         self._layout = layout
         self._steps = steps
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: dict[int, Future[list[Batch]]] = {}
+        # A thread starts on GPU 0 whatever the rank: entering the stream chooses this rank's.
+        self._stream: Any = torch.cuda.Stream()
+        self._ahead: dict[int, Future[tuple[list[Batch], Any]]] = {}
         self.waited_seconds = 0.0
 
     def step(self, step: int) -> list[Batch]:
@@ -237,8 +251,12 @@ class BatchReader:
         if future is None:
             future = self._reader.submit(self._read, step)
         start = time.monotonic()
-        batches = future.result()
+        batches, copied = future.result()
         self.waited_seconds += time.monotonic() - start
+        current: Any = torch.cuda.current_stream()
+        current.wait_event(copied)
+        for batch in batches if has_gpu() else ():
+            batch.record_stream(current)
         if step + 1 < self._steps:
             self._ahead[step + 1] = self._reader.submit(self._read, step + 1)
         return batches
@@ -247,7 +265,12 @@ class BatchReader:
         """Stop the thread."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int) -> list[Batch]:
+    def _read(self, step: int) -> tuple[list[Batch], Any]:
+        """The batches, and the event of their arrival on the GPU."""
+        with torch.cuda.stream(self._stream):
+            return self._batches(step), self._stream.record_event()
+
+    def _batches(self, step: int) -> list[Batch]:
         layout = self._layout
         replica = parallel_state.get_data_parallel_rank()
         replicas = parallel_state.get_data_parallel_world_size()

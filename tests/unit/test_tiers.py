@@ -121,3 +121,30 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
             StageContext(),
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("packages", "gpu", "tier", "missing"),
+    [
+        (set(), False, "plain torch", {"transformer-engine", "apex"}),
+        (set(), True, "torch: flash attention", {"transformer-engine", "apex"}),
+        (APEX, True, "apex: its norms", {"transformer-engine", "apex"}),  # without its gradient accumulation
+        (APEX | {"fused_weight_gradient_mlp_cuda"} | ENGINE, True, "transformer_engine: its linear", set()),
+    ],
+)
+def test_doctor_says_what_is_active_and_how_to_get_the_rest(
+    install, monkeypatch: pytest.MonkeyPatch, packages: set[str], gpu: bool, tier: str, missing: set[str]
+) -> None:
+    from experiment import doctor
+
+    install(*packages)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    checks = doctor.accelerator()
+    found = {check.name: check.detail for check in checks}
+    assert found["tier"].startswith(tier)
+    assert ("NVIDIA H200" in found["device"]) is gpu
+    absent = [check for check in checks if check.state == "absent"]
+    assert {check.name for check in absent} == missing
+    assert all("slurm/environment.sh" in check.detail or "APEX_CUDA_EXT" in check.detail for check in absent)

@@ -14,7 +14,11 @@ import pytest
 from slurm.config import ClusterConfig
 from slurm.scripts import HOME, Script, render
 
-SCRIPTS = sorted((HOME / "slurm").glob("*.sh")) + sorted((HOME / "slurm").glob("*.sbatch"))
+SCRIPTS = [
+    path
+    for pattern in ("slurm/*.sh", "slurm/*.sbatch", "benchmarks/*.sbatch")
+    for path in sorted(HOME.glob(pattern))
+]
 CLUSTER_SCRIPTS = [HOME / "tests" / "slurm" / name for name in ("cluster-up", "cluster-down")]
 
 EVERYTHING: dict[str, Any] = {

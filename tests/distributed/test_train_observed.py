@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from training_case import (
     curve,
     hf_model,
     lines,
+    server,
     settings,
     train,
     write_graft,
@@ -232,3 +234,36 @@ def test_mlflow_has_the_whole_curve_once(case: Path, tmp_path: Path) -> None:
     (failed,) = (run for run in runs("train") if run.info.status == "FAILED")
     assert failed.data.metrics["anomaly/count"] == 1, "the event is there"
     assert failed.data.metrics["anomaly/loss"] > 0
+
+
+AS_A_RANK = """
+import os
+from pathlib import Path
+os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+from experiment.stage import StageContext
+from experiment.tracking import TrackingConfig, open_run
+from pretrain.config import TrainConfig
+from pretrain.train import run
+case, output = Path(case), Path(output)
+tracker = open_run(TrackingConfig(experiment="ranks"), output.parent, "train")
+config = TrainConfig.model_validate_json(config)
+run(config, {"graft": case / "graft", "tokens": case / "tokens"}, output, StageContext(seed=5, tracker=tracker))
+"""
+
+
+def test_a_rank_of_a_job_logs_by_itself(case: Path, tmp_path: Path) -> None:
+    """As srun or torchrun start it: no launcher follows; one call to MLflow for an interval, from a thread."""
+    output = tmp_path / "runs" / "x"
+    output.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = settings(log_interval_steps=4, validation_interval_steps=10).model_dump_json()
+    values = {"port": str(port), "case": str(case), "output": str(output), "config": config}
+    code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + AS_A_RANK
+    server().execute(code, tmp_path / "console.log")
+    client = MlflowClient(tracking_uri=default_uri(output.parent))
+    (run,) = client.search_runs([client.get_experiment_by_name("ranks").experiment_id])
+    for key in ("train/loss", "throughput/tokens_per_second", "validation/loss/en", "checkpoint/seconds"):
+        points = client.get_metric_history(run.info.run_id, key)
+        expected = [(line["step"], line[key]) for line in lines(output) if key in line]
+        assert sorted((point.step, point.value) for point in points) == expected and expected

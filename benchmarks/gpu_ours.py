@@ -46,13 +46,12 @@ class Bench:
 
         import_megatron()
         import torch
-        from megatron.core.distributed import finalize_model_grads
         from megatron.core.pipeline_parallel import get_forward_backward_func
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from pretrain.config import OptimizerConfig, ParallelConfig
         from pretrain.data import Batch
-        from pretrain.distributed import initialise
+        from pretrain.distributed import finalize_gradients, initialise
         from pretrain.model import build_model
         from pretrain.optimizer import Optimizer, wrap_models
         from pretrain.world import World
@@ -71,7 +70,7 @@ class Bench:
         self.wrapped = wrap_models(self.models, distributed_optimizer=True)
         self.optimizer = Optimizer(OptimizerConfig(), self.wrapped, self.precision)
         config = self.models[0].config
-        config.finalize_model_grads_func = finalize_model_grads
+        config.finalize_model_grads_func = finalize_gradients
         config.grad_scale_func = self.optimizer.megatron.scale_loss
         config.no_sync_func = self.wrapped[0].no_sync
         self.forward_backward = get_forward_backward_func()

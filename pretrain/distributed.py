@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
 from experiment.errors import ConfigError
@@ -66,7 +67,34 @@ def agree(flags: list[float]) -> list[float]:
     """Every flag's largest value over all ranks, so that all of them act alike."""
     values = torch.tensor(flags, dtype=torch.float64, device=torch.cuda.current_device())
     torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
-    return [float(value) for value in values]
+    return values.tolist()
+
+
+def finalize_gradients(
+    models: list[Any], tokens: Tensor, pg_collection: Any = None, force_all_reduce: bool = False
+) -> None:
+    """Reduce the gradients and divide them by the tokens of the global batch.
+
+    Megatron's function does the same, but has the host wait to see whether there are any tokens.
+
+    Args:
+        models: wrapped model chunks.
+        tokens: tokens that count on this rank, on the last pipeline stage; [1], becomes their sum.
+        pg_collection: Megatron's process groups, None for those of `parallel_state`.
+        force_all_reduce: reduce whole gradients although the optimizer is distributed.
+    """
+    finalize_model_grads(models, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+    torch.distributed.broadcast(
+        tokens,
+        src=parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    torch.distributed.all_reduce(
+        tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
+    )
+    factor = 1.0 / tokens.clamp(min=1)  # without any the gradients are zero
+    for model in models:
+        model.scale_gradients(factor)
 
 
 def sum_over_replicas(values: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from experiment.mixture import Mixture
 from experiment.tracking import NullTracker, attach
 from pretrain.checkpoint import CheckpointStore, TrainingState, device_name
 from pretrain.data import Batch, BatchLayout, BatchReader, TrainingData, iterators
-from pretrain.distributed import agree, owns_loss, sum_over_replicas
+from pretrain.distributed import agree, finalize_gradients, owns_loss, sum_over_replicas
 from pretrain.freeze import RowControl
 from pretrain.guard import Deadline, LossGuard, Watchdog
 from pretrain.job import TrainJob, write_error
@@ -163,7 +162,7 @@ class Trainer:
             config.optimizer.distributed,
         )
         for model in self.models:
-            model.config.finalize_model_grads_func = finalize_model_grads
+            model.config.finalize_model_grads_func = finalize_gradients
             model.config.grad_scale_func = self.optimizer.megatron.scale_loss
             model.config.no_sync_func = (
                 [wrapped.no_sync for wrapped in self.wrapped]
@@ -261,7 +260,7 @@ class Trainer:
             batches = reader.step(self.step)
             self.optimizer.zero_grad(self.wrapped)
             sums = sum_over_replicas(self._run_micro_batches(batches, forward_only=False))
-            total, tokens = (float(value) for value in sums)
+            total, tokens = sums.tolist()  # the host waits for the GPU here and for the norm, once a step
             loss = total / max(tokens, 1.0)
             norm = self.optimizer.gradient_norm()
             # Every rank sees the same loss and norm; only the signals and clocks differ.

@@ -52,7 +52,8 @@ def draw(
     """Documents of a language up to a byte budget, spread evenly over its sources.
 
     A document is taken by the hash of its id, so the sample does not depend on the order of shards; memory
-    holds one document. Every source gives the same proportion of its text.
+    holds one document. Every source gives the same proportion of its text; the document that would exceed the
+    budget is cut.
 
     Args:
         index: contents of the corpus.
@@ -74,9 +75,11 @@ def draw(
             if not _chosen(str(record.get("id", "")), seed, fraction):
                 continue
             text = document_text(record).replace("\r\n", "\n").replace("\r", "\n")
-            left -= len(text.encode())
-            if left < 0:
+            data = text.encode(errors="replace")
+            if len(data) > left:
+                yield data[: int(left)].decode(errors="ignore")
                 break
+            left -= len(data)
             yield text
 
 

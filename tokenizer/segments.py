@@ -161,10 +161,10 @@ class LatinGuard:
     """Keeps Latin pieces out of English that the stage has not seen.
 
     Neighbouring base tokens of protected text are tested exactly elsewhere. What that misses by chance in one
-    word turns up in another word of unseen text, so a piece must not occur inside any protected word, in
-    whatever case; of a phrase, one of its words must not. And names travel between languages (▁LibreOffice,
-    ▁Jakarta): a capital is allowed only at the beginning of a word that the target languages write in small
-    letters too.
+    word turns up in another word of unseen text, so a piece must not occur inside any protected word; of a
+    phrase, one of its words must not. And names travel between languages (▁LibreOffice, ▁Jakarta): a capital
+    is allowed only at the beginning of a word that the target languages write in small letters too, and that
+    is not protected in small letters either.
 
     Args:
         protected: words of protected text.
@@ -177,33 +177,25 @@ class LatinGuard:
 
     def __call__(self, surface: str) -> str | None:
         """None, or the reason to refuse the piece."""
-        small = surface.lower()
-        cuts = [at for at, character in enumerate(small) if at and character == SPACE]
+        cuts = [at for at, character in enumerate(surface) if at and character == SPACE]
         # ▁ab▁cd▁e: ▁ab▁ and ▁cd▁ are whole words, ▁e may go on.
-        ends = [*cuts, len(small)]
-        words = [small[start : end + 1] for start, end in zip([0, *cuts], ends, strict=True)]
-        if all(word in self._protected for word in words):
+        words = [
+            surface[start : end + 1] for start, end in zip([0, *cuts], [*cuts, len(surface)], strict=True)
+        ]
+        if all(word in self._protected or word.lower() in self._protected for word in words):
             return "protected"
-        if len(small) != len(surface):
-            return "name"
-        if small != surface:
-            capitals = {
-                at for at, (one, other) in enumerate(zip(surface, small, strict=True)) if one != other
-            }
-            starts = {at + 1 for at in [0, *cuts] if small[at] == SPACE}
-            common = all(
-                word in self._common
-                for start, word in zip([0, *cuts], words, strict=True)
-                if start + 1 in capitals
-            )
-            if not capitals <= starts or not common:
+        for word in words:
+            if word == word.lower():
+                continue
+            small = word[:1] + word[1:2].lower() + word[2:]
+            if not word.startswith(SPACE) or small != word.lower() or small not in self._common:
                 return "name"
         return None
 
 
 def _searchable(words: Iterable[str]) -> str:
-    """Distinct words in small letters, each led by ``▁``, as one string to search in."""
-    return SPACE + SPACE.join(sorted({word.lower() for word in words})) + SPACE
+    """Distinct words, each led by ``▁``, as one string to search in."""
+    return SPACE + SPACE.join(sorted(set(words))) + SPACE
 
 
 class PieceJudge:

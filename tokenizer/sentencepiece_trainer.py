@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiment.errors import DataError
+from experiment.errors import ConfigError, DataError
 from experiment.hf_tokenizer import SPACE
 from tokenizer.base import NORMAL
 
@@ -33,6 +33,7 @@ def train_candidates(
 
     Raises:
         DataError: the text is too small or empty for the trainer.
+        ConfigError: the size does not hold the characters of the text.
     """
     import sentencepiece
 
@@ -57,6 +58,13 @@ def train_candidates(
         )
     except RuntimeError as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
+        if "required_chars" in str(error):
+            raise ConfigError(
+                "size is smaller than the characters that the sample needs",
+                where="tokenizer.extend.size",
+                got=f"{vocabulary_size} candidates; {reason}",
+                fix="raise size, or use method: continued, in which characters compete with merges",
+            ) from error
         raise DataError(
             "SentencePiece could not train on the sample",
             where="tokenizer.extend",

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, DataError
 from pretrain.convert_config import ExportConfig, GraftConfig
 from pretrain.journal import JOURNAL_NAME
+
+if TYPE_CHECKING:
+    from pretrain.convert_export import TrainedModel
 
 
 def import_checkpoint(
@@ -78,7 +81,8 @@ def export_checkpoint(
     """Write a Hugging Face directory from an imported or trained checkpoint of any layout.
 
     Needs no process group, no GPU and no model in memory; optimizer state beside the weights is
-    not read. May run while training goes on.
+    not read. May run while training goes on: a checkpoint that training deletes meanwhile is given up for
+    its newest one.
 
     Args:
         megatron_dir: output of an import, a train directory, or one ``iter_...`` directory.
@@ -94,39 +98,43 @@ def export_checkpoint(
 
     Raises:
         ConfigError: ``output_dir`` exists, or there is no such iteration.
-        CheckpointError: the checkpoint is damaged, or verification failed.
+        CheckpointError: the checkpoint is damaged or deleted meanwhile, or verification failed.
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    from pretrain.convert_export import find_checkpoint, write_export
+    from pretrain.convert_export import while_whole, write_export
     from pretrain.model_card import write_card
     from pretrain.verify import VERIFY_NAME, verify_export
 
-    config = config or ExportConfig()
-    model = find_checkpoint(megatron_dir, config.iteration)
+    settings = config or ExportConfig()
     with _whole_or_nothing(output_dir, overwrite) as target:
-        counts = write_export(
-            model,
-            target,
-            tokenizer_dir=tokenizer_dir,
-            base_dir=base_dir,
-            dtype=config.dtype,
-            shard_bytes=config.shard_bytes,
-            workers=workers,
-        )
-        verification: dict[str, Any] = {}
-        if config.verify:
-            verification = verify_export(
-                target,
+
+        def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+            counts = write_export(
                 model,
-                (),
-                tokens=config.verify_tokens,
-                tolerance=config.verify_tolerance,
-                report_path=target / VERIFY_NAME,
+                target,
+                tokenizer_dir=tokenizer_dir,
+                base_dir=base_dir,
+                dtype=settings.dtype,
+                shard_bytes=settings.shard_bytes,
+                workers=workers,
             )
+            verification: dict[str, Any] = {}
+            if settings.verify:
+                verification = verify_export(
+                    target,
+                    model,
+                    (),
+                    tokens=settings.verify_tokens,
+                    tolerance=settings.verify_tolerance,
+                    report_path=target / VERIFY_NAME,
+                )
+            return model, counts, verification
+
+        model, counts, verification = while_whole(megatron_dir, settings.iteration, export)
         given = {"base": base_dir, "tokenizer": tokenizer_dir}
         inputs = {key: path for key, path in given.items() if path is not None}
-        write_card(target, config, model, inputs, output_dir.name, verification)
+        write_card(target, settings, model, inputs, output_dir.name, verification)
     return {**counts, "verification": verification}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiment.errors import CheckpointError, ConfigError, DataError
 from pretrain.convert_config import WeightDtype
@@ -22,7 +22,7 @@ from pretrain.convert_import import (
 from pretrain.convert_source import row_blocks
 from pretrain.dist_files import CONFIG_NAME, METADATA_NAME, DistReader
 from pretrain.hf_files import HfWriter, dtype_name, torch_dtype, write_json
-from pretrain.journal import Journal, file_states
+from pretrain.journal import JOURNAL_NAME, Journal, file_states
 from pretrain.new_rows import tokenizer_size
 from pretrain.raw_files import byte_progress, copy_range
 from pretrain.spec import SPEC_NAME, ModelSpec
@@ -38,6 +38,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+Result = TypeVar("Result")
+_ATTEMPTS = 5
 _CARRIED_FROM_BASE = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -126,6 +128,55 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
     )
 
 
+def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:
+    """Use a checkpoint that a training going on may delete meanwhile.
+
+    Training keeps its newest checkpoints only and may write one anew after a rollback. What was read from a
+    checkpoint counts only if its ``checkpoint.json`` is afterwards as it was before; else the newest is used
+    instead, if none was named.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+        iteration: likewise.
+        use: reads the checkpoint; called again when it was deleted.
+
+    Raises:
+        CheckpointError: the one that was named is gone, or training deletes faster than this machine reads.
+        ConfigError: the iteration does not exist.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            model = find_checkpoint(path, iteration)
+        except FileNotFoundError:  # deleted between listing and reading
+            continue
+        try:
+            result = use(model)
+        except (OSError, CheckpointError):
+            if _unchanged(model):
+                raise
+        else:
+            if _unchanged(model):
+                return result
+        if iteration is not None or model.checkpoint == path:
+            break
+    raise CheckpointError(
+        "training deleted the checkpoint while it was read",
+        where=path,
+        got="no longer there" if iteration is None else f"step {iteration} is no longer there",
+        fix="set train.keep_checkpoints higher, or train.milestone_interval_steps, which keeps some for ever",
+    )
+
+
+def _unchanged(model: TrainedModel) -> bool:
+    if model.iteration is None:
+        return True
+    try:
+        mark = json.loads((model.checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(mark == model.facts)
+
+
 def _iteration_directory(folder: Path, iteration: int | None) -> Path:
     whole = sorted(
         entry for entry in folder.glob("iter_*") if entry.is_dir() and (entry / "checkpoint.json").is_file()
@@ -154,8 +205,14 @@ def write_export(
     shard_bytes: int,
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Write weights, configuration and tokenizer into an existing directory; returns the counts."""
+    """Write weights, configuration and tokenizer into an existing directory; returns the counts.
+
+    What an interrupted attempt left there is completed; anything else there is removed.
+    """
     spec = model.spec
+    if not (output_dir / JOURNAL_NAME).is_file():
+        for entry in output_dir.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     reader = DistReader(model.checkpoint)
     _check_tensors(reader, spec)
     if tokenizer_dir is not None and (size := tokenizer_size(tokenizer_dir)) != spec.vocabulary_size:

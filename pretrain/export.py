@@ -11,7 +11,7 @@ from experiment.chat_tokens import TEMPLATE_NAME
 from experiment.corpus_index import CorpusIndex
 from experiment.stage import StageContext, StageResult
 from pretrain.convert_config import ExportConfig
-from pretrain.convert_export import find_checkpoint, write_export
+from pretrain.convert_export import TrainedModel, while_whole, write_export
 from pretrain.model_card import CARD_NAME, write_card
 from pretrain.verify import VERIFY_NAME, verify_export
 
@@ -33,28 +33,32 @@ def run(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    model = find_checkpoint(inputs["train"], config.iteration)
-    counts = write_export(
-        model,
-        output_dir,
-        tokenizer_dir=inputs["tokenizer"],
-        base_dir=inputs.get("base"),
-        dtype=config.dtype,
-        shard_bytes=config.shard_bytes,
-        workers=min(context.workers, 4),
-    )
+
+    def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+        counts = write_export(
+            model,
+            output_dir,
+            tokenizer_dir=inputs["tokenizer"],
+            base_dir=inputs.get("base"),
+            dtype=config.dtype,
+            shard_bytes=config.shard_bytes,
+            workers=min(context.workers, 4),
+        )
+        verification: dict[str, Any] = {}
+        if config.verify:
+            verification = verify_export(
+                output_dir,
+                model,
+                _texts(inputs),
+                tokens=config.verify_tokens,
+                tolerance=config.verify_tolerance,
+                report_path=output_dir / VERIFY_NAME,
+            )
+        return model, counts, verification
+
+    model, counts, verification = while_whole(inputs["train"], config.iteration, export)
     if "tokens" in inputs and (template := inputs["tokens"] / TEMPLATE_NAME).is_file():
         shutil.copyfile(template, output_dir / TEMPLATE_NAME)
-    verification: dict[str, Any] = {}
-    if config.verify:
-        verification = verify_export(
-            output_dir,
-            model,
-            _texts(inputs),
-            tokens=config.verify_tokens,
-            tolerance=config.verify_tolerance,
-            report_path=output_dir / VERIFY_NAME,
-        )
     write_card(output_dir, config, model, inputs, context.experiment_name, verification)
     summary = [f"{counts['parameters']:,} parameters in {counts['files']} files, {counts['dtype']}"]
     metrics: dict[str, float] = {}

@@ -60,6 +60,11 @@ def run(
         seed=context.seed,
     )
     job.work_dir.mkdir(parents=True, exist_ok=True)
+    if world is None or world.rank == 0:
+        # Before the first checkpoint: a checkpoint is exported with them, while training goes on.
+        for name in _GRAFT_FILES:
+            if (graft / name).is_file():
+                shutil.copyfile(graft / name, output_dir / name)
     if world is None:
         processes = config.parallel.model_processes * replicas
         context.tracker.log_params(_parameters(config, spec, mixture, processes))
@@ -70,9 +75,6 @@ def run(
         processes = world.size
         if world.rank > 0:  # rank 0 seals the stage and renames its directory at any moment from here
             return StageResult()
-    for name in _GRAFT_FILES:
-        if (graft / name).is_file():
-            shutil.copyfile(graft / name, output_dir / name)
     return _result(config, spec, mixture, output_dir, processes)
 
 

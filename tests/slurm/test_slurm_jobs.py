@@ -289,6 +289,25 @@ def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None
         assert up(**SIZE) is None
 
 
+def test_dead_node_with_the_batch_script(tmp_path: Path) -> None:
+    """Every process of the job's first node is gone at once, and with them the script that requeues."""
+    run = Run(tmp_path, "dead-node", train={"steps": 80, "step_seconds": 0.1, "save_every": 10})
+    run.submit(site(train={"nodes": 2, "tasks_per_node": 2, "exclude_nodes": ["node[1-2]"]}))
+    first = wait_until(lambda: ranks(run, 1), 60, run.log)
+    node = first[0][0]
+    try:
+        wait_until((run.dir / "train.partial" / "checkpoints" / "latest.json").is_file, 60, run.log)
+        down(node)
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+        assert run.finish(120)["x"] == toy.expected_state(80)
+    finally:
+        assert up(**SIZE) is None
+    assert run.events() == ["start", "start", "complete"]
+    second = (run.dir / "train" / "ranks-0.log").read_text().splitlines()[1].split()
+    assert second[0] != node
+    assert int(second[-1]) > 1  # from a checkpoint
+
+
 def test_time_limit_twice_gives_the_same_result(runs: dict[str, Run]) -> None:
     run = runs["limit"]
     assert run.finish(240)["x"] == toy.expected_state(60)

@@ -31,6 +31,22 @@ _STEPS = (
 )
 """In the order of the pipeline; the part of a rule's name before the dot."""
 
+_HISTOGRAMS = (
+    ("characters", "Kept documents by characters"),
+    ("cluster_size", "Kept documents by size of their cluster of near-duplicates"),
+    ("language_share", "Language identification"),
+    ("script_share", "Letters in the language's script"),
+    ("japanese_share", "Japanese letters and marks"),
+    ("hiragana_share", "Hiragana among them"),
+    ("digit_share", "Digits"),
+    ("symbol_share", "Symbols"),
+    ("stop_word_share", "Stop words"),
+    ("entropy_bits", "Entropy, bits per character"),
+    ("compression", "Compressed size"),
+    ("sentence_characters", "Mean characters of a sentence"),
+)
+"""Name of a histogram and its title. Scores are of the documents that reach the rule."""
+
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6470;--line:#dde1e6;--paper:#fff;--panel:#f6f7f9;
 --kept:#1f5fbf;--gone:#d97706;--held:#0f8b7d}
@@ -144,18 +160,17 @@ def _source(source: dict[str, Any]) -> str:
         f"{escape(key.replace('_', ' '))} {value:,}" for key, value in source["counters"].items()
     )
     histograms = source["histograms"]
+    limits = source["limits"]
     charts = "".join(
-        _histogram(title, histograms[key])
-        for key, title in (
-            ("characters", "Kept documents by characters"),
-            ("language_share", "Share of the text in the language"),
-            ("cluster_size", "Kept documents by size of their cluster of near-duplicates"),
-        )
+        _histogram(title + (f", {limits[key]}" if key in limits else ""), histograms[key])
+        for key, title in _HISTOGRAMS
         if histograms.get(key)
     )
     return (
         f'<section id="{name}"><h2>{name} <span class=soft>{source["language"]}, {source["kind"]}</span></h2>'
-        f"{_waterfall(source)}<div class=charts>{charts}</div>"
+        f"{_waterfall(source)}<h3>Lengths and scores</h3>"
+        "<p class=soft>A bin is named by its lower end; a score counts the documents that reach its rule.</p>"
+        f"<div class=charts>{charts}</div>"
         + (f"<p class=soft>Changed without dropping: {counters}.</p>" if counters else "")
         + _rules(source)
         + "</section>"
@@ -241,6 +256,8 @@ def _histogram(title: str, bins: dict[str, int]) -> str:
 
 
 def _bin_label(label: str) -> str:
+    if "." in label:
+        return f"{float(label):g}"
     sign, _, number = label.rpartition(" ")
     if not number.isdigit():
         return label

@@ -57,6 +57,7 @@ class CorpusReport:
                         if not name.startswith(("train_", "heldout_"))
                     },
                     "histograms": first.histograms | last.histograms,
+                    "limits": _limits(config, profiles.get(source.name)),
                     "seconds": {name: round(value, 3) for name, value in first.seconds.items()},
                     "samples": [*first.samples(), *last.samples()],
                 }
@@ -98,6 +99,42 @@ class CorpusReport:
                 + (f"; dropped by {reasons}" if reasons else "")
             )
         return tuple(lines)
+
+
+_LIMITS = {
+    "language_share": ("language_identification", "minimum_share", None),
+    "script_share": ("characters", "minimum_script_share", None),
+    "digit_share": ("characters", None, "maximum_digit_share"),
+    "symbol_share": ("characters", None, "maximum_symbol_share"),
+    "japanese_share": ("japanese", "minimum_share", None),
+    "hiragana_share": ("japanese", "minimum_hiragana", None),
+    "stop_word_share": ("stop_words", "minimum_share", None),
+    "entropy_bits": ("diversity", "minimum_entropy_bits", None),
+    "compression": ("diversity", "minimum_compression", "maximum_compression"),
+    "sentence_characters": ("sentences", "minimum_mean_characters", "maximum_mean_characters"),
+}
+"""Histogram: section of the profile, and what it calls the least and the most that passes."""
+
+
+def _limits(config: CorpusConfig, profile: Profile | None) -> dict[str, str]:
+    """What a profile lets through, in words, by histogram."""
+    result: dict[str, str] = {}
+    for histogram, (section, least, most) in _LIMITS.items():
+        rules = getattr(profile, section, None)
+        parts = [
+            f"{word} {value:g}"
+            for word, name in (("at least", least), ("at most", most))
+            if name is not None and (value := getattr(rules, name, None)) is not None
+        ]
+        if parts:
+            result[histogram] = ", ".join(parts)
+    identification = config.language_identification
+    if profile is not None and profile.language_identification is not None:
+        if identification.minimum_score is not None:
+            result["language_share"] = f"at least {identification.minimum_score:g}"
+        elif identification.model is not None:
+            result["language_share"] = f"at least {profile.language_identification.minimum_probability:g}"
+    return result
 
 
 def _pair(ledger: Ledger, split: str) -> dict[str, int]:

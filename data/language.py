@@ -180,7 +180,7 @@ class LanguageFilter(BaseFilter):
         found = next(iter(scores), "unknown")
         doc.metadata["language_share"] = round(share, 3)
         ledger = self.exclusion_writer.ledger
-        ledger.observe("language_share", f"{min(int(share * 20), 19) / 20:.2f}")
+        ledger.observe_value("language_share", share)
         if share >= self.minimum:
             ledger.observe("language_found", self.language)
             return True

@@ -98,6 +98,11 @@ class Ledger:
         bins = self.histograms.setdefault(histogram, {})
         bins[label] = bins.get(label, 0) + 1
 
+    def observe_value(self, histogram: str, value: float, width: float = 0.05, last: float = 0.95) -> None:
+        """Add a document to the bin of a number: bins of ``width`` from 0, the last one open."""
+        low = min(int(value / width + 1e-9) * width, last)
+        self.observe(histogram, f"{low:06.2f}")
+
     def samples(self) -> list[dict[str, Any]]:
         """Samples by rule, then by hash."""
         return [
@@ -182,6 +187,10 @@ class DropWriter:
         trace: TracebackType | None,
     ) -> None:
         pass
+
+    def observe(self, name: str, value: float, width: float = 0.05, last: float = 0.95) -> None:
+        """Add a document to a histogram of the step's own values: :meth:`Ledger.observe_value`."""
+        self.ledger.observe_value(name, value, width, last)
 
     def write(self, document: Document, rank: int = 0, **_: Any) -> None:
         """Count a dropped document under its ``filter_reason``."""

@@ -86,6 +86,7 @@ class CharacterFilter(BaseFilter):
         if section.minimum_script_share is not None or section.minimum_script_letters is not None:
             letters = _characters(_LETTER_OR_MARK, text)
             own = _characters(_script_pattern(self.scripts), text)
+            self.exclusion_writer.observe("script_share", own / max(1, letters))
             if own < (section.minimum_script_letters or 0):
                 return False, "few_script_letters"
             if own < (section.minimum_script_share or 0) * letters or not letters:
@@ -93,12 +94,15 @@ class CharacterFilter(BaseFilter):
         if section.maximum_digit_share is None and section.maximum_symbol_share is None:
             return True
         visible = sum(map(len, text.split())) or 1
-        limit = section.maximum_digit_share
-        if limit is not None and _characters(_DIGIT, text) / visible > limit:
-            return False, "digits"
-        limit = section.maximum_symbol_share
-        if limit is not None and _characters(_SYMBOL, text) / visible > limit:
-            return False, "symbols"
+        for name, pattern, limit in (
+            ("digit", _DIGIT, section.maximum_digit_share),
+            ("symbol", _SYMBOL, section.maximum_symbol_share),
+        ):
+            if limit is not None:
+                share = _characters(pattern, text) / visible
+                self.exclusion_writer.observe(f"{name}_share", share)
+                if share > limit:
+                    return False, f"{name}s"
         return True
 
 
@@ -131,6 +135,8 @@ class JapaneseFilter(BaseFilter):
         )
         marks = int(np.count_nonzero(np.isin(codes, [ord(sign) for sign in "、，。．！？"])))
         japanese = hiragana + katakana + kanji + marks
+        self.exclusion_writer.observe("japanese_share", japanese / max(1, len(codes)))
+        self.exclusion_writer.observe("hiragana_share", hiragana / max(1, japanese))
         if japanese < (section.minimum_letters or 0):
             return False, "few_letters"
         if japanese < (section.minimum_share or 0) * len(codes):
@@ -182,6 +188,7 @@ class SentenceFilter(BaseFilter):
             return False, "none"
         lengths = [len(sentence) for sentence in sentences]
         mean = sum(lengths) / len(lengths)
+        self.exclusion_writer.observe("sentence_characters", mean, 10, 200)
         if section.minimum_mean_characters is not None and mean < section.minimum_mean_characters:
             return False, "short"
         if section.maximum_mean_characters is not None and mean > section.maximum_mean_characters:
@@ -211,11 +218,15 @@ class DiversityFilter(BaseFilter):
             beginning = text[: section.unique_up_to_characters]
             if len(set(beginning)) / len(beginning) < section.minimum_unique_characters:
                 return False, "few_characters"
-        if section.minimum_entropy_bits is not None and entropy_bits(text) < section.minimum_entropy_bits:
-            return False, "entropy"
+        if section.minimum_entropy_bits is not None:
+            entropy = entropy_bits(text)
+            self.exclusion_writer.observe("entropy_bits", entropy, 0.5, 12)
+            if entropy < section.minimum_entropy_bits:
+                return False, "entropy"
         if section.minimum_compression is not None or section.maximum_compression is not None:
             data = text.encode()
             ratio = len(zlib.compress(data, 9)) / len(data)
+            self.exclusion_writer.observe("compression", ratio)
             if ratio < (section.minimum_compression or 0):
                 return False, "compresses_well"
             if section.maximum_compression is not None and ratio > section.maximum_compression:
@@ -260,6 +271,7 @@ class StopWordFilter(BaseFilter):
         if section.minimum_share is not None:
             found = pattern.findall(doc.text)
             share = sum(map(len, found)) / max(1, _characters(_LETTER_OR_MARK, doc.text))
+            self.exclusion_writer.observe("stop_word_share", share)
             if share < section.minimum_share:
                 return False, "few"
             different = {word.lower() for word in found}

@@ -106,7 +106,11 @@ def test_documents_are_counted_kept_and_split(tmp_path: Path) -> None:
     assert sum(len(item["text"].encode()) for item in train) == source["train"]["bytes"]
     dropped = list(read_jsonl_zst(tmp_path / "out/web/dropped.jsonl.zst"))
     assert {item["metadata"]["rule"] for item in dropped} == {"duplicate.text"}
+    assert sum(source["histograms"]["language_share"].values()) == 84
+    assert sum(source["histograms"]["characters"].values()) == 80
+    assert source["limits"]["language_share"] == "at least 0.5"
     page = (tmp_path / "out/report.html").read_text()
+    assert "Language identification, at least 0.5" in page
     assert "duplicate.text" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 

@@ -358,3 +358,25 @@ def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
     # 4 letters of 40 are just allowed: 0.1; 9 ("bad phrase" without its space counts 10) of 40 are not.
     assert outcome(step, "spam " + "x" * 36) == "kept"
     assert outcome(step, "Bad Phrase " + "x" * 31) == "share"
+
+
+def test_scores_are_binned_by_hand() -> None:
+    ledger = Ledger()
+    section = profiles.CharacterSection(source="x", minimum_script_share=0.5, maximum_digit_share=0.2)
+    step = CharacterFilter(section, ["Han"], ledger.writer("characters"))
+    # 2 of 5 letters; 3 of 4 letters and 1 of 5 visible characters a digit; 4 of 4 and none.
+    assert [outcome(step, text) for text in ("日本abc", "日本語x 7", "日本日本")] == [
+        "other_script",
+        "kept",
+        "kept",
+    ]
+    assert ledger.histograms == {
+        "script_share": {"000.40": 1, "000.75": 1, "000.95": 1},
+        "digit_share": {"000.20": 1, "000.00": 1},
+    }
+    lengths = Ledger()
+    sentences = profiles.SentenceSection(source="x", maximum_mean_characters=100)
+    step = SentenceFilter(sentences, lengths.writer("sentences"))
+    for count in (9, 24, 300):  # with the full stop 10, 25 and 301 characters
+        outcome(step, "あ" * count + "。")
+    assert lengths.histograms["sentence_characters"] == {"010.00": 1, "020.00": 1, "200.00": 1}

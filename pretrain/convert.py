@@ -102,7 +102,7 @@ def export_checkpoint(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    from pretrain.convert_export import while_whole, write_export
+    from pretrain.convert_export import remove_finished, while_whole, write_export
     from pretrain.model_card import write_card
     from pretrain.verify import VERIFY_NAME, verify_export
 
@@ -110,6 +110,7 @@ def export_checkpoint(
     with _whole_or_nothing(output_dir, overwrite) as target:
 
         def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+            remove_finished(target)
             counts = write_export(
                 model,
                 target,

@@ -128,6 +128,13 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
     )
 
 
+def remove_finished(output_dir: Path) -> None:
+    """Empty the directory of an export, unless an interrupted one can be continued there."""
+    if not (output_dir / JOURNAL_NAME).is_file():
+        for entry in output_dir.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
 def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:
     """Use a checkpoint that a training going on may delete meanwhile.
 
@@ -205,14 +212,8 @@ def write_export(
     shard_bytes: int,
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Write weights, configuration and tokenizer into an existing directory; returns the counts.
-
-    What an interrupted attempt left there is completed; anything else there is removed.
-    """
+    """Write weights, configuration and tokenizer into an existing directory; returns the counts."""
     spec = model.spec
-    if not (output_dir / JOURNAL_NAME).is_file():
-        for entry in output_dir.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     reader = DistReader(model.checkpoint)
     _check_tensors(reader, spec)
     if tokenizer_dir is not None and (size := tokenizer_size(tokenizer_dir)) != spec.vocabulary_size:

@@ -11,7 +11,7 @@ from experiment.chat_tokens import TEMPLATE_NAME
 from experiment.corpus_index import CorpusIndex
 from experiment.stage import StageContext, StageResult
 from pretrain.convert_config import ExportConfig
-from pretrain.convert_export import TrainedModel, while_whole, write_export
+from pretrain.convert_export import TrainedModel, remove_finished, while_whole, write_export
 from pretrain.model_card import CARD_NAME, write_card
 from pretrain.verify import VERIFY_NAME, verify_export
 
@@ -35,6 +35,7 @@ def run(
     """
 
     def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+        remove_finished(output_dir)
         counts = write_export(
             model,
             output_dir,

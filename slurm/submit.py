@@ -113,6 +113,7 @@ def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig)
         raise ConfigError(
             "the training job does not hold a whole number of model copies",
             where=where, got=shape, expected=f"a multiple of tensor x pipeline x context = {copies}",
+            fix="change train.nodes and gpus_per_node (without GPUs tasks_per_node) in the cluster file",
         )  # fmt: skip
     replicas = resources.processes // copies
     if train.global_batch % (train.micro_batch * replicas):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.config import MixtureConfig
+from data.indexed_dataset import concatenate
 from data.mixture_plan import Available, plan_tokens
 from experiment.errors import ConfigError
 
@@ -99,14 +105,85 @@ def test_plan_adds_up_exactly(total: int, weights: list[float]) -> None:
         assert abs(planned[name] - total * weight / sum(weights)) <= 1 + total * 1e-12
 
 
-def test_megatron_blends_the_shares_in_every_thousand_samples() -> None:
-    from megatron.core.datasets import helpers_cpp
+LENGTH = 8  # tokens of a sample
+SOURCE_OF_BASE = 1000  # token ids tell the source: 1000, 2000, …
 
-    planned = plan(total_tokens=1_200_000, weights={"ja": 3, "en": 1}, max_epochs=10_000)
-    shares = np.array(list(planned.values()), np.float64) / sum(planned.values())
-    samples = 20_000
-    source, place = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
-    helpers_cpp.build_blending_indices(source, place, shares, len(shares), samples, False)
-    counts = np.cumsum(source[:, None] == np.arange(len(shares)), axis=0)  # [samples, sources]
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """Megatron's datasets ask for a process group, be it of one process."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def blended(folder: Path, mixture: dict[str, Any], samples: int, seed: int = 5) -> tuple[Any, list[float]]:
+    """A corpus through the tokens stage's joining, the plan and Megatron's builder."""
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    rng = np.random.default_rng(1)
+    sizes = {"web-ja": 6000, "wiki-ja": 1500, "web-en": 9000}
+    available = [
+        Available("web-ja", "ja", 1.0, sizes["web-ja"]), Available("wiki-ja", "ja", 2.0, sizes["wiki-ja"]),
+        Available("web-en", "en", 1.0, sizes["web-en"]),
+    ]  # fmt: skip
+    for number, (name, size) in enumerate(sizes.items(), start=1):
+        lengths = np.full(size // 30, 30, np.int32)
+        ids = rng.integers(0, 500, lengths.sum()) + number * SOURCE_OF_BASE
+        (folder / f"{name}.part").write_bytes(ids.astype(np.uint16).tobytes())
+        concatenate(folder / name, [folder / f"{name}.part"], lengths, np.dtype(np.uint16))
+    planned = plan_tokens(
+        MixtureConfig.model_validate({"total_tokens": samples * LENGTH} | mixture), available
+    )
+    shares = [planned[name] / (samples * LENGTH) for name in sizes]
+    tokenizer = SimpleNamespace(eod=0, pad=-1, vocab_size=5000, unique_identifiers={"x": 1})
+    config = GPTDatasetConfig(
+        random_seed=seed, sequence_length=LENGTH, path_to_cache=str(folder / "cache"), tokenizer=tokenizer,
+        blend_per_split=[([str(folder / name) for name in sizes], shares), None, None],
+        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+    )  # fmt: skip
+    builder = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config)
+    return builder.build()[0], shares
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        {"weights": {"ja": 3, "en": 1}, "max_epochs": 1000},
+        {"weights": {"web-ja": 0.01, "wiki-ja": 0.333, "en": 0.657}, "max_epochs": 1000},
+        {"weights": "temperature", "temperature": 2, "max_epochs": 1000},
+        {"weights": "unimax", "max_epochs": 40},
+    ],
+)
+def test_tokens_of_any_thousand_samples_are_within_one_percent(
+    tmp_path: Path, mixture: dict[str, Any]
+) -> None:
+    """Counted in the tokens that training reads, not in Megatron's indices."""
+    samples = 5_000
+    dataset, shares = blended(tmp_path, mixture, samples)
+    first = np.array([int(dataset[place]["tokens"][0]) // SOURCE_OF_BASE for place in range(samples)])
+    chosen = first[:, None] == np.arange(1, 4)
+    counts = np.concatenate([np.zeros((1, 3)), np.cumsum(chosen, axis=0)])  # [samples + 1, sources]
     windows = (counts[1000:] - counts[:-1000]) / 1000
-    assert np.abs(windows - shares).max() < 0.01
+    assert len(windows) == samples - 999
+    assert np.abs(windows - np.array(shares)).max() < 0.01
+    # The check can fail: samples drawn at random with these shares are further off.
+    drawn = np.random.default_rng(0).choice(3, samples, p=shares)[:, None] == np.arange(3)
+    cumulated = np.concatenate([np.zeros((1, 3)), np.cumsum(drawn, axis=0)])
+    assert np.abs((cumulated[1000:] - cumulated[:-1000]) / 1000 - np.array(shares)).max() > 0.01
+
+
+@pytest.mark.usefixtures("one_process")
+def test_blend_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path) -> None:
+    def sequence(name: str, seed: int) -> list[list[int]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        dataset, _ = blended(folder, {"weights": {"ja": 3, "en": 1}, "max_epochs": 1000}, 300, seed)
+        return [dataset[place]["tokens"].tolist() for place in range(300)]
+
+    assert sequence("a", 5) == sequence("b", 5)
+    assert sequence("c", 6) != sequence("a2", 5)

@@ -23,7 +23,9 @@ Method = Literal["mean", "weighted", "multivariate", "similarity", "random"]
 ``mean``: average of the rows of the piece's base tokens.
 ``weighted``: the same, weighted by ``weights`` (length of the token's text, or frequency).
 ``multivariate``: drawn from the normal distribution with mean and covariance of the base, as in transformers.
-``similarity``: mean of the base tokens, moved towards the pieces most like it (FOCUS-style).
+``similarity``: half the mean of the base tokens, half a softmax-weighted mean of the added pieces nearest to
+    it. FOCUS (arXiv 2305.14481) mixes base rows by similarity in a fastText space trained on target
+    text; the graft sees no text, so similarity is measured in the base's own space instead.
 ``random``: N(0, 0.02), an ablation that captures the softmax.
 """
 

@@ -8,6 +8,7 @@ import torch
 
 from experiment.errors import ConfigError, DataError
 from pretrain.initialise import initialise_rows
+from pretrain.new_rows import NewRows, Piece
 
 BASE = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, -2.0], [0.0, 8.0]])
 PIECES = [[0, 1], [2], [], [0, 1, 1]]
@@ -70,3 +71,27 @@ def test_bad_requests():
         initialise_rows(BASE, [[0, 1]], "weighted", weights=[[1.0]])
     with pytest.raises(DataError, match="not finite"):
         initialise_rows(BASE * torch.inf, [[0, 1]])
+
+
+def test_padding_rows_of_the_base_are_overwritten_and_never_averaged():
+    # As in Qwen: 10 rows, of which the tokenizer uses 8; new ids go on at 8, over the two rows of padding.
+    matrix = torch.arange(20, dtype=torch.float32).reshape(10, 2)
+    matrix[8:] = 1e6
+    pieces = [Piece(8, (0, 2)), Piece(9, (7,)), Piece(10, (1, 3)), Piece(11, ())]
+
+    def read(name, start, stop):
+        assert name == "embedding" and stop <= 8, "padding is not read"
+        return matrix[start:stop]
+
+    rows = NewRows(read, 10, pieces, "mean", 1)
+    made = rows.rows("embedding", 8, 12)
+    assert torch.allclose(made, torch.tensor([[2, 3], [14, 15], [4, 5], [20 / 3, 23 / 3]]))
+    assert rows.norms()["embedding"]["base_mean"] == pytest.approx(matrix[:8].norm(dim=1).mean().item())
+    for method in ("multivariate", "similarity"):
+        other = NewRows(read, 10, pieces, method, 1).rows("embedding", 8, 12)
+        assert other.norm(dim=1).max() < 100
+
+
+def test_pieces_made_of_padding_are_refused():
+    with pytest.raises(DataError, match="ids the base does not have"):
+        NewRows(lambda *_: BASE, 10, [Piece(8, (9,))], "mean", 1)

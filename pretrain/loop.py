@@ -397,13 +397,18 @@ class Trainer:
                 )
                 total, tokens = (float(value) for value in sums)
                 line[f"validation/loss/{text.language}"] = total / max(tokens, 1.0)
-                line[f"validation/bits_per_byte/{text.language}"] = windows.bits_per_byte(total)
+                if (bits := windows.bits_per_byte(total)) is not None:
+                    line[f"validation/bits_per_byte/{text.language}"] = bits
         if log is not None:
             log.write(line)
-            shown = "  ".join(
-                f"{text.language} {line[f'validation/bits_per_byte/{text.language}']:.3f}" for text in texts
-            )
-            log.say(f"step {self.step}/{self.steps}  held-out bits/byte: {shown}")
+            for measure, unit in (("bits_per_byte", "bits/byte"), ("loss", "loss")):
+                shown = [
+                    f"{text.language} {line[f'validation/{measure}/{text.language}']:.3f}"
+                    for text in texts
+                    if (text.bytes is None) == (measure == "loss")
+                ]
+                if shown:
+                    log.say(f"step {self.step}/{self.steps}  held-out {unit}: {'  '.join(shown)}")
 
     def _save(self, log: MetricsLog | None, deadline: Deadline) -> None:
         """Begin a checkpoint; a synchronous one is finished."""

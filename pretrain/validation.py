@@ -19,7 +19,7 @@ import torch
 from megatron.core import parallel_state
 
 from experiment.chat_tokens import unmark
-from experiment.mixture import Mixture
+from experiment.mixture import Mixture, TokenSource
 from pretrain.data import Batch, BatchLayout
 
 
@@ -28,27 +28,30 @@ class HeldoutText:
     """The held-out tokens of one language.
 
     Attributes:
-        language: language code.
+        language: language code; ``<code>-chat`` for its conversations.
         stream: token ids, documents one after the other.
-        bytes: UTF-8 bytes of that text.
+        bytes: UTF-8 bytes of that text; None for conversations, of which only the answers count: their loss
+            is over tokens and compares with nothing else.
     """
 
     language: str
     stream: numpy.ndarray
-    bytes: float
+    bytes: float | None
 
 
 def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
-    """Held-out text of every language that has some, at most `limit` tokens each, sources evenly."""
+    """Held-out text of every language that has some, at most `limit` tokens each, sources evenly.
+
+    Conversations stand by themselves, also where there is text of their language.
+    """
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     texts = []
-    for language in dict.fromkeys(source.language for source in mixture.validated):
-        sources = [
-            source
-            for source in mixture.validated
-            if source.language == language and source.heldout_tokens > 0
-        ]
+    groups: dict[tuple[str, bool], list[TokenSource]] = {}
+    for source in mixture.validated:
+        if source.heldout_tokens > 0:
+            groups.setdefault((source.language, source.kind == "instruction"), []).append(source)
+    for (language, chat), sources in groups.items():
         parts: list[numpy.ndarray] = []
         size = 0.0
         for source in sources:
@@ -63,7 +66,11 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
                 taken += len(ids)
             size += source.heldout_bytes * taken / source.heldout_tokens
         if parts and size > 0:
-            texts.append(HeldoutText(language, numpy.concatenate(parts), size))
+            stream = numpy.concatenate(parts)
+            text = (
+                HeldoutText(f"{language}-chat", stream, None) if chat else HeldoutText(language, stream, size)
+            )
+            texts.append(text)
     return texts
 
 
@@ -114,6 +121,6 @@ class Windows:
             batches.append(layout.build(tokens[rows], labels[rows], mask[rows]))
         return batches
 
-    def bits_per_byte(self, total_loss: float) -> float:
-        """From the sum of losses in nats."""
-        return total_loss / math.log(2) / self.text.bytes
+    def bits_per_byte(self, total_loss: float) -> float | None:
+        """From the sum of losses in nats; None for conversations."""
+        return None if self.text.bytes is None else total_loss / math.log(2) / self.text.bytes

@@ -203,6 +203,34 @@ def test_conversations_are_stored_with_what_is_learned(tmp_path: Path, tokenizer
     assert (tmp_path / "out/chat_template.jinja").exists()
 
 
+def test_conversations_are_validated_by_themselves_in_loss_only(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """Bits per byte would divide the loss of the answers by the bytes of everything."""
+    from pretrain.validation import Windows, read_heldout
+
+    corpus = make_corpus(tmp_path / "corpus")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    for name in ("chat/00000.jsonl.zst", "chat/heldout.jsonl.zst"):
+        with ShardWriter(corpus / name) as writer:
+            writer.write("c", "", {"messages": messages})
+    entry = CorpusSource(
+        name="chat", language="en", kind="instruction", train=["chat/00000.jsonl.zst"],
+        heldout=["chat/heldout.jsonl.zst"], train_documents=1, train_bytes=1, heldout_documents=1, heldout_bytes=1,
+    )  # fmt: skip
+    index = CorpusIndex.load(corpus)
+    CorpusIndex(sources=[*index.sources, entry]).save(corpus)
+    chat = {"template": str(ROOT / "configs/chat_templates/sus-chat.jinja")}
+    mixture = encode(corpus, tokenizer_dir, tmp_path / "out", chat=chat)
+    texts = {text.language: text for text in read_heldout(mixture, tmp_path / "out", 1000)}
+    assert set(texts) == {"ja", "en", "en-chat"}
+    assert texts["en"].bytes == len(TEXTS["en"][-1].encode())
+    conversation = Windows.cut(texts["en-chat"], 64, mixture.bos_id)
+    assert texts["en-chat"].bytes is None and conversation.bits_per_byte(1.0) is None
+    config = TokensConfig.model_validate({"mixture": {"total_tokens": 1}, "chat": chat})
+    assert config.chat is not None
+    ids, learned = unmark(np.array(ChatEncoder.load(config.chat, tokenizer_dir).encode(messages)))
+    assert int(conversation.loss_mask.sum()) == int(learned.sum()) < len(ids)
+
+
 def test_type_of_ids_is_megatrons() -> None:
     from megatron.core.datasets.indexed_dataset import DType
 

@@ -17,7 +17,7 @@ PYTHON=${PYTHON:-python3}
 WHEELS=(
   megatron-core==0.19.2 pydantic pydantic-core annotated-types typing-inspection zstandard orjson dill multiprocess
   datatrove==0.10.1 loguru humanize mistral-common pydantic-extra-types pycountry jsonschema
-  jsonschema-specifications referencing rpds-py warcio faust-cchardet pycld2 tldextract requests-file
+  jsonschema-specifications referencing rpds-py
 )
 
 wheels() { # pip picks the builds of the GPU machine, not of this one
@@ -60,12 +60,15 @@ TRAIN=(--set train.precision=bf16 --set train.micro_batch=8 --set train.optimize
 
 case $part in
   wheels) [ -n "$out" ] || exit 2 && wheels ;;
-  prepare) # the text; needs the Debian archive, as the quick start does
-    ablation base --until corpus "${SIZE[@]}"
+  prepare) # the text, the same for all; needs the Debian archive, as the quick start does
+    ablation base --until corpus "${SIZE[@]}" || exit
+    for name in nve ve; do
+      mkdir -p "runs/ablation/$name" && cp -r runs/ablation/base/corpus "runs/ablation/$name/"
+    done
     ;;
   first)
     install "${3:-}"
-    timeout 240 "$PYTHON" -m pytest tests/gpu -m gpu -q -x --durations=0 2>&1 | tee "$out/tests.txt"
+    timeout 240 "$PYTHON" -m pytest tests/gpu -m gpu -q -n 6 --durations=0 2>&1 | tee "$out/tests.txt"
     "$PYTHON" benchmarks/train_gpu.py --shape tinyllama-1.1b --micro-batch 4 --micro-batches 4 --steps 9 --kernels \
       --budget-seconds 270 --profile "$out/profile-1b.txt" --out "$out/tinyllama.json" 2>&1 | tee "$out/tinyllama.txt"
     ;;

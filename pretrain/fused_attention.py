@@ -27,6 +27,9 @@ _BACKENDS = [
 ]
 """In this order: cuDNN's kernels use Hopper's own instructions, torch's flash kernels do not."""
 
+_FLEX_WIDTH, _FLEX_LENGTH = 16, 128
+"""Smallest head width that flex_attention's kernels take, and their block of queries."""
+
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -88,6 +91,11 @@ class BlockMasks:
                 mask_function(start, window, documents), batch, None, queries, start + queries, device=device
             )
         return self._masks[key]
+
+
+def takes_blocks(query: Tensor) -> bool:
+    """Whether flex_attention can train on queries [b, n, q, d]: its gradients need a GPU."""
+    return query.is_cuda and query.shape[3] >= _FLEX_WIDTH and query.shape[2] >= _FLEX_LENGTH
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from pretrain.fused import compiled, rms_norm, rotate_both
-from pretrain.fused_attention import BlockMasks, causal_attention, masked_attention
+from pretrain.fused_attention import BlockMasks, causal_attention, masked_attention, takes_blocks
 from pretrain.spec import ModelSpec
 from pretrain.tiers import REFERENCE, Acceleration
 
@@ -173,6 +173,8 @@ class SelfAttentionCore(torch.nn.Module):
     ) -> Tensor:
         if self._plain_causal(start, key.shape[2], documents):
             return causal_attention(query, key, value, self.scale)
+        if not takes_blocks(query):
+            return self._attend_plain(query, key, value, start, documents)
         mask = self.masks.get(query.shape[2], start, self.window, documents, query.device)
         return masked_attention(query, key, value, mask, self.scale)
 

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE: dict[str, Any] = {
     "layers": 2, "hidden_size": 64, "ffn_size": 96, "heads": 4, "kv_heads": 2, "head_dim": 16,
-    "vocabulary_size": 101, "max_positions": 128,
+    "vocabulary_size": 101, "max_positions": 512,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"family": "llama"},
@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "biases": {"family": "llama", "qkv_bias": True, "output_bias": True},
 }  # fmt: skip
-SEQUENCE, MICRO_BATCH = 64, 2
+SEQUENCE, MICRO_BATCH = 64, 2  # unless the case names another `sequence`
 
 
 def compare(processes: int, *, gpu: bool = False, **case: Any) -> dict[str, Any]:
@@ -129,13 +129,13 @@ def run(
     model.zero_grad_buffer()
     generator = torch.Generator().manual_seed(case.get("seed", 3))
     device = torch.cuda.current_device()
-    entropies = []
+    entropies, sequence = [], case.get("sequence", SEQUENCE)
     for _ in range(2):
-        tokens = torch.randint(0, spec.vocabulary_size, (MICRO_BATCH, SEQUENCE + 1), generator=generator)
+        tokens = torch.randint(0, spec.vocabulary_size, (MICRO_BATCH, sequence + 1), generator=generator)
         boundaries = None
         if case.get("boundaries"):
-            documents = (torch.arange(SEQUENCE) // 23).expand(MICRO_BATCH, SEQUENCE)
-            boundaries = torch.stack([documents, torch.arange(SEQUENCE) - documents * 23]).to(device)
+            documents = (torch.arange(sequence) // 23).expand(MICRO_BATCH, sequence)
+            boundaries = torch.stack([documents, torch.arange(sequence) - documents * 23]).to(device)
         local, labels = (_context_chunks(part).to(device) for part in (tokens[:, :-1], tokens[:, 1:]))
         objective, entropy = model(
             input_ids=local, position_ids=None, attention_mask=boundaries, labels=labels

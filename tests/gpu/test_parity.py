@@ -19,6 +19,7 @@ CPU_CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"family": "gemma", "parallel": {"tensor": 2, "sequence": True}, "recompute": "full"},
     ),
     "biases-bf16": (1, {"family": "biases", "precision": "bf16"}),
+    "mistral-documents": (1, {"family": "mistral", "boundaries": True}),
 }
 
 
@@ -41,10 +42,8 @@ def test_fast_model_on_a_cpu(case: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "biases"])
 def test_fast_model_on_a_gpu(family: str, boundaries: bool, precision: str) -> None:
     """Compiled kernels, flash attention, flex_attention for windows and documents."""
-    check(
-        compare(1, gpu=True, acceleration=FAST, family=family, precision=precision, boundaries=boundaries),
-        precision,
-    )
+    case = {"family": family, "precision": precision, "boundaries": boundaries}
+    check(compare(1, gpu=True, acceleration=FAST, sequence=256, **case), precision)
 
 
 @pytest.mark.gpu

@@ -265,7 +265,9 @@ def test_one_torchrun_per_node(tmp_path: Path) -> None:
 
 def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None:
     """The ranks of a node outlive its slurmd; the requeued job must not find them writing beside it."""
-    train = {"steps": 160, "step_seconds": 0.1, "save_every": 10}
+    # a rank that would not end by itself
+    hang = {"kind": "hang", "rank": 3, "step": 3}
+    train = {"steps": 60, "step_seconds": 0.1, "save_every": 10, "fault": hang}
     run = Run(tmp_path, "crash", train=train)
     run.submit(
         site(
@@ -275,7 +277,7 @@ def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None
     )
     run.wait_for("start")
     first = wait_until(lambda: ranks(run, 1), 20, run.log)
-    node, stale = first[2]  # a node that is not the one of the batch script
+    node, stale = first[3]  # a node that is not the one of the batch script
     assert node != first[0][0]
     try:
         down(f"slurmd-{node}")
@@ -284,7 +286,7 @@ def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None
         second = wait_until(lambda: ranks(run, 2), 40, run.log)
         assert not Path(f"/proc/{stale}").exists()
         assert node not in [host for host, _ in second]
-        assert run.finish(60)["x"] == toy.expected_state(160)
+        assert run.finish(60)["x"] == toy.expected_state(60)
     finally:
         assert up(**SIZE) is None
 

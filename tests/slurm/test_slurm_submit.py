@@ -127,7 +127,8 @@ def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:
 def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path, tmp_path: Path) -> None:
     """2 nodes x 2 tasks, TP2 x PP2 over gloo, to a finished export; the same by plain sbatch, undisturbed."""
     ids = {(job.stage, job.kind): job.job_id for job in jobs.JobRecord.load(smoke).jobs}
-    wait_until(lambda: (smoke / "graft" / "manifest.json").is_file(), 900, lambda: log(smoke))
+    graft = wait_until(lambda: _ended(ids["graft", "stage"]), 900, lambda: log(smoke))
+    assert graft.state == "COMPLETED", log(smoke)
     assert client.states([ids["corpus", "array"]])[ids["corpus", "array"]].reason == "3 tasks: 3 COMPLETED"
 
     by_hand = tmp_path / "run"

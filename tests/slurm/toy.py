@@ -150,6 +150,8 @@ def _maybe_fail(fault: Fault | None, rank: int, step: int, output_dir: Path) -> 
         file.write(f"{step}\n")
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault.kind == "hang":
+        time.sleep(600)
     if fault.kind == "error":
         raise DataError("bad batch", where=f"step {step}")
 

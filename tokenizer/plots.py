@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 _COLOURS = ["#7f8c9b", "#1f6f5c", "#c8662b", "#4c5fa8", "#8c3b5e", "#b39b2f"]
 _INK = "#22303a"
+_LABEL_GAP = 0.05
 
 
 def _axes(width: float = 7.2, height: float = 3.6) -> tuple[Any, Any]:
@@ -120,14 +121,14 @@ def curve(
     from matplotlib import colormaps
 
     palette = colormaps["tab10"]
-    for number, (language, ratios) in enumerate(values.items()):
+    heights = _spread([ratios[-1] for ratios in values.values()], _LABEL_GAP)
+    for number, ((language, ratios), height) in enumerate(zip(values.items(), heights, strict=True)):
         colour = palette(number % 10)
         axes.plot(sizes, ratios, color=colour, linewidth=1.6)
         axes.annotate(
             f"{language} {ratios[-1]:.2f}",
             (sizes[-1], ratios[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
+            xytext=(sizes[-1] * 1.02, height),
             fontsize=8,
             color=colour,
             va="center",
@@ -139,6 +140,15 @@ def curve(
     axes.set_ylim(0, 1.05)
     axes.set_xlim(0, sizes[-1] * 1.1)
     return _save(figure, path)
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights of labels, moved up as far as needed to keep a gap between any two."""
+    result = list(heights)
+    last = -gap
+    for index in sorted(range(len(heights)), key=lambda at: heights[at]):
+        result[index] = last = max(heights[index], last + gap)
+    return result
 
 
 def ranks(usage: NDArray[np.int64], path: Path) -> Path:

@@ -172,7 +172,7 @@ class DecontaminationConfig(StrictModel):
     paths: list[str] = Field(default_factory=list)
     """Evaluation sets: JSON(L), TSV or text, may be compressed; every string field counts."""
     ngram_characters: int = Field(default=50, ge=8)
-    """Length of a match, in letters and digits, for scripts without spaces counted x 0.5."""
+    """Length of a match, in letters and digits; half of it for Chinese, Japanese and Korean."""
     action: Literal["drop", "report"] = "drop"
     """`report` keeps the documents and only lists the hits."""
 

@@ -282,7 +282,7 @@ def _rules(source: dict[str, Any]) -> str:
         for rule, count in ordered
     ]
     samples = "".join(
-        f"<details><summary>{escape(rule)} <span class=soft>{len(by_rule[rule])} samples</span></summary>"
+        f"<details><summary>{escape(rule)} <span class=soft>{_samples(len(by_rule[rule]))}</span></summary>"
         + "".join(_sample(sample) for sample in by_rule[rule][:3])
         + "</details>"
         for rule, _ in ordered
@@ -293,6 +293,10 @@ def _rules(source: dict[str, Any]) -> str:
         + _table(("rule", "documents", "of all", "text"), rows)
         + (f"<h3>Samples of what was dropped</h3>{samples}" if samples else "")
     )
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample" + ("s" if count > 1 else "")
 
 
 def _sample(sample: dict[str, Any]) -> str:

@@ -37,6 +37,15 @@ _KEYS_IN_MEMORY = 8_000_000
 Groups = dict[str, list[Shard]]
 
 
+def places(groups: Groups) -> dict[int, tuple[str, int]]:
+    """Group of each shard and its number within it, by the shard's rank."""
+    return {
+        shard.rank: (group, number)
+        for group, members in groups.items()
+        for number, shard in enumerate(members)
+    }
+
+
 def minhash_config(settings: MinhashSettings, units_per_word: float = 1.0) -> MinhashConfig:
     """datatrove's configuration.
 
@@ -310,6 +319,7 @@ __all__ = [
     "FindExactDuplicates",
     "Signatures",
     "minhash_config",
+    "places",
     "removed_by_minhash",
     "repeated",
 ]

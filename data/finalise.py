@@ -13,7 +13,7 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 from data.boilerplate import BoilerplateRemover
 from data.config import CorpusConfig
 from data.decontamination import Decontaminator
-from data.dedup import ExactFilter, Groups
+from data.dedup import ExactFilter, Groups, places
 from data.ledger import Ledger
 from data.pii import PiiMasker
 from data.shardfile import ShardWriter, read_documents, write_json
@@ -50,11 +50,7 @@ class FinaliseShards(PipelineStep):
         super().__init__()
         self.config = config
         self.shards = shards
-        self.place = {
-            shard.rank: (group, number)
-            for group, members in groups.items()
-            for number, shard in enumerate(members)
-        }
+        self.place = places(groups)
         self.minhash_groups = set(minhash_groups)
         self.workspace = workspace
         self.output_dir = output_dir

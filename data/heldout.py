@@ -14,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from data.config import CorpusConfig, HeldoutConfig
-from data.dedup import Groups, removed_by_minhash
+from data.dedup import Groups, places, removed_by_minhash
 from data.shardfile import atomic_file
 from data.sources import Shard
 from data.workspace import Workspace
@@ -46,11 +46,7 @@ class SelectHeldout(PipelineStep):
         super().__init__()
         self.config = config
         self.shards = shards
-        self.place = {
-            shard.rank: (group, number)
-            for group, members in groups.items()
-            for number, shard in enumerate(members)
-        }
+        self.place = places(groups)
         self.workspace = workspace
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:

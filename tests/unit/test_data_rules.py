@@ -327,7 +327,12 @@ def test_contamination_ignores_spacing_case_and_width() -> None:
     assert known.find("So: A LONG enough-question, about the height of mountains?")[:2] == ("en", 3)
     assert known.find("問題。富士山の高さは、何メートルですか答えなさい。")[:2] == ("ja", 0)
     assert known.find("a long enough question") is None  # 19 characters
-    assert known.find("富士山の高さは何メートル") is None  # 12 of the 15 a dense script needs
+    assert known.find("富士山の高さは何メートル") is None  # 12 of the 15 that Japanese needs
+    # 25 characters of Thai are a phrase of five words, and no evidence: Thai needs as many as English.
+    minister = "รัฐมนตรีว่าการกระทรวงมหาดไทย"
+    thai = Contamination([("th", 7, f"ใครเป็น{minister}ในรัฐบาลชุดแรกของประเทศ")], length=50)
+    assert thai.find(f"เมื่อวานนี้{minister}กล่าวว่า") is None
+    assert thai.find(f"คำถาม: ใครเป็น {minister} ในรัฐบาลชุดแรกของประเทศ?")[:2] == ("th", 7)
 
 
 def test_profiles_name_the_source_of_every_threshold() -> None:

@@ -26,14 +26,17 @@ class SampleConfig(StrictModel):
 class PerplexitySetConfig(StrictModel):
     """A perplexity over documents of several languages together, as BiLLa reports it.
 
-    BiLLa's card: 1,000 documents of PILE ("English"), the same plus 1,000 of WuDao ("mixed"), none of them
-    trained on.
+    BiLLa's author: "by conditional generation", 1,000 documents of PILE ("English"), the same plus 1,000 of
+    WuDao ("mixed"), none of them trained on.
     """
 
     languages: list[str] = Field(min_length=1)
     """Languages whose held-out documents belong to the set."""
     documents_per_language: int = Field(default=1000, gt=0)
     """The first so many held-out documents of each language."""
+    given: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every document's tokens that is only read, not scored: the perplexity of its continuation.
+    Then there are no bits per byte, since tokenizers cut a document in different places."""
 
 
 class HarnessConfig(StrictModel):

@@ -87,14 +87,20 @@ def run(
     measured: dict[str, _Measured] = {}
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
-        scores = _score(model, name, [*documents.values(), *set_documents.values()], window, stride, config)
+        plain = [items for key, items in set_documents.items() if not config.perplexity_sets[key].given]
+        scores = _score(model, name, [*documents.values(), *plain], window, stride, config)
+        set_scores: dict[str, list[Score]] = {}
+        for key, items in set_documents.items():
+            given = config.perplexity_sets[key].given
+            found = (
+                _score(model, f"{name} ({key})", [items], window, stride, config, given) if given else scores
+            )
+            set_scores[key] = [found[item] for item in items]
         continuations = continue_greedily(model, [prompt.text for prompt in prompts], config.samples)
         del model  # one model in memory at a time
         measured[name] = _Measured(
             scores={language: [scores[item] for item in items] for language, items in documents.items()},
-            perplexity_sets={
-                set_name: [scores[item] for item in items] for set_name, items in set_documents.items()
-            },
+            perplexity_sets=set_scores,
             continuations=continuations,
             benchmarks={}
             if config.harness is None
@@ -184,6 +190,7 @@ def _score(
     window: int,
     stride: int,
     config: EvaluateConfig,
+    given: float = 0.0,
 ) -> dict[Document, Score]:
     """Scores of all documents, those of several groups once; together, because long batches are faster."""
     documents = list(dict.fromkeys(document for group in groups for document in group))
@@ -194,6 +201,7 @@ def _score(
             documents,
             window=window,
             stride=stride,
+            given=given,
             batch_bytes=config.batch_bytes,
             advance=progress.advance,
         )
@@ -268,10 +276,13 @@ def _results(
         name: {
             "languages": entry.languages,
             "documents": len(measured["base"].perplexity_sets[name]),
+            "given": entry.given,
             **{
                 model: {
                     "perplexity": perplexity(measured[model].perplexity_sets[name]),
-                    "bits_per_byte": bits_per_byte(measured[model].perplexity_sets[name]),
+                    "bits_per_byte": None
+                    if entry.given
+                    else bits_per_byte(measured[model].perplexity_sets[name]),
                     "tokens": sum(item.tokens for item in measured[model].perplexity_sets[name]),
                 }
                 for model in MODELS

@@ -212,7 +212,10 @@ def _perplexities(results: Mapping[str, Any]) -> Markup:
                 f"{name} ({' + '.join(entry['languages'])})",
                 entry["documents"],
                 *(f"{entry[model]['perplexity']:,.2f}" for model in ("base", "result")),
-                *(f"{entry[model]['bits_per_byte']:.3f}" for model in ("base", "result")),
+                *(
+                    None if (bits := entry[model]["bits_per_byte"]) is None else f"{bits:.3f}"
+                    for model in ("base", "result")
+                ),
             ]
             for name, entry in results["perplexity_sets"].items()
         ]

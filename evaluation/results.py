@@ -72,8 +72,10 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
                         f"{entry['documents']:,}",
                         f"{entry['base']['perplexity']:,.2f}",
                         f"{entry['result']['perplexity']:,.2f}",
-                        f"{entry['base']['bits_per_byte']:.3f}",
-                        f"{entry['result']['bits_per_byte']:.3f}",
+                        *(
+                            "–" if (bits := entry[model]["bits_per_byte"]) is None else f"{bits:.3f}"
+                            for model in ("base", "result")
+                        ),
                     ]
                     for name, entry in results["perplexity_sets"].items()
                 ],

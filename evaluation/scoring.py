@@ -62,16 +62,18 @@ class Window(NamedTuple):
     scored: int
 
 
-def windows(document: int, targets: int, length: int, stride: int) -> list[Window]:
-    """Windows over a document with ``targets`` tokens behind the start token.
+def windows(document: int, targets: int, length: int, stride: int, given: int = 0) -> list[Window]:
+    """Windows over a document with ``targets`` tokens behind the start token, the first ``given`` not scored.
 
     >>> windows(0, 5, length=4, stride=2)
     [Window(document=0, begin=0, end=4, scored=4), Window(document=0, begin=1, end=5, scored=1)]
+    >>> windows(0, 5, length=4, stride=2, given=3)
+    [Window(document=0, begin=1, end=5, scored=2)]
     """
     result: list[Window] = []
-    done = 0
+    done = given
     while done < targets:
-        end = length if done == 0 else done + stride
+        end = max(length, done + stride) if done == given else done + stride
         end = min(end, targets)
         result.append(Window(document, max(0, end - length), end, end - done))
         done = end
@@ -84,6 +86,7 @@ def score_documents(
     *,
     window: int,
     stride: int,
+    given: float = 0.0,
     batch_bytes: int = 100_000_000,
     advance: Callable[[float], None] | None = None,
 ) -> list[Score]:
@@ -94,6 +97,8 @@ def score_documents(
         documents: texts.
         window: tokens of input per forward pass.
         stride: tokens by which windows move on, below ``window``.
+        given: share of a document's tokens, rounded down, that is read and not scored; it counts neither in
+            the nats nor in the tokens of its score.
         batch_bytes: memory for the logits of a batch.
         advance: called with the UTF-8 bytes finished.
 
@@ -116,7 +121,7 @@ def score_documents(
     planned = [
         item
         for position, ids in enumerate(encoded)
-        for item in windows(position, len(ids) - 1, window, stride)
+        for item in windows(position, len(ids) - 1, window, stride, int(given * (len(ids) - 1)))
     ]
     nats = [0.0] * len(documents)
     for batch in _batches(planned, batch_bytes // (4 * _COPIES * model.vocabulary_size)):
@@ -140,7 +145,7 @@ def score_documents(
     return [
         Score(
             nats=nats[position],
-            tokens=len(encoded[position]) - 1,
+            tokens=len(encoded[position]) - 1 - int(given * (len(encoded[position]) - 1)),
             bytes=document.bytes,
             unknown_tokens=int((encoded[position][1:] == unknown).sum()),
         )

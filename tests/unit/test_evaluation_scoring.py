@@ -42,14 +42,29 @@ def test_windows_score_every_token_once_with_enough_context(
     targets: int, length: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, length - 1))
+    context = data.draw(st.one_of(st.just(0), st.integers(0, targets)))
     scored: list[int] = []
-    for window in windows(0, targets, length, stride):
+    for window in windows(0, targets, length, stride, context):
         assert window.end - window.begin <= length
         first = window.end + 1 - window.scored
         scored.extend(range(first, window.end + 1))
         # A token has all its document before it, or at least window - stride tokens.
         assert window.begin == 0 or first - window.begin >= length - stride
-    assert scored == list(range(1, targets + 1))
+    assert scored == list(range(context + 1, targets + 1))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.45, 0.7])
+def test_a_continuation_has_the_loss_that_transformers_computes(model: LanguageModel, share: float) -> None:
+    document = Document("a", "A cup of tea, please, and a slice of the cake that stands over there.")
+    (score,) = score_documents(model, [document], window=64, stride=32, given=share)
+    ids = torch.tensor([[1, *model.codec.encode(document.text)]])
+    context = math.floor(share * (ids.shape[1] - 1))
+    labels = ids.clone()
+    labels[:, : context + 1] = -100  # BOS and what is given
+    with torch.no_grad():
+        loss = model.network(input_ids=ids, labels=labels).loss
+    assert score.tokens == ids.shape[1] - 1 - context
+    assert score.nats == pytest.approx(float(loss) * score.tokens, rel=1e-6)
 
 
 def test_short_documents_have_the_loss_that_transformers_computes(model: LanguageModel) -> None:

@@ -50,6 +50,7 @@ def test_results_have_both_models_and_every_language(inputs: dict[str, Path], tm
         perplexity_sets={
             "english": PerplexitySetConfig(languages=["en"], documents_per_language=2),
             "mixed": PerplexitySetConfig(languages=["en", "ja"], documents_per_language=2),
+            "continued": PerplexitySetConfig(languages=["en"], documents_per_language=2, given=0.5),
         },
     )
     result, results = evaluate(config, inputs, tmp_path / "evaluate")
@@ -72,6 +73,9 @@ def test_results_have_both_models_and_every_language(inputs: dict[str, Path], tm
             )
     assert results["perplexity_sets"]["english"]["documents"] == 2
     assert results["perplexity_sets"]["mixed"]["documents"] == 4
+    whole, continued = (results["perplexity_sets"][name]["base"] for name in ("english", "continued"))
+    assert continued["tokens"] == pytest.approx(whole["tokens"] / 2, abs=2)
+    assert continued["perplexity"] != whole["perplexity"] and continued["bits_per_byte"] is None
     samples = [json.loads(line) for line in (tmp_path / "evaluate/samples.jsonl").read_text().splitlines()]
     assert [sample["language"] for sample in samples] == list(LANGUAGES)
     page = (tmp_path / "evaluate/results.md").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ class ReaderConfig(StrictModel):
     """Plain text: one document per file, per line, or per block between blank lines."""
     encoding: str | None = None
     """HTML, WARC, plain text: character encoding; null detects it per document."""
-    maximum_document_bytes: int = Field(default=50_000_000, gt=0)
+    maximum_document_bytes: int = Field(default=20_000_000, gt=0)
     """Longer records are counted as bad input (``oversized``) and never held in memory twice."""
 
 

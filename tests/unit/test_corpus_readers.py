@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,6 @@ def test_compressed_files_whole_truncated_and_corrupt(tmp_path: Path, ending: st
         "xz": lzma.compress,
     }[ending]
     # Incompressible text, so that half of the file is half of the lines.
-    import random
-
     rng = random.Random(1)
     lines = [json.dumps({"text": rng.randbytes(500).hex()}).encode() for _ in range(2000)]
     path = tmp_path / f"a.jsonl.{ending}"
@@ -403,3 +402,60 @@ def test_line_of_fifty_megabytes_takes_little_memory(tmp_path: Path, ending: str
     assert sample["id"] == f"{path.name}, line 2" and "2,000,000 bytes" in sample["detail"]
     with pytest.raises(DataError, match=r"line 2"):
         read(path, "fail", reader={"maximum_document_bytes": 2_000_000})
+
+
+def damaged(kind: str, folder: Path) -> tuple[Path, dict[str, Any], str, str]:
+    """A file with one thing wrong: path, source options, rule in the report, words of the reason."""
+    good = b'{"text": "one"}\n'
+    noise = json.dumps({"text": random.Random(1).randbytes(5000).hex()}).encode()
+    name, data, rule, reason = {
+        "truncated gzip": ("a.jsonl.gz", gzip.compress(good + noise)[:-30], "truncated", "gzip"),
+        "truncated zstd": ("a.jsonl.zst", zstandard.compress(good + noise)[:-30], "truncated", "zstandard"),
+        "truncated warc": ("a.warc.gz", b"", "truncated", "gzip"),
+        "invalid utf-8": ("a.jsonl", good + b'{"text": "\xff\xfe"}\n', "undecodable", "utf-8"),
+        "invalid utf-8 text": ("a.txt", b"one\n\xff\xfe\n", "undecodable", "utf-8"),
+        "binary page": ("a.html", bytes(range(128, 256)) * 50, "undecodable", "invalid"),
+        "long line": (
+            "a.jsonl",
+            good + b'{"text": "' + b"x" * 25_000_000 + b'"}\n',
+            "oversized",
+            "20,000,000 bytes",
+        ),
+        "empty file": ("a.jsonl", b"", "empty_file", "no records"),
+        "broken json": ("a.jsonl", good + b'{"text": \n', "invalid_json", "Expecting value"),
+        "missing field": ("a.jsonl", good + b'{"body": "x"}\n', "missing_field", "the record has: body"),
+        "wrong type": ("a.jsonl", good + b'{"text": ["x"]}\n', "wrong_type", "is a list, not a string"),
+        "no object": ("a.jsonl", good + b'"text"\n', "wrong_type", "a str, not an object"),
+        "no parquet": ("a.parquet", b"PAR1 not really", "truncated", "parquet"),
+    }[kind]
+    path = folder / name
+    path.write_bytes(data)
+    ending = name.split(".")[1]
+    options: dict[str, Any] = {"format": {"txt": "text"}.get(ending, ending), "language": "en"}
+    if ending == "txt":
+        options["reader"] = {"documents": "line"}
+    if ending == "warc":
+        path.write_bytes(make_warc(path, 3, True)[:-40])
+    return path, options, f"read.{rule}", reason
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated gzip", "truncated zstd", "truncated warc", "invalid utf-8", "invalid utf-8 text", "binary page",
+        "long line", "empty file", "broken json", "missing field", "wrong type", "no object", "no parquet",
+    ],
+)  # fmt: skip
+def test_every_kind_of_bad_input_is_counted_or_stops_the_run(tmp_path: Path, kind: str) -> None:
+    path, options, rule, reason = damaged(kind, tmp_path)
+    documents, ledger = read(path, "skip", **options)
+    assert dropped(ledger) == {rule: 1}
+    [sample] = ledger.samples()
+    assert sample["id"].startswith(path.name) and reason in sample["detail"]
+    assert ledger.read.documents == len(documents)
+    with pytest.raises(DataError) as caught:
+        read(path, "fail", **options)
+    assert path.name in str(caught.value) and reason in str(caught.value)
+    if path.name == "a.jsonl" and kind != "empty file":
+        assert [document.text for document in documents] == ["one"]
+        assert "a.jsonl, line 2" in str(caught.value)

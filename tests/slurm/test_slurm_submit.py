@@ -117,6 +117,13 @@ def test_dry_run_of_a_recipe_on_32_nodes_with_8_gpus(tmp_path: Path) -> None:
     assert [line for line in lines if "REFUSED: allocation failure: More processors requested" in line]
 
 
+@pytest.mark.parametrize("arguments", [["train.sbatch", "x.yaml"], ["stage.sbatch", "export", "x.yaml"]])
+def test_slurm_takes_the_checked_in_scripts(arguments: list[str]) -> None:
+    accepted, message = client.test_only(ROOT / "slurm" / arguments[0], arguments[1:])
+    assert accepted, message
+    assert f"using {64 if arguments[0] == 'train.sbatch' else 8} processors on nodes node" in message
+
+
 def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         submit(ROOT / "configs" / "smoke.yaml", "local", ["cluster.train.nodes=3"], dry_run=True)

@@ -23,6 +23,8 @@ _NORMAL_95 = 1.959964
 _SHORT_WINDOW = 1024
 _RIGHT_OR_WRONG = frozenset({"accuracy", "acc", "acc_norm", "exact_match", "exact", "last_number", "boxed"})
 """Metrics that are 0 or 1 for a question."""
+_ZERO_TO_ONE = _RIGHT_OR_WRONG | {"character_f1", "character_rouge2", "f1"}
+"""Metrics whose scale ends at 1."""
 
 
 @dataclass(frozen=True)
@@ -331,10 +333,18 @@ def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interval(metric: str, value: float, error: float | None, questions: int) -> list[float] | None:
-    """95 % interval: Wilson's for shares of right answers, else from the standard error."""
-    if metric in _RIGHT_OR_WRONG and questions and 0 <= value <= 1:
+    """95 % interval: Wilson's for shares of right answers, else from the standard error, within the scale.
+
+    Answers that all score nothing have a standard error of zero, which is no certainty: Wilson's interval, the
+    widest that a score between 0 and 1 can have, stands in.
+    """
+    bounded = metric in _ZERO_TO_ONE and 0 <= value <= 1
+    if bounded and questions and (metric in _RIGHT_OR_WRONG or error == 0):
         return list(wilson(value, questions))
-    return None if error is None else [value - _NORMAL_95 * error, value + _NORMAL_95 * error]
+    if error is None:
+        return None
+    low, high = value - _NORMAL_95 * error, value + _NORMAL_95 * error
+    return [max(0.0, low), min(1.0, high)] if bounded else [low, high]
 
 
 def wilson(share: float, questions: int) -> tuple[float, float]:

@@ -58,12 +58,12 @@ def _table(
                 *(_plain(by_title.get(entry["title"]), unit) for entry in entries.values()),
             ]
         )
-    shots = [f"{entry['title']} {entry['fewshot']}" for entry in entries.values()]
+    shots = [f"{entry['title']} {entry['fewshot']} ({entry['questions']:,})" for entry in entries.values()]
     source = f" Other rows: {described['source']}." if described else ""
     return join(
         [
             table(f"Benchmarks {suite or ''}", [Column("model", numeric=False), *columns], rows),
-            note(f"Examples before a question: {', '.join(shots)}.{source}"),
+            note(f"Examples before a question (questions asked): {', '.join(shots)}.{source}"),
         ]
     )
 

@@ -15,7 +15,7 @@ from evaluation.artefacts import Artefacts
 from evaluation.benchmark_data import read_records
 from evaluation.benchmark_scores import boxed, character_f1, character_rouge2, last_number, normalised
 from evaluation.config import HarnessConfig
-from evaluation.harness import benchmarks, check, evaluate_benchmarks, own_tasks, suites, wilson
+from evaluation.harness import _interval, benchmarks, check, evaluate_benchmarks, own_tasks, suites, wilson
 from evaluation.report_benchmarks import benchmarks_section
 from experiment.errors import ConfigError, DataError, EnvironmentError_
 from experiment.graph import Graph, Stage
@@ -183,6 +183,15 @@ def test_suites_open_and_examples_can_be_changed() -> None:
     assert by_task["jsquad"].key == "swallow-ja/JSQuAD" and by_task["hellaswag"].key == "hellaswag"
 
 
+def test_intervals_stay_on_their_scale() -> None:
+    assert _interval("character_f1", 0.02, 0.02, 24) == [0.0, pytest.approx(0.02 + 1.959964 * 0.02)]
+    # 24 answers without a right character do not prove that no answer ever has one.
+    assert _interval("character_f1", 0.0, 0.0, 24) == list(wilson(0.0, 24))
+    assert _interval("accuracy", 0.25, 0.1, 24) == list(wilson(0.25, 24))
+    assert _interval("bleu", 20.0, 1.0, 24) == pytest.approx([18.04, 21.96], abs=1e-3)
+    assert _interval("bleu", 20.0, None, 24) is None
+
+
 def test_columns_of_a_suite_can_be_asked_for() -> None:
     (found,) = benchmarks(HarnessConfig(tasks=["seallm-knowledge/M3Exam th"]))
     assert (found.task, found.suite, found.fewshot) == ("m3exam_th", "seallm-knowledge", 3)
@@ -300,6 +309,6 @@ def test_the_report_shows_ours_beside_the_published_row() -> None:
     artefacts = Artefacts(**{**vars(artefacts), "results": {"benchmarks": measured}})
     section = benchmarks_section(artefacts, ["Swallow 7B"])
     assert section is not None
-    for expected in ("0.7000", "0.8000", "[0.6804, 0.7196]", "Swallow 7B", "0.8573", "JSQuAD 4"):
+    for expected in ("0.7000", "0.8000", "[0.6804, 0.7196]", "Swallow 7B", "0.8573", "JSQuAD 4 (100)"):
         assert expected in section.content
     assert "Swallow 70B" not in section.content

@@ -51,6 +51,8 @@ CASES = [
     Case("llama-mqa-fp16", "Llama", {"num_key_value_heads": 1}, dtype="float16"),
     Case("llama-tied-odd", "Llama", {"tie_word_embeddings": True, "vocab_size": 101}),
     Case("llama-biases", "Llama", {"attention_bias": True, "mlp_bias": True}),
+    Case("llama-attention-biases", "Llama", {"attention_bias": True}),
+    Case("llama-mlp-biases", "Llama", {"mlp_bias": True}),
     Case("llama-wide-heads", "Llama", {"head_dim": 24}),
     Case("llama3-rope", "Llama", {"rope_parameters": LLAMA3_ROPE}, dtype="bfloat16"),
     Case("llama-linear-rope", "Llama", {"rope_parameters": LINEAR_ROPE}),

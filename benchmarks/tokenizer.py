@@ -272,19 +272,24 @@ def main() -> None:
     parser.add_argument("--extend", type=json.loads, default={}, help="tokenizer.extend fields as JSON")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    lines = [f"# Vocabulary stage on {platform.machine()}, Python {platform.python_version()}"]
-    lines += ["", "`python " + " ".join(sys.argv) + "`", ""]
+    parts = [
+        f"# Vocabulary stage on {platform.machine()}, Python {platform.python_version()}\n\n"
+        f"`python {' '.join(sys.argv)}`\n"
+    ]
+    print(parts[0], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if args.only in (None, "ja"):
-            lines += table("ja", ("ja",), 11176, args, work)
-        if args.only in (None, "joint"):
-            lines += table("joint", JOINT, 16512, args, work)
-        lines += speed(args, work)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text, encoding="utf-8")
+        steps = {
+            "ja": lambda: table("ja", ("ja",), 11176, args, work),
+            "joint": lambda: table("joint", JOINT, 16512, args, work),
+            "speed": lambda: speed(args, work),
+        }
+        for name, step in steps.items():
+            if args.only in (None, name) or name == "speed":
+                parts.append("\n".join(step()))
+                print(parts[-1], flush=True)
+                if args.out is not None:
+                    args.out.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 _SHIFT = 22  # symbols per vocabulary: 4 million
 _REBUILD_RATIO = 0.85
+_DEAD_SHARE = 0.4
 _FLOOR = 1e-12
 
 Ints = NDArray[np.int32]
@@ -169,15 +170,22 @@ class MergeLearner:
             history.append(self.tokens.copy())
             if progress is not None:
                 progress(1)
-            if np.any(self.tokens < _REBUILD_RATIO * self._tokens_at_rebuild):
+            if self._is_stale():
                 self._rebuild()
         return Learned(pieces, np.array(history), False, self._reasons)
+
+    def _is_stale(self) -> bool:
+        """Whether to rebuild: many dead positions, or weights that depend on remaining tokens and are old."""
+        if self._balance and bool(np.any(self.tokens < _REBUILD_RATIO * self._tokens_at_rebuild)):
+            return True
+        return self._dead > _DEAD_SHARE * len(self._symbols)
 
     # -- counting -----------------------------------------------------------------------------------
 
     def _rebuild(self) -> None:
         """Drop dead positions, weigh languages by their remaining tokens, count every pair anew."""
         self._compact()
+        self._dead = 0
         self._tokens_at_rebuild = self.tokens.copy()
         remaining = np.maximum(self.tokens / np.maximum(self._initial_tokens, 1.0), _FLOOR)
         self._scale = self._importance / np.maximum(self._initial_tokens, 1.0) / remaining**self._balance
@@ -379,6 +387,7 @@ class MergeLearner:
         self.tokens -= self._by_language(left, self._counts)
         symbols[left] = symbol
         symbols[right] = -2
+        self._dead += len(right)
         following[left] = after
         previous[after[has_after]] = left[has_after]
         # New pairs appear, once each.

@@ -23,6 +23,7 @@ PACKAGES = {
     "lao": ("laonlp",),
     "burmese": ("pyidaungsu",),
 }
+_ON_PYPI = {"unidic_lite": "unidic-lite", "khmernltk": "khmer-nltk", "pyidaungsu": "pyidaungsu-numpy2"}
 _FOR_LANGUAGE = {"ja": "mecab", "zh": "jieba", "th": "thai", "km": "khmer", "lo": "lao", "my": "burmese"}
 _UNSPACED = frozenset({"ja", "zh", "yue", "th", "km", "lo", "my"})
 
@@ -47,8 +48,8 @@ def pretokeniser(name: str) -> Split:
             f"pretokenisation by '{name}' needs {', '.join(PACKAGES[name])}",
             where="tokenizer.extend.pretokenise",
             got=f"not installed: {', '.join(missing)}",
-            fix=f"pip install {' '.join(item.replace('_', '-') for item in PACKAGES[name])}, or leave the "
-            "language out of pretokenise",
+            fix=f"pip install {' '.join(_ON_PYPI.get(item, item) for item in PACKAGES[name])} (all of them: "
+            "pip install 'tsugiki[words]'), or leave the language out of pretokenise",
         )
     return _segmenter(name)
 

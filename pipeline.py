@@ -91,8 +91,13 @@ class Experiment:
         temporary.replace(self.run_dir / "config.yaml")
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(path: Path, overrides: Sequence[str] = (), *, any_layout: bool = False) -> Experiment:
     """Read and check an experiment.
+
+    Args:
+        path: YAML file.
+        overrides: ``--set`` options.
+        any_layout: accept a division over processes that cannot run, to plan another.
 
     Raises:
         ConfigError: with the dotted path, the value, what was expected, file and line.
@@ -101,7 +106,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     experiment = Experiment(validate(ExperimentConfig, raw), raw)
     _check_languages(experiment)
     _check_lengths(experiment)
-    _check_layout(experiment)
+    _check_model(experiment, any_layout)
     return experiment
 
 
@@ -216,7 +221,7 @@ def _check_lengths(experiment: Experiment) -> None:
         )  # fmt: skip
 
 
-def _check_layout(experiment: Experiment) -> None:
+def _check_model(experiment: Experiment, any_layout: bool) -> None:
     """Positions and division over processes against the model, where its architecture is known already."""
     base, train, graft = experiment.config.base, experiment.config.train, experiment.config.graft
     try:
@@ -232,4 +237,5 @@ def _check_layout(experiment: Experiment) -> None:
             f"at most {spec.max_positions}, or graft.max_positions: {train.sequence_length} with "
             "graft.rope_theta or graft.rope_scaling where the base needs one",
         )  # fmt: skip
-    check_layout(train, spec, train.parallel.data or 1)
+    if not any_layout:
+        check_layout(train, spec, train.parallel.data or 1)

@@ -55,10 +55,10 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Redo the selected st
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
-def _load(config: Path, overrides: list[str] | None) -> Experiment:
+def _load(config: Path, overrides: list[str] | None, *, any_layout: bool = False) -> Experiment:
     from pipeline import load_experiment
 
-    return load_experiment(config, overrides or ())
+    return load_experiment(config, overrides or (), any_layout=any_layout)
 
 
 def _run(
@@ -398,7 +398,7 @@ def plan(
     from pretrain.plan_compute import find_gpu
     from pretrain.plan_layouts import Machine
 
-    experiment = _load(config, overrides)
+    experiment = _load(config, overrides, any_layout=True)
     made = make_plan(
         name=experiment.config.name,
         base=experiment.config.base,

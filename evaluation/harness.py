@@ -335,8 +335,8 @@ def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
 def _interval(metric: str, value: float, error: float | None, questions: int) -> list[float] | None:
     """95 % interval: Wilson's for shares of right answers, else from the standard error, within the scale.
 
-    Answers that all score nothing have a standard error of zero, which is no certainty: Wilson's interval, the
-    widest that a score between 0 and 1 can have, stands in.
+    Answers that all score nothing have a standard error of zero, which is no certainty: Wilson's interval
+    stands in, which assumes the largest variance that scores between 0 and 1 can have.
     """
     bounded = metric in _ZERO_TO_ONE and 0 <= value <= 1
     if bounded and questions and (metric in _RIGHT_OR_WRONG or error == 0):

@@ -151,7 +151,8 @@ class Plan:
             f"x context {parallel.context} x data {self.data}",
             f"  work         {work.flops:.3e} FLOP (attention counted causal: {work.causal_flops:.3e})",
             f"  time         {_hours(work.hours)}, {work.gpu_hours:,.1f} GPU-hours at "
-            f"{self.machine.mfu:.0%} MFU of {self.machine.gpu.name}",
+            f"{self.machine.mfu:.0%} MFU of {self.machine.gpu.name}: "
+            f"{work.tokens / work.gpu_hours / 3600:,.0f} tokens/s a GPU",
             f"  storage      {_size(work.checkpoint_bytes)} a checkpoint, {_size(work.storage_bytes)} in all",
             "",
             "  stage  " + "".join(f"{column:>13}" for column in _COLUMNS),
@@ -162,7 +163,8 @@ class Plan:
             )
         lines.append("")
         limit = f"{_size(self.machine.usable_bytes)} usable of one {self.machine.gpu.name}"
-        lines.append(f"  {'fits' if self.fits else 'DOES NOT FIT'}: {limit}")
+        verdict = "fits" if self.fits else "CANNOT RUN" if self.problems else "DOES NOT FIT"
+        lines.append(f"  {verdict}: {limit}")
         lines += [f"  problem: {problem}" for problem in self.problems]
         if self.proposals:
             lines += ["", "  layouts that fit, best first:"]

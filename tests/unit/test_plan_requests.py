@@ -205,4 +205,10 @@ def test_command_line() -> None:
     text = run("configs/recipes/swallow-70b.yaml", "--gpu", "a100-40gb").stdout
     assert "69,159,755,776" in text
     assert "256 GPUs" in text
+    assert "8,533 tokens/s a GPU" in run("configs/recipes/swallow-7b.yaml").stdout  # 3,413.3 GPU-hours
+    # A layout that `run` refuses is planned, with layouts that would do.
+    done = run("configs/recipes/swallow-7b.yaml", "--set", "train.parallel.pipeline=5")
+    assert done.returncode == 0, done.stderr
+    assert "CANNOT RUN" in done.stdout and "does not divide layers 32" in done.stdout
+    assert "layouts that fit, best first" in done.stdout
     assert run("configs/quickstart.yaml", "--gpu", "abacus").returncode == 2

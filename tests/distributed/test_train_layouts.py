@@ -83,8 +83,11 @@ def test_resumed_under_another_layout(
     request: pytest.FixtureRequest,
 ) -> None:
     """Parameters, moments (divided over replicas by the distributed optimizer), schedule and data go on."""
+    begun = alone if not before else case / f"begun-{'-'.join(before)}"
+    if not begun.exists():
+        train(case, begun, parallel=before, save_interval_steps=8, keep_checkpoints=9)
     output = case / str(request.node.callspec.id)
-    train(case, output, parallel=before, save_interval_steps=8, keep_checkpoints=9)
+    shutil.copytree(begun, output)
     for step in (16, STEPS):
         shutil.rmtree(output / "checkpoints" / f"iter_{step:07d}")
     train(case, output, parallel=after, save_interval_steps=8)

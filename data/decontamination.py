@@ -3,7 +3,7 @@
 Texts are compared by their letters, marks and digits only, lower case, compatibility-composed, so
 punctuation, spacing and full-width forms hide nothing and no word segmentation is needed. A
 document is contaminated when it shares a run of ``ngram_characters`` such characters with a string
-of an evaluation set, half as many where the string is mostly Chinese, Japanese or Korean (a
+of an evaluation set, half as many where these are mostly Chinese, Japanese or Korean (a
 character there carries about twice as much as a Latin one; a Thai or Khmer one does not: with half
 as many, titles of ministries made up nearly all hits). Shorter strings cannot be matched.
 """
@@ -55,11 +55,13 @@ class Contamination:
         hashes: dict[int, list[NDArray[np.uint64]]] = {}
         owners: dict[int, list[NDArray[np.int64]]] = {}
         for position, (_, _, text) in enumerate(self.items):
-            dense = 2 * len(_DENSE.findall(text)) > len(text)
-            size = max(1, length // 2) if dense else length
-            windows = SpanHasher(text).windows(size)
-            hashes.setdefault(size, []).append(windows)
-            owners.setdefault(size, []).append(np.full(len(windows), position))
+            hasher = SpanHasher(text)
+            for size, windows in (
+                (length, hasher.windows(length)),
+                (short := max(1, length // 2), hasher.windows(short)[_mostly_dense(text, short)]),
+            ):
+                hashes.setdefault(size, []).append(windows)
+                owners.setdefault(size, []).append(np.full(len(windows), position))
         self._tables: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
         for size in sorted(hashes):
             values, owner = np.concatenate(hashes[size]), np.concatenate(owners[size])
@@ -82,6 +84,14 @@ class Contamination:
                 if match in item:  # equal hashes of different texts: practically never
                     return name, number, match
         return None
+
+
+def _mostly_dense(text: str, size: int) -> NDArray[np.bool_]:
+    """Which windows of a size are at least half Chinese, Japanese or Korean; shape as of the windows."""
+    dense = np.zeros(len(text) + 1, np.int64)
+    dense[[match.end() for match in _DENSE.finditer(text)]] = 1
+    counts = np.cumsum(dense)  # dense characters before each place
+    return 2 * (counts[size:] - counts[: max(0, len(counts) - size)]) >= size
 
 
 @lru_cache(maxsize=1)

@@ -174,11 +174,14 @@ def _result(mixture: Mixture, seconds: float, text_bytes: int) -> StageResult:
         metrics[f"tokens/{source.name}/share"] = source.share
         metrics[f"tokens/{source.name}/epochs"] = source.epochs
         metrics[f"tokens/{source.name}/bytes_per_token"] = source.bytes / source.tokens
-    summary = tuple(
+    summary = [
         f"{source.name}: {source.tokens:,} tokens ({source.bytes / 1e6:,.2f} MB), share {source.share:.1%}, "
         f"{source.planned_tokens:,} planned = {source.epochs:.2f} epochs"
         for source in mixture.sources
-    )
+    ]
+    if mixture.untrained:
+        names = ", ".join(f"{source.name} {source.tokens:,}" for source in mixture.untrained)
+        summary.append(f"not trained on, as no weight names them (validated only): {names} tokens")
     return StageResult(
         counts={
             "tokens": sum(source.tokens for source in mixture.sources),
@@ -187,5 +190,5 @@ def _result(mixture: Mixture, seconds: float, text_bytes: int) -> StageResult:
         },
         metrics=metrics,
         artifacts=("mixture.json",),
-        summary=summary,
+        summary=tuple(summary),
     )

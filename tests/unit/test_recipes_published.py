@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,31 @@ def test_every_recipe_measures_what_its_source_published() -> None:
         for suite in wanted:
             rows = suites()[suite]["published"]
             assert set(rows) & set(config.report.published), (path.stem, suite)
+
+
+@pytest.mark.parametrize(
+    ("page", "rows"),
+    [
+        ("swallow", r"Swallow|Llama 2"),
+        ("seallm", r"SeaLLM"),
+        ("sus-chat", r"SUS-Chat|Yi-34B-Chat"),
+    ],
+)
+def test_pages_and_report_have_the_same_published_scores(page: str, rows: str) -> None:
+    from evaluation.harness import suites
+
+    text = (ROOT / "docs" / "recipes" / f"{page}.md").read_text(encoding="utf-8")
+    written = {float(number) for number in re.findall(r"(?<![\w.])\d*\.\d+", text)}
+    checked = 0
+    for name, suite in suites().items():
+        if not name.startswith(page):
+            continue
+        for row, values in suite["published"].items():
+            if re.match(rows, row):
+                missing = [value for value in values if value not in written and value != int(value)]
+                assert not missing, (name, row, missing)
+                checked += len(values)
+    assert checked >= 20
 
 
 def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         minn=1,
         maxn=2,
         bucket=20_000,
-        thread=1,
+        thread=10,  # fastText fills its matrix in tenths, one a thread: with fewer, the rest is what memory held
         verbose=0,
     )
     trained.save_model(str(folder / "model.bin"))

@@ -78,7 +78,7 @@ class ExtendConfig(StrictModel):
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
     scripts: dict[str, list[str]] = Field(default_factory=dict)
     """Unicode scripts of a language that is not in the built-in table, e.g. ``{xx: [Cyrillic]}``."""
-    size_exponent: float = Field(default=0.4, ge=0, le=1)
+    size_exponent: float = Field(default=0.6, ge=0, le=1)
     """Languages also count by their amount of training text to this power: 0 not at all, 1 as plain BPE
     on the joint text does."""
     character_factor: float = Field(default=3.0, gt=0)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datatrove.data import Document, DocumentsPipeline
+from datatrove.executor.base import DistributedEnvVars
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
@@ -99,6 +100,16 @@ class SiteExecutor(SlurmPipelineExecutor):
 
     def launch_merge_stats(self) -> None:
         """Nothing: the stage adds its own statistics up."""
+
+    def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
+        """What steps may ask for. A task has one node: no need of `scontrol`, which a container lacks."""
+        return DistributedEnvVars(
+            datatrove_node_ips=os.environ["SLURM_NODELIST"],
+            datatrove_cpus_per_task=str(self.cpus_per_task),
+            datatrove_mem_per_cpu=str(self.mem_per_cpu_gb),
+            datatrove_gpus_on_node="0",
+            datatrove_executor="SLURM",
+        )
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         """Options of the array job, from the cluster file."""

@@ -64,7 +64,7 @@ def main(jobs_path: Path) -> None:
                 if world.rank == 0:
                     Path(job["scaled"]).mkdir(parents=True)
                 torch.distributed.barrier()
-                TrainingState(list(chunks), None, spec.vocabulary_size).save(Path(job["scaled"]), {})
+                TrainingState(list(chunks), None, spec.vocabulary_size).save(Path(job["scaled"]), {})()
         torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -83,6 +83,34 @@ class Experiment:
         )
         return Graph(stages(self.config), self.run_dir, context, self.config.tracking, announce)
 
+    def missing_inputs(self, stages: Sequence[Stage]) -> list[tuple[tuple[str | int, ...], str]]:
+        """What these stages read that is not on this machine: place in the configuration, path or pattern."""
+        missing: list[tuple[tuple[str | int, ...], str]] = []
+        if any(stage.name == "corpus" for stage in stages):
+            missing += [
+                (("corpus", "sources", index, "path"), pattern)
+                for index, source in enumerate(self.config.corpus.sources)
+                for pattern in _local(source.paths)
+                if not _matches(pattern)
+            ]
+        base = self.config.base.path
+        if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
+            missing.append((("base", "path"), base))
+        return missing
+
+    def check_base(self, stages: Sequence[Stage]) -> None:
+        """Refuse to start a run whose later stages will not find their base model.
+
+        Raises:
+            ConfigError: ``base.path`` is not there.
+        """
+        for location, path in self.missing_inputs(stages):
+            if location == ("base", "path"):
+                _fail(
+                    self, location, "no base model here", path,
+                    "a Hugging Face directory with weights and tokenizer, or base.scratch to train one",
+                )  # fmt: skip
+
     def save_config(self) -> None:
         """Write the resolved configuration into the run directory."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -159,14 +187,15 @@ def _source_files(corpus: CorpusConfig) -> list[Path]:
     patterns += [f"{folder}/*.*" for folder in corpus.profile_folders]  # profiles and word lists
     if corpus.language_identification.model is not None:
         patterns.append(corpus.language_identification.model)
-    local = [pattern for pattern in patterns if "://" not in pattern and not pattern.startswith("debian:")]
-    return sorted(
-        {
-            Path(found)
-            for pattern in local
-            for found in glob.glob(str(expand_path(pattern)), recursive=True)  # noqa: PTH207
-        }
-    )
+    return sorted({found for pattern in _local(patterns) for found in _matches(pattern)})
+
+
+def _local(patterns: Sequence[str]) -> list[str]:
+    return [pattern for pattern in patterns if "://" not in pattern and not pattern.startswith("debian:")]
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(found) for found in glob.glob(str(expand_path(pattern)), recursive=True)]  # noqa: PTH207
 
 
 def _fail(

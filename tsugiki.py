@@ -77,7 +77,10 @@ def _run(
         typer.echo(f"{experiment.config.name}: {config} is valid; run directory {experiment.run_dir}")
         for decision in graph.preview(selected, force=force):
             typer.echo(f"  {decision.stage:<10}{decision.action:<8}{decision.reason}")
+        for location, path in experiment.missing_inputs(selected):
+            typer.echo(f"  not on this machine: {'.'.join(map(str, location))} = {path}")
         return
+    experiment.check_base(selected)
     experiment.save_config()
     graph.run(selected, experiment.config, force=force)
     report = experiment.run_dir / "report" / "index.html"

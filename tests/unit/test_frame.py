@@ -79,6 +79,7 @@ def test_help_lists_the_commands() -> None:
         (["run", "configs/smoke.yaml", "--set", "tokens.mixture.total_tokens=10"], "smaller than one step"),
         (["run", "configs/smoke.yaml", "--set", "base.scratch.language=fr"], "no corpus source in this language"),
         (["run", "configs/smoke.yaml", "--set", "tokenizer.extend.languages={fr: 1}"], "no corpus source in this language"),
+        (["run", "configs/recipes/swallow-7b.yaml"], "no base model here"),
         (["status", "no-such-run"], "no run here"),
         (["tokenizer", "report", "--tokenizer", "x", "--text", "en=a", "--out", "o"], "malformed --tokenizer"),
         (["frobnicate"], "No such command"),

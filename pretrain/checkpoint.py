@@ -389,10 +389,12 @@ def _raise_anywhere(problem: str, where: Path) -> None:
 
 
 def _cannot_write(where: Path, reason: str) -> CheckpointError:
+    # torch does not always pass on that the disk is full ("unexpected pos 704 vs 598").
+    free = shutil.disk_usage(where if where.exists() else where.parent.parent).free
     return CheckpointError(
         "cannot write a checkpoint",
         where=where,
-        got=reason,
+        got=f"{reason}\n{free:,} bytes are free there",
         fix="free disk space and run the same command again; the previous checkpoint is intact and training "
         "continues from it",
     )

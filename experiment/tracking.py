@@ -322,7 +322,8 @@ def _experiment_id(client: Any, config: TrackingConfig, run_dir: Path) -> str:
     if (found := client.get_experiment_by_name(config.experiment)) is not None:
         return str(found.experiment_id)
     location = None
-    if config.uri is None:
+    if config.uri is None or not config.uri.startswith(("http:", "https:", "databricks")):
+        # A store without a server puts artefacts into the current directory unless told otherwise.
         location = (run_dir.resolve().parent / "mlartifacts" / config.experiment).as_uri()
     try:
         return str(client.create_experiment(config.experiment, artifact_location=location))

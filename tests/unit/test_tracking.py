@@ -167,3 +167,15 @@ def test_vanished_run_is_replaced(run_dir: Path) -> None:
     tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "again", run_id="0" * 32)
     assert isinstance(tracker, MlflowTracker) and tracker.info is not None
     assert tracker.info.run_id != "0" * 32
+
+
+def test_artefacts_of_a_file_store_lie_beside_the_run(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/elsewhere.db")
+    tracker = open_run(config, run_dir, "x")
+    assert tracker is not None
+    experiment = MlflowClient(tracking_uri=config.uri).get_experiment_by_name(config.experiment)
+    assert experiment.artifact_location.startswith(run_dir.resolve().parent.as_uri())
+    assert not (tmp_path / "mlruns").exists()

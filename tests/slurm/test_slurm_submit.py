@@ -161,6 +161,8 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
     before = max(losses(smoke))
     wait_until(lambda: max(losses(smoke)) > before, 600, lambda: log(smoke))
     _reach_the_time_limit(smoke, train)
+    # The rest in one go, on a slow machine too.
+    subprocess.run(["scontrol", "update", f"JobId={train}", "TimeLimit=60"], check=True)
     hand_state = wait_until(lambda: _ended(int(hand_job)), 600, lambda: (tmp_path / "train.log").read_text())
     assert hand_state.state == "COMPLETED", (tmp_path / "train.log").read_text()
     last = ids["report", "stage"]

@@ -126,9 +126,10 @@ def _averaged(
         weight = torch.ones(len(owner))
     else:
         weight = torch.tensor([value for item in weights for value in item], dtype=torch.float32)
+    sums = torch.zeros(len(pieces), rows.shape[1]).index_add_(0, owner, rows * weight.unsqueeze(1))  # [N, H]
     total = torch.zeros(len(pieces)).index_add_(0, owner, weight)  # [N]
-    share = weight / total[owner]
-    return torch.zeros(len(pieces), rows.shape[1]).index_add_(0, owner, rows * share.unsqueeze(1))  # [N, H]
+    # Divided once, at the end: shares such as 1/3 are rounded, which decides ties when rows become bf16.
+    return sums / total.clamp(min=torch.finfo().tiny).unsqueeze(1)
 
 
 def _checked(

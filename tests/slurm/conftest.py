@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def cluster() -> Iterator[None]:
         pytest.skip(reason)
     with Path("/tmp/tsugiki-slurm-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if (reason := up(**SIZE)) is not None:
+        with _mending():
+            reason = up(**SIZE)
+        if reason is not None:
             pytest.skip(f"Slurm could not be installed: {reason}")
         yield
         try:
@@ -69,6 +72,22 @@ def cluster() -> Iterator[None]:
         except OSError:
             return  # another test process still uses it
         down()
+
+
+@contextmanager
+def _mending() -> Iterator[None]:
+    """Nobody else mends the cluster meanwhile: another test process that starts would bring back a dead node."""
+    with Path("/tmp/tsugiki-slurm-mending.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def breakable(cluster: None) -> Iterator[None]:
+    """The cluster, for a test that breaks a node: it stays broken until the end of the test."""
+    with _mending():
+        yield
+        assert up(**SIZE) is None
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import toy
-from conftest import HERE, SIZE, down, up, wait_until
+from conftest import HERE, down, wait_until
 from toy_run import Run, ranks, site
 
 from experiment.errors import ConfigError
@@ -263,7 +263,7 @@ def test_one_torchrun_per_node(tmp_path: Path) -> None:
     assert first_step > 1
 
 
-def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None:
+def test_dead_node_daemon_does_not_leave_a_second_writer(breakable: None, tmp_path: Path) -> None:
     """The ranks of a node outlive its slurmd; the requeued job must not find them writing beside it."""
     # a rank that would not end by itself
     hang = {"kind": "hang", "rank": 3, "step": 3}
@@ -279,31 +279,25 @@ def test_dead_node_daemon_does_not_leave_a_second_writer(tmp_path: Path) -> None
     first = wait_until(lambda: ranks(run, 1), 20, run.log)
     node, stale = first[3]  # a node that is not the one of the batch script
     assert node != first[0][0]
-    try:
-        down(f"slurmd-{node}")
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
-        run.wait_for("start", count=2)
-        second = wait_until(lambda: ranks(run, 2), 40, run.log)
-        assert not Path(f"/proc/{stale}").exists()
-        assert node not in [host for host, _ in second]
-        assert run.finish(60)["x"] == toy.expected_state(60)
-    finally:
-        assert up(**SIZE) is None
+    down(f"slurmd-{node}")
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    run.wait_for("start", count=2)
+    second = wait_until(lambda: ranks(run, 2), 40, run.log)
+    assert not Path(f"/proc/{stale}").exists()
+    assert node not in [host for host, _ in second]
+    assert run.finish(60)["x"] == toy.expected_state(60)
 
 
-def test_dead_node_with_the_batch_script(tmp_path: Path) -> None:
+def test_dead_node_with_the_batch_script(breakable: None, tmp_path: Path) -> None:
     """Every process of the job's first node is gone at once, and with them the script that requeues."""
     run = Run(tmp_path, "dead-node", train={"steps": 80, "step_seconds": 0.1, "save_every": 10})
     run.submit(site(train={"nodes": 2, "tasks_per_node": 2, "exclude_nodes": ["node[1-2]"]}))
     first = wait_until(lambda: ranks(run, 1), 60, run.log)
     node = first[0][0]
-    try:
-        wait_until((run.dir / "train.partial" / "checkpoints" / "latest.json").is_file, 60, run.log)
-        down(node)
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
-        assert run.finish(120)["x"] == toy.expected_state(80)
-    finally:
-        assert up(**SIZE) is None
+    wait_until((run.dir / "train.partial" / "checkpoints" / "latest.json").is_file, 60, run.log)
+    down(node)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    assert run.finish(120)["x"] == toy.expected_state(80)
     assert run.events() == ["start", "start", "complete"]
     second = (run.dir / "train" / "ranks-0.log").read_text().splitlines()[1].split()
     assert second[0] != node

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
-from numpy.typing import NDArray
 
 from data.config import TokensConfig
 from data.encoding import Ids, load_encoder
 from data.execution import ProcessExecutor, available_workers
 from data.indexed_dataset import TokenType, token_type
-from data.shardfile import atomic_file, write_json
+from data.shardfile import atomic_file
 from data.workspace import open_work
 from experiment.chat_tokens import ChatConfig, ChatEncoder
 from experiment.corpus_index import INDEX_NAME, CorpusIndex, CorpusSource, Split, read_jsonl_zst
@@ -102,7 +101,7 @@ def stored_type(kind: str, vocabulary: Vocabulary) -> TokenType:
 
 
 class EncodeShards(PipelineStep):
-    """Task ``rank`` encodes shard ``rank``: raw ids and the length of every document.
+    """Task ``rank`` encodes shard ``rank``: raw ids, and of every document its tokens and bytes of text.
 
     Args:
         tokenizer_dir: the tokenizer.
@@ -138,21 +137,21 @@ class EncodeShards(PipelineStep):
         task = self.tasks[rank]
         encode = self._conversations if task.kind == "instruction" else self._texts
         dtype = stored_type(task.kind, self.vocabulary)
-        lengths: list[NDArray[np.int64]] = []
-        text_bytes = 0
+        lengths, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         with atomic_file(self.work / f"{task.part}.ids") as file:
             for records in _batches(read_jsonl_zst(task.shard), self.config.batch_documents):
-                ids, counts, size = encode(records)
+                ids, counts, text_bytes = encode(records)
                 file.write(ids.astype(dtype).tobytes())
                 lengths.append(counts)
-                text_bytes += size
+                sizes.append(text_bytes)
         with atomic_file(self.work / f"{task.part}.lengths.npy") as file:
-            np.save(file, np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int32))
-        write_json(self.work / f"{task.part}.json", {"bytes": text_bytes})
+            np.save(file, np.concatenate(lengths).astype(np.int32))
+        with atomic_file(self.work / f"{task.part}.bytes.npy") as file:
+            np.save(file, np.concatenate(sizes))
         yield from ()
 
-    def _texts(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, int]:
-        """Ids of all documents with BOS and EOD, tokens per document, bytes of text."""
+    def _texts(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, Ids]:
+        """Ids of all documents with BOS and EOD; tokens and bytes of text of each document."""
         texts = [record["text"] for record in records]
         ids, counts = load_encoder(self.tokenizer_dir / TOKENIZER_NAME).encode(texts)
         ends = np.cumsum(counts)
@@ -162,16 +161,16 @@ class EncodeShards(PipelineStep):
         # Document by document, BOS before EOD: np.insert keeps the order of what goes to one place.
         place = np.stack([places for places, _ in marks], axis=1).ravel()
         value = np.tile([mark for _, mark in marks], len(texts))
-        size = sum(len(text.encode()) for text in texts)
-        return np.insert(ids, place, value), counts + len(marks), size
+        sizes = np.array([len(text.encode()) for text in texts], np.int64)
+        return np.insert(ids, place, value), counts + len(marks), sizes
 
-    def _conversations(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, int]:
-        """Stored numbers of all conversations, numbers per conversation, bytes of the messages."""
+    def _conversations(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, Ids]:
+        """Stored numbers of all conversations; numbers and bytes of the messages of each conversation."""
         if self.config.chat is None:
             raise ConfigError("tokens.chat is needed for conversations", where="tokens.chat")
         encoder = load_chat_encoder(self.config.chat, self.tokenizer_dir)
         stored: list[list[int]] = []
-        size = 0
+        sizes: list[int] = []
         for record in records:
             messages = record["metadata"]["messages"]
             try:
@@ -184,9 +183,10 @@ class EncodeShards(PipelineStep):
                     expected=error.expected,
                     fix=error.fix,
                 ) from error
-            size += sum(len(message["content"].encode()) for message in messages)
+            sizes.append(sum(len(message["content"].encode()) for message in messages))
         counts = np.array([len(ids) for ids in stored], np.int64)
-        return np.array([token for ids in stored for token in ids], np.int64), counts, size
+        ids = np.array([token for ids in stored for token in ids], np.int64)
+        return ids, counts, np.array(sizes, np.int64)
 
 
 def _batches(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -19,12 +19,12 @@ from data.encode_shards import SPLITS, EncodeTask, Encoding, Vocabulary, load_ch
 from data.execution import ShardProgress
 from data.indexed_dataset import concatenate
 from data.mixture_plan import Available, plan_tokens
-from data.shardfile import atomic_file, read_json
+from data.shardfile import atomic_file
 from experiment.chat_tokens import TEMPLATE_NAME
 from experiment.config import expand_path
 from experiment.corpus_index import CorpusSource
 from experiment.errors import ConfigError, DataError
-from experiment.mixture import Mixture, MixtureSource, TokenSource
+from experiment.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
 from experiment.stage import StageContext, StageResult
 
 
@@ -36,7 +36,8 @@ def run(
     Args:
         config: the tokens section.
         inputs: ``corpus`` and ``tokenizer``.
-        output_dir: gets ``<source>.bin/.idx``, ``<source>.heldout.bin/.idx`` and ``mixture.json``.
+        output_dir: gets ``<source>.bin/.idx``, ``<source>.heldout.bin/.idx``, the bytes of each held-out
+            document in ``<source>.heldout.bytes.npy``, and ``mixture.json``.
         context: workers.
 
     Raises:
@@ -105,8 +106,9 @@ def _join(
     numbers: list[int] = []
     for split in SPLITS:
         parts = [task.part for task in tasks if task.source == source.name and task.split == split]
-        lengths = np.concatenate(
-            [np.empty(0, np.int32), *(np.load(work / f"{part}.lengths.npy") for part in parts)]
+        lengths, sizes = (
+            np.concatenate([np.empty(0, dtype), *(np.load(work / f"{part}.{name}.npy") for part in parts)])
+            for name, dtype in (("lengths", np.int32), ("bytes", np.int64))
         )
         if len(lengths):
             name = source.name if split == "train" else f"{source.name}.heldout"
@@ -116,8 +118,9 @@ def _join(
                 lengths,
                 stored_type(source.kind, vocabulary),
             )
-        text_bytes = sum(read_json(work / f"{part}.json")["bytes"] for part in parts)
-        numbers += [len(lengths), int(lengths.sum(dtype=np.int64)), text_bytes]
+            if split == "heldout":
+                save_document_bytes(output_dir, name, sizes)
+        numbers += [len(lengths), int(lengths.sum(dtype=np.int64)), int(sizes.sum())]
     return _Dataset(*numbers)
 
 

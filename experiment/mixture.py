@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from experiment.config import StrictModel
@@ -78,3 +81,28 @@ class Mixture(StrictModel):
     def save(self, tokens_dir: Path) -> None:
         """Write ``mixture.json``."""
         (tokens_dir / MIXTURE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_document_bytes(tokens_dir: Path, prefix: str, sizes: Sequence[int] | NDArray[np.int64]) -> None:
+    """Write the UTF-8 bytes of text of each document of a dataset: ``<prefix>.bytes.npy``."""
+    np.save(tokens_dir / f"{prefix}.bytes.npy", np.asarray(sizes, np.int64))
+
+
+def load_document_bytes(tokens_dir: Path, prefix: str) -> NDArray[np.int64]:
+    """UTF-8 bytes of text of each document of a dataset: [documents].
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    path = tokens_dir / f"{prefix}.bytes.npy"
+    try:
+        sizes: NDArray[np.int64] = np.load(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "unreadable sizes of held-out documents",
+            where=path,
+            got=error,
+            expected="a file of the tokens stage",
+            fix="run the tokens stage again",
+        ) from error
+    return sizes

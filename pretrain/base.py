@@ -17,7 +17,7 @@ from experiment.config import expand_path
 from experiment.corpus_index import CorpusIndex, Split
 from experiment.errors import ConfigError, DataError
 from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
-from experiment.mixture import Mixture, MixtureSource
+from experiment.mixture import Mixture, MixtureSource, save_document_bytes
 from experiment.stage import StageContext, StageResult
 from pretrain import train
 from pretrain.config import (
@@ -37,7 +37,7 @@ from pretrain.job import METRICS_NAME, WORK_NAME
 _ENCODED_TOGETHER = 256
 _SHARD_BYTES = 5_000_000_000
 _LOGS_PER_RUN = 20
-_HELDOUT_TOKENS = 20_000
+_HELDOUT_BYTES = 80_000
 
 
 def run(
@@ -116,6 +116,8 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     bos, eod = _special_ids(tokenizer, tokenizer_dir)
     counts = {}
+    sizes = [len(text.encode()) for text in _texts(index, corpus_dir, config.language, "heldout")]
+    save_document_bytes(tokens_dir, "base.heldout", sizes)
     for split, name in (("train", "base"), ("heldout", "base.heldout")):
         texts = _texts(index, corpus_dir, config.language, split)  # type: ignore[arg-type]
         documents = _encode(tokenizer, texts, bos, eod)
@@ -136,7 +138,7 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
                 bytes=size,
                 heldout_documents=counts["heldout"][0],
                 heldout_tokens=counts["heldout"][1],
-                heldout_bytes=sum(source.heldout_bytes for source in sources),
+                heldout_bytes=sum(sizes),
                 share=1.0,
                 planned_tokens=config.train_tokens,
                 epochs=config.train_tokens / counts["train"][1],
@@ -238,5 +240,5 @@ def train_config(config: ScratchConfig) -> TrainConfig:
         keep_checkpoints=1,
         log_interval_steps=max(steps // _LOGS_PER_RUN, 1),
         validation_interval_steps=steps,
-        validation_tokens_per_language=_HELDOUT_TOKENS,
+        validation_bytes_per_language=_HELDOUT_BYTES,
     )

@@ -264,8 +264,9 @@ class TrainConfig(StrictModel):
     the dense bf16 figure of the GPU's data sheet; no MFU where that is unknown, on a CPU and in fp32."""
     validation_interval_steps: Annotated[int | None, Cosmetic] = Field(default=500, ge=1)
     """Steps between validations on the held-out documents; also at the end; null = never."""
-    validation_tokens_per_language: Annotated[int, Cosmetic] = Field(default=200_000, ge=1)
-    """Held-out tokens evaluated per language, at most."""
+    validation_bytes_per_language: Annotated[int, Cosmetic] = Field(default=1_000_000, ge=1)
+    """Bytes of held-out text evaluated per language, sources evenly: whole documents, as many as fit and at
+    least one of each source. The same documents for every vocabulary, so that runs compare."""
     anomalies: AnomalyConfig = AnomalyConfig()
     """NaN, Inf and loss spikes."""
     watchdog_seconds: Annotated[float | None, Cosmetic] = Field(default=1800.0, gt=0)

@@ -87,7 +87,7 @@ def export_checkpoint(
     Args:
         megatron_dir: output of an import, a train directory, or one ``iter_...`` directory.
         output_dir: gets safetensors, configuration, tokenizer and model card.
-        tokenizer_dir: tokenizer of the model; None leaves the tokenizer out.
+        tokenizer_dir: tokenizer of the model; None leaves the tokenizer out, and verification is impossible.
         base_dir: base model, for generation settings, chat template and licence.
         config: iteration, type, size of files, verification.
         workers: threads.
@@ -97,7 +97,7 @@ def export_checkpoint(
         Counts, and under ``verification`` what was verified.
 
     Raises:
-        ConfigError: ``output_dir`` exists, or there is no such iteration.
+        ConfigError: ``output_dir`` exists, there is no such iteration, or verification without a tokenizer.
         CheckpointError: the checkpoint is damaged or deleted meanwhile, or verification failed.
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
@@ -107,6 +107,13 @@ def export_checkpoint(
     from pretrain.verify import VERIFY_NAME, verify_export
 
     settings = config or ExportConfig()
+    if settings.verify and tokenizer_dir is None:
+        raise ConfigError(
+            "a model without its tokenizer cannot be verified",
+            where=output_dir,
+            expected="the tokenizer directory whose ids the model was trained on",
+            fix="say --tokenizer DIR, or --no-verify to write the weights alone",
+        )
     with _whole_or_nothing(output_dir, overwrite) as target:
 
         def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:

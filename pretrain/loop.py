@@ -380,12 +380,11 @@ class Trainer:
         return iteration
 
     def _validate(self, log: MetricsLog | None) -> None:
-        limit = self.config.validation_tokens_per_language
         line: dict[str, Any] = {
             "step": self.step,
             "consumed_tokens": self.step * self.tokens_per_step,
         }
-        texts = read_heldout(self.mixture, self.job.tokens_dir, limit)
+        texts = read_heldout(self.mixture, self.job.tokens_dir, self.config.validation_bytes_per_language)
         if not texts:
             return
         with _evaluating(self.models):

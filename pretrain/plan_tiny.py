@@ -194,7 +194,7 @@ def _shrink_training(recipe: dict[str, Any]) -> None:
         save_interval_steps=STEPS // 2,
         log_interval_steps=1,
         validation_interval_steps=STEPS,
-        validation_tokens_per_language=500,
+        validation_bytes_per_language=2_000,
         threads=1,
     )
 

@@ -4,8 +4,7 @@ Held-out documents are concatenated in their order and cut into windows of one s
 token of the text and every end of document is predicted once, from what stands before it in its window;
 the token that begins a document is not text and is not counted.
 
-Bits per byte = sum of losses in nats / ln 2 / bytes of the text those tokens are. Where a limit cuts the
-text short, its bytes are taken in proportion to its tokens.
+Bits per byte = sum of losses in nats / ln 2 / bytes of the text those tokens are.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from megatron.core import parallel_state
 
 from experiment.chat_tokens import unmark
-from experiment.mixture import Mixture, TokenSource
+from experiment.mixture import Mixture, TokenSource, load_document_bytes
 from pretrain.data import Batch, BatchLayout
 
 
@@ -36,13 +35,17 @@ class HeldoutText:
 
     language: str
     stream: numpy.ndarray
-    bytes: float | None
+    bytes: int | None
 
 
 def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
-    """Held-out text of every language that has some, at most `limit` tokens each, sources evenly.
+    """Held-out text of every language that has some, about `limit` bytes each, sources evenly.
 
-    Conversations stand by themselves, also where there is text of their language.
+    Of a source the first documents are taken, as many whole ones as fit and at least one: the same text
+    whatever the vocabulary. Conversations stand by themselves, also where there is text of their language.
+
+    Raises:
+        DataError: the sizes of the documents are missing.
     """
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -53,19 +56,15 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
             groups.setdefault((source.language, source.kind == "instruction"), []).append(source)
     for (language, chat), sources in groups.items():
         parts: list[numpy.ndarray] = []
-        size = 0.0
+        size = 0
         for source in sources:
-            dataset = IndexedDataset(str(tokens_dir / str(source.heldout_prefix)))
-            quota = -(-limit // len(sources))
-            taken = 0
-            for document in range(len(dataset)):
-                if taken >= quota:
-                    break
-                ids = numpy.asarray(dataset[document], dtype=numpy.int64)[: quota - taken]
-                parts.append(ids)
-                taken += len(ids)
-            size += source.heldout_bytes * taken / source.heldout_tokens
-        if parts and size > 0:
+            prefix = str(source.heldout_prefix)
+            dataset = IndexedDataset(str(tokens_dir / prefix))
+            total = load_document_bytes(tokens_dir, prefix).cumsum()
+            count = max(1, int(numpy.searchsorted(total, limit // len(sources), side="right")))
+            parts += [numpy.asarray(dataset[number], dtype=numpy.int64) for number in range(count)]
+            size += int(total[count - 1])
+        if size > 0:
             stream = numpy.concatenate(parts)
             text = (
                 HeldoutText(f"{language}-chat", stream, None) if chat else HeldoutText(language, stream, size)

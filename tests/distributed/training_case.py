@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy
 
-from experiment.mixture import Mixture, MixtureSource
+from experiment.mixture import Mixture, MixtureSource, save_document_bytes
 from experiment.stage import StageContext, StageResult
 from pretrain.config import TrainConfig
 from pretrain.indexed import write_indexed
@@ -109,9 +109,12 @@ def write_tokens(
                 start, length = random.integers(3, VOCABULARY), random.integers(10, 60)
                 text = (start + (number + 1) * 7 * numpy.arange(length)) % (VOCABULARY - 3) + 3
                 lists.append([BOS, *(int(token) for token in text), EOD])
+            changed = change(lists)
             totals[split] = write_indexed(
-                tokens / f"{language}{split}", change(lists), 100_000 if signed else VOCABULARY
+                tokens / f"{language}{split}", changed, 100_000 if signed else VOCABULARY
             )
+            if split:
+                save_document_bytes(tokens, f"{language}{split}", [3 * len(ids) for ids in changed])
         sources.append(
             MixtureSource(
                 name=language,

@@ -114,13 +114,13 @@ SETTINGS = [
 
 @pytest.fixture(scope="session")
 def smoke(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The smoke experiment submitted, its corpus as an array, its training held back.
+    """The smoke experiment submitted, its corpus and tokens as arrays, its training held back.
 
     The limit of the training job is two minutes, and Slurm signals it 30 to 90 s before.
     """
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     overrides = [
-        *SETTINGS, f"run_dir={run_dir}", "cluster.arrays={corpus: {tasks: 3}}",
+        *SETTINGS, f"run_dir={run_dir}", "cluster.arrays={corpus: {tasks: 3}, tokens: {tasks: 2}}",
         "cluster.stages={train: {sbatch_flags: [--hold], time_limit_hours: 0.03}}",
         "cluster.restart.maximum_restarts_without_progress=9",
         "cluster.environment.variables.TSUGIKI_STALE_SECONDS=1",

@@ -137,6 +137,7 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
     graft = wait_until(lambda: _ended(ids["graft", "stage"]), 900, lambda: log(smoke))
     assert graft.state == "COMPLETED", log(smoke)
     assert client.states([ids["corpus", "array"]])[ids["corpus", "array"]].reason == "3 tasks: 3 COMPLETED"
+    assert client.states([ids["tokens", "array"]])[ids["tokens", "array"]].reason == "2 tasks: 2 COMPLETED"
 
     by_hand = tmp_path / "run"
     by_hand.mkdir()

@@ -176,6 +176,12 @@ def test_new_pieces_over_padding_rows(base: Path, tmp_path: Path) -> None:
     assert new.shape[0] == 100 and new[:90].equal(old[:90]) and new[90:].equal(old[1].expand(10, -1))
 
 
+def test_verification_without_a_tokenizer_is_refused_at_once(megatron: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)without its tokenizer.*--tokenizer DIR"):
+        export_checkpoint(megatron, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_export_with_another_tokenizer(megatron: Path, tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", 97, [[1]])
     with pytest.raises(DataError, match="differ in size"):

@@ -91,6 +91,7 @@ class SiteExecutor(SlurmPipelineExecutor):
             depends_job_id=str(after) if after is not None else None,
             logging_dir=str(logging_dir),
             requeue=site.restart.requeue,
+            requeue_signals=("SIGUSR1",) if site.restart.requeue else None,
             job_id_retriever=str.strip,
             max_array_size=array.tasks,
             skip_completed=skip_completed,
@@ -117,8 +118,9 @@ class SiteExecutor(SlurmPipelineExecutor):
         options: dict[str, Any] = dict(sbatch_options(resources, self.job_name))
         base = super().get_sbatch_args(max_array)
         options |= {"array": base["array"], "output": str(self._log or base["output"]), "parsable": ""}
-        options |= {"ntasks-per-node": 1, "nodes": 1, "signal": "USR1@60"}
-        options["requeue" if self.requeue else "no-requeue"] = ""
+        options |= {"ntasks-per-node": 1, "nodes": 1}
+        # datatrove requeues the task on this signal
+        options |= {"requeue": "", "signal": "USR1@60"} if self.requeue else {"no-requeue": ""}
         if self.depends_job_id:
             options["kill-on-invalid-dep"] = "yes"
         return options
@@ -151,7 +153,8 @@ class SiteExecutor(SlurmPipelineExecutor):
         """
         logger.disable("datatrove")
         try:
-            self.launch_job()
+            with client.outside_of_jobs():
+                self.launch_job()
         except subprocess.CalledProcessError as error:
             script = Path(self.logging_dir.resolve_paths("launch_script.slurm"))
             _, message = client.test_only(script, ())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +69,21 @@ def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without the ``SLURM_*`` variables of a job or allocation in whose shell the user submits.
+
+    sbatch hands its environment on, and srun in the new job would take them for its own options.
+    """
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")  # which Slurm is talked to
+    leaked = [name for name in os.environ if name.startswith("SLURM_") and name not in kept]
+    removed = {name: os.environ.pop(name) for name in leaked}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
+
+
 def sbatch(script: Path, arguments: Sequence[str], flags: Sequence[str] = (), *, what: str = "job") -> int:
     """Submit a script and return the job's number.
 
@@ -74,7 +91,8 @@ def sbatch(script: Path, arguments: Sequence[str], flags: Sequence[str] = (), *,
         ConfigError: Slurm refused; its message is part of the error.
         EnvironmentError_: no sbatch, or slurmctld does not answer.
     """
-    answer = _call(["sbatch", "--parsable", *flags, str(script), *arguments])
+    with outside_of_jobs():
+        answer = _call(["sbatch", "--parsable", *flags, str(script), *arguments])
     found = re.match(r"(\d+)", answer.stdout.strip())
     if answer.returncode == 0 and found:
         return int(found[1])
@@ -88,7 +106,8 @@ def refusal(script: Path, message: str, what: str) -> ConfigError:
 
 def test_only(script: Path, arguments: Sequence[str]) -> tuple[bool, str]:
     """Whether Slurm would take the script, and what it says (when and where it would start)."""
-    answer = _call(["sbatch", "--test-only", str(script), *arguments])
+    with outside_of_jobs():
+        answer = _call(["sbatch", "--test-only", str(script), *arguments])
     return answer.returncode == 0, _messages(answer.stderr + answer.stdout)
 
 
@@ -98,6 +117,8 @@ def _messages(text: str) -> str:
 
 def _advice(text: str) -> str | None:
     lowered = text.lower()
+    if "job array" in lowered:
+        return "lower `arrays.STAGE.tasks` in the cluster file below MaxArraySize of `scontrol show config`"
     # In this order: a wrong account is "Invalid account or account/partition combination specified".
     if "violates accounting" in lowered:
         return "ask for less in the cluster file, or another `account` or `qos`; limits: `sacctmgr show qos`"
@@ -121,16 +142,20 @@ def states(job_ids: Iterable[int]) -> dict[int, JobState]:
 
     Jobs that nobody knows any more are left out. The tasks of an array come together: the first live one,
     else the first that did not complete, else any.
+
+    Raises:
+        EnvironmentError_: squeue failed, so that it is not known which jobs wait or run.
     """
     wanted = sorted(set(job_ids))
     if not wanted:
         return {}
     listing = ",".join(map(str, wanted))
     rows: dict[int, list[JobState]] = {}
-    # One unknown id makes squeue say nothing but an error when it was the only one asked for.
-    for line in _call(
-        ["squeue", "-h", "-r", "-t", "all", "-o", _FORMAT, f"--jobs={listing}"]
-    ).stdout.splitlines():
+    answer = _call(["squeue", "-h", "-r", "-t", "all", "-o", _FORMAT, f"--jobs={listing}"])
+    # squeue fails over a number it has forgotten when that is the only one asked for.
+    if answer.returncode != 0 and "invalid job id" not in answer.stderr.lower():
+        raise _failed("squeue", answer)
+    for line in answer.stdout.splitlines():
         fields = line.split("\t")
         if len(fields) == 6 and (number := re.match(r"\d+", fields[0])):
             reason = "" if fields[2] in ("None", "") else fields[2]
@@ -161,9 +186,25 @@ def _together(found: list[JobState]) -> JobState:
 
 
 def cancel(job_ids: Sequence[int]) -> None:
-    """Cancel jobs; those that have ended already are no error."""
-    if job_ids:
-        _call(["scancel", *map(str, job_ids)])
+    """Cancel jobs; those that have ended already are no error.
+
+    Raises:
+        EnvironmentError_: scancel failed.
+    """
+    if not job_ids:
+        return
+    answer = _call(["scancel", *map(str, job_ids)])
+    ended = ("invalid job id", "already completing or completed")
+    lines = answer.stderr.lower().splitlines()
+    if answer.returncode != 0 and not all(any(words in line for words in ended) for line in lines):
+        raise _failed("scancel", answer)
+
+
+def _failed(command: str, answer: subprocess.CompletedProcess[str]) -> EnvironmentError_:
+    return EnvironmentError_(
+        f"{command} failed", got=_messages(answer.stderr) or f"exit status {answer.returncode}",
+        fix="try again when `scontrol ping` says that slurmctld is up",
+    )  # fmt: skip
 
 
 def signal_batch(job_id: int, name: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiment.config import StrictModel
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, EnvironmentError_
 from experiment.status import JobStatus, RunStatus, read_status
 from slurm import client
 
@@ -75,6 +75,10 @@ class JobRecord(StrictModel):
         temporary.replace(path)
 
 
+_OVER = frozenset({"complete", "gave-up", "cancelled", "next-link", "failed", "refused"})
+"""Events after which a job does not start again."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One line of ``history.tsv``."""
@@ -122,11 +126,17 @@ def status(run_dir: Path) -> RunStatus:
     record = JobRecord.load(run_dir)
     if not record.jobs:
         return found
-    states = client.states(job.job_id for job in record.jobs) if client.available() else {}
     events = history(run_dir)
+    try:
+        states = _states(record.jobs) if client.available() else {}
+    except EnvironmentError_ as error:
+        last = {event.job_id: event.event for event in events}
+        unknown = client.JobState("UNKNOWN", f"Slurm does not answer: {error.what}: {error.got or error.fix}")
+        states = {job.job_id: unknown for job in record.jobs if last.get(job.job_id) not in _OVER}
     complete = {stage.name for stage in found.stages if stage.state == "complete"}
     jobs = [_job_status(job, record, states, events, complete) for job in record.jobs]
-    return found.with_jobs(jobs, {number for number, state in states.items() if state.live})
+    perhaps = {number for number, state in states.items() if state.live or state.state == "UNKNOWN"}
+    return found.with_jobs(jobs, perhaps)
 
 
 def _job_status(
@@ -142,7 +152,7 @@ def _job_status(
         detail = "; ".join(part for part in (_waiting(job, record, state), detail) if part)
     elif name == "CANCELLED" and not starts:
         detail = _why_cancelled(job, record, states, events) or detail
-    elif state is not None and state.reason and not detail:
+    elif state is not None and state.reason and (not detail or name == "UNKNOWN"):
         detail = state.reason
     return JobStatus(
         job_id=job.job_id,
@@ -211,6 +221,8 @@ def cancel(
 ) -> list[int]:
     """Stop all jobs of a run: those that wait at once, those that run after saving a checkpoint.
 
+    Job arrays are stopped at once as well: a marker stands for every shard that they finished.
+
     Args:
         run_dir: the run.
         wait_seconds: how long a running job may take to save; then it is cancelled. 0 does not ask.
@@ -221,6 +233,7 @@ def cancel(
 
     Raises:
         ConfigError: there is no run here.
+        EnvironmentError_: Slurm does not answer.
     """
     if not run_dir.is_dir():
         raise ConfigError("no run here", where=run_dir)
@@ -232,7 +245,8 @@ def cancel(
             return []
         with (run_dir / FOLDER / "cancel").open("a", encoding="utf-8") as file:
             file.writelines(f"{number}\n" for number in live)
-        running = [number for number, state in live.items() if state.state == "RUNNING"]
+        arrays = {job.job_id for job in record.jobs if job.kind == "array"}
+        running = [n for n, state in live.items() if state.state == "RUNNING" and n not in arrays]
         client.cancel([number for number in live if number not in running])
         if running and wait_seconds > 0:
             names = ", ".join(f"{job.stage} ({job.job_id})" for job in record.jobs if job.job_id in running)
@@ -242,7 +256,7 @@ def cancel(
             running = _wait_until_ended(record, running, wait_seconds)
             if running:
                 announce(f"did not stop within {wait_seconds:.0f} s, cancelled")
-        client.cancel(running)
+        client.cancel(sorted(live))  # a job that was just being requeued as well
         announce(f"cancelled {len(live)} jobs: {', '.join(map(str, sorted(live)))}")
         return sorted(live)
 
@@ -255,6 +269,7 @@ def _wait_until_ended(record: JobRecord, running: list[int], seconds: float) -> 
     deadline = time.monotonic() + seconds
     while running and time.monotonic() < deadline:
         time.sleep(1.0)
-        states = _states([job for job in record.jobs if job.job_id in running])
-        running = [number for number in running if number in states and states[number].state == "RUNNING"]
+        with contextlib.suppress(EnvironmentError_):  # busy for a moment: ask again
+            states = _states([job for job in record.jobs if job.job_id in running])
+            running = [n for n in running if n in states and states[n].state == "RUNNING"]
     return running

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from experiment.config import RawConfig, dump_yaml
 from experiment.errors import ConfigError
@@ -79,7 +79,7 @@ def submit(
     Raises:
         ConfigError: a configuration is wrong, Slurm refuses a job (its message is included), or jobs of
             this run with another configuration wait or run.
-        EnvironmentError_: Slurm's commands are missing.
+        EnvironmentError_: Slurm's commands are missing or do not answer.
     """
     from pipeline import load_experiment
 
@@ -134,19 +134,17 @@ def submit_experiment(
     """:func:`submit` for an experiment and a site that are loaded."""
     run_dir = experiment.run_dir.resolve()
     graph = experiment.graph(announce=announce)
-    # One job at a time works in a run directory, so the stages are one chain.
-    decisions = {decision.stage: decision for decision in graph.preview(list(graph.stages.values()))}
     digest = hashlib.sha256(dump_yaml(experiment.config).encode()).hexdigest()
     config = run_dir / FOLDER / "config.yaml"
     chain = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest[:6]}"
     if dry_run:
         record = JobRecord.load(run_dir)
-        plans = list(_plan(graph, decisions, record, site, experiment, run_dir, config, chain))
+        plans = list(_plan(graph, record, site, experiment, run_dir, config, chain))
         _show(Submission(run_dir, plans), graph, site, experiment, announce)
         return Submission(run_dir, plans)
     with locked(run_dir):
         record = JobRecord.load(run_dir)
-        plans = list(_plan(graph, decisions, record, site, experiment, run_dir, config, chain))
+        plans = list(_plan(graph, record, site, experiment, run_dir, config, chain))
         if any(plan.action == "keep" for plan in plans) and record.configuration != digest:
             kept = ", ".join(f"{plan.stage} ({plan.kept})" for plan in plans if plan.action == "keep")
             raise ConfigError(
@@ -166,7 +164,6 @@ def submit_experiment(
 
 def _plan(
     graph: Graph,
-    decisions: dict[str, Any],
     record: JobRecord,
     site: ClusterConfig,
     experiment: Experiment,
@@ -174,9 +171,12 @@ def _plan(
     config: Path,
     chain: str,
 ) -> Iterator[Plan]:
+    # Slurm first: a job that ends between the two questions has completed its stage by the second.
     states = client.states(job.job_id for job in record.jobs) if record.jobs and client.available() else {}
-    upstream_changes = False
     stages: list[Stage] = list(graph.stages.values())
+    decisions = {decision.stage: decision for decision in graph.preview(stages)}
+    upstream_changes = False
+    # One job at a time works in a run directory, so the stages are one chain.
     for stage in stages:
         jobs = [job for job in record.jobs if job.stage == stage.name]
         live = [job for job in jobs if job.job_id in states and states[job.job_id].live]
@@ -203,9 +203,8 @@ def _submit_all(
     digest: str,
     arrays: Callable[[str, int | None], int | None],
 ) -> list[Job]:
-    """Submit in order; when Slurm refuses one, the ones before it are cancelled again."""
+    """Submit in order, on record at once; when Slurm refuses one, the ones before it are cancelled again."""
     submitted: list[Job] = []
-    kept = {plan.stage for plan in plans if plan.action == "keep"}
     previous: int | None = None
 
     def add(number: int, stage: str, link: int = 0, kind: Literal["stage", "array"] = "stage") -> int:
@@ -215,6 +214,10 @@ def _submit_all(
                 chain=chain, cluster=cluster, submitted=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )  # fmt: skip
+        # A stage's earlier jobs have ended; the record keeps those that matter now.
+        replaced = {job.stage for job in submitted}
+        others = [job for job in record.jobs if job.stage not in replaced]
+        JobRecord(configuration=digest, jobs=others + submitted).save(run_dir)
         return number
 
     try:
@@ -235,13 +238,8 @@ def _submit_all(
                 previous = add(number, plan.stage, link)
     except BaseException:
         client.cancel([job.job_id for job in submitted])
+        record.save(run_dir)
         raise
-    # A stage's earlier jobs have ended; the record keeps those that matter now.
-    replaced = {job.stage for job in submitted}
-    JobRecord(
-        configuration=digest,
-        jobs=[job for job in record.jobs if job.stage in kept or job.stage not in replaced] + submitted,
-    ).save(run_dir)
     return submitted
 
 

@@ -63,7 +63,8 @@ END
 def test_accounting_is_asked_for_what_squeue_has_forgotten(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in {"squeue": "#!/bin/sh\nexit 1\n", "sacct": SACCT, "sbatch": "#!/bin/sh\n"}.items():
+    squeue = "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
+    for name, text in {"squeue": squeue, "sacct": SACCT, "sbatch": "#!/bin/sh\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -33,6 +33,7 @@ from slurm.scripts import (
     environment_lines,
     expandable,
     header_lines,
+    log_pattern,
     python_command,
     sbatch_options,
 )
@@ -117,7 +118,11 @@ class SiteExecutor(SlurmPipelineExecutor):
         resources = self._site.resources(self._stage)
         options: dict[str, Any] = dict(sbatch_options(resources, self.job_name))
         base = super().get_sbatch_args(max_array)
-        options |= {"array": base["array"], "output": str(self._log or base["output"]), "parsable": ""}
+        options |= {
+            "array": base["array"],
+            "parsable": "",
+            "output": log_pattern(self._log or base["output"]),
+        }
         options |= {"ntasks-per-node": 1, "nodes": 1}
         # datatrove requeues the task on this signal
         options |= {"requeue": "", "signal": "USR1@60"} if self.requeue else {"no-requeue": ""}
@@ -130,7 +135,8 @@ class SiteExecutor(SlurmPipelineExecutor):
         resources = self._site.resources(self._stage)
         prefix, srun_flags = container_prefix(self._site.environment.container, resources)
         _, _, argument = run_script.partition(f"{_LAUNCHER} ")
-        flags = ["--ntasks=1", f"--cpus-per-task={self.cpus_per_task}", *srun_flags, *resources.srun_flags]
+        flags = ["--export=ALL", "--ntasks=1", f"--cpus-per-task={self.cpus_per_task}"]
+        flags += [*srun_flags, *resources.srun_flags]
         python = [*prefix, *python_command(self._site), "-m", f"datatrove.tools.{_LAUNCHER}"]
         lines = ["#!/usr/bin/env bash", *header_lines(sbatch_args, resources), ""]
         lines += environment_lines(self._site.environment)

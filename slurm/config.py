@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from experiment.config import RawConfig, StrictModel, load_raw, validate
 from experiment.errors import ConfigError
 
 CLUSTERS_FOLDER = Path("configs/clusters")
 OVERRIDE_PREFIX = "cluster."
+
+STAGES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 
 Role = Literal["cpu", "gpu", "train"]
 
@@ -28,6 +30,16 @@ def _without_nulls(values: Any) -> Any:
         if isinstance(values, dict)
         else values
     )
+
+
+def _hours(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, (int, float)) and value > 744):
+        raise ValueError("hours as a number up to 744 (31 days): 24, not 24:00:00, which YAML reads as 86400")
+    return value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -52,14 +64,14 @@ class Resources(StrictModel):
     """Processes per node; null = one per GPU, or one where there is no GPU."""
     cpus_per_task: int | None = Field(default=None, ge=1)
     """Cores per process; null lets Slurm take its default."""
-    memory: str | None = Field(default=None, pattern=r"^(0|\d+[KMGT]?)$")
-    """Memory per node, in Slurm's syntax (``64G``; ``0`` = all of it)."""
+    memory: Annotated[str | None, BeforeValidator(_text)] = Field(default=None, pattern=r"^(0|\d+[KMGT]?)$")
+    """Memory per node, in Slurm's syntax (``64G``; without a unit MB; ``0`` = all of it)."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs per node. Given to the node, not to the task, so that every process sees all of them and its
     local rank is its device."""
     gpu_type: str | None = None
     """Type of GPU where the site names types (``gpu:h100:8``)."""
-    time_limit_hours: float = Field(default=24.0, gt=0)
+    time_limit_hours: Annotated[float, BeforeValidator(_hours)] = Field(default=24.0, gt=0)
     """Wall time of one job; a longer training goes on in the next (see ``restart``)."""
     exclusive: bool = False
     """Take whole nodes."""
@@ -115,8 +127,8 @@ class EnvironmentConfig(StrictModel):
     setup: list[str] = []
     """Further lines of bash."""
     variables: dict[Annotated[str, Field(pattern=_VARIABLE)], str | int | float] = {}
-    """Exported variables: ``NCCL_SOCKET_IFNAME``, ``NCCL_IB_HCA``, ``HF_HOME``. ``$NAMES`` are expanded on
-    the node."""
+    """Exported variables: ``NCCL_SOCKET_IFNAME``, ``NCCL_IB_HCA``, ``HF_HOME``. Here and in paths ``$NAMES``
+    and a leading ``~/`` are expanded on the node."""
     container: ContainerConfig | None = None
     """Container; null runs on the node."""
     python: str | None = None
@@ -125,8 +137,8 @@ class EnvironmentConfig(StrictModel):
     command: str | None = None
     """How Tsugiki is started inside the environment; null = ``<python> -m tsugiki``."""
     node_scratch: str | None = None
-    """Node-local folder for temporary files and compiler caches, made when missing; ``$NAMES`` are
-    expanded on the node (``/scratch/$USER/$SLURM_JOB_ID``)."""
+    """Node-local folder for temporary files and compiler caches, made when missing
+    (``/scratch/$USER/$SLURM_JOB_ID``)."""
 
     _empty_sections = model_validator(mode="before")(_without_nulls)
 
@@ -193,6 +205,24 @@ class ClusterConfig(StrictModel):
     """Requeue, time limit, bad nodes."""
 
     _empty_sections = model_validator(mode="before")(_without_nulls)
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages_are_known(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (unknown := sorted(set(value) - set(STAGES))):
+            raise ValueError(f"stages among {', '.join(STAGES)}; not {', '.join(unknown)}")
+        return value
+
+    @model_validator(mode="after")
+    def _jobs_outlast_the_signal(self) -> Self:
+        ahead = self.restart.stop_seconds_before_limit
+        for stage in STAGES:
+            if (limit := 60 * self.resources(stage).time_limit_minutes) <= ahead:
+                raise ValueError(
+                    f"restart.stop_seconds_before_limit below the time limit of every job; it is {ahead} s, "
+                    f"the limit of {stage} {limit} s"
+                )
+        return self
 
     def resources(self, stage: str) -> Resources:
         """What the job of a stage asks for."""

@@ -15,7 +15,7 @@
 #   history.tsv        time, job, restart, stage, event, nodes, detail: one line per event, read by `tsugiki status`
 #   <stage>.starts     chain, job, restart, progress: one line per start; the restart guard reads it
 #   <stage>.owner      job.restart that may write; a rank that outlived its job sees another name and dies
-#   <stage>.failures   chain, time, rank, node, status of every failed rank
+#   <stage>.failures   chain, job.restart, time, rank, node, status of every failed rank
 #   <stage>.stop       chain that must not start again, and why
 #   cancel             written by `tsugiki cancel`: jobs named there do not requeue
 
@@ -61,15 +61,44 @@ on_stop() { # slurmd and the scheduler may send several signals, in any order: a
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true # srun passes it on to every rank
 }
 
+collect_failures() { # what every rank wrote in a file of its own: lines that many nodes append get lost on NFS
+  local names="$stage-$token-rank%05.0f.failed"
+  # By name: what other nodes made shows in a listing of a folder on NFS only half a minute later.
+  # Ranks that end while the job is being stopped are nobody's fault.
+  [ -n "$stopping" ] ||
+    (cd "$logs" && seq -f "$names" 0 $((tasks - 1)) | xargs cat 2>/dev/null) >>"$state/$stage.failures"
+  (cd "$logs" && seq -f "$names" 0 $((tasks - 1)) | xargs rm -f)
+}
+
 bad_nodes() { # nodes whose rank failed first in at least $TSUGIKI_EXCLUDE_AFTER attempts, or that failed the check
   [ -f "$state/$stage.failures" ] || return 0
   # The first failure of an attempt (token) is the cause; the others follow from it. 75 is a stop on request,
   # 143 a rank that Slurm ended.
-  sort -t $'\t' -k3,3 "$state/$stage.failures" | awk -F'\t' -v after="${TSUGIKI_EXCLUDE_AFTER:-2}" '
-    $6 == 75 || $6 == 143 { next }
+  sort -t $'\t' -k3,3 "$state/$stage.failures" | awk -F'\t' -v chain="$TSUGIKI_CHAIN" -v after="${TSUGIKI_EXCLUDE_AFTER:-2}" '
+    $1 != chain || $6 == 75 || $6 == 143 { next }
     $4 == "check" { bad[$5] = 1; next }
     !($2 in seen) { seen[$2] = 1; if (++count[$5] >= after) bad[$5] = 1 }
     END { for (node in bad) print node }' | sort | paste -sd,
+}
+
+leave_out() { # JOB: the bad nodes as well as those it leaves out already, if the partition has enough others
+  local bad all left
+  bad=$(bad_nodes)
+  [ -n "$bad" ] || return 0
+  all=$(scontrol show job "$1" -o | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+  if [ -z "$all" ] || [ "$all" = "(null)" ]; then all=$bad; else all=$all,$bad; fi
+  left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N %t' | awk '$2 !~ /^(down|dr|fail|maint|unk|futr)|\*/ { print $1 }' |
+    sort -u | grep -cvxFf <(scontrol show hostnames "$all"))
+  if [ "$left" -lt "$SLURM_JOB_NUM_NODES" ]; then
+    say "$bad should be left out, but then partition $SLURM_JOB_PARTITION has $left nodes in service and the job needs $SLURM_JOB_NUM_NODES"
+    return 0
+  fi
+  say "leaving out $bad"
+  scontrol update JobId="$1" ExcNodeList="$all" && record excluded "$bad"
+}
+
+next_link() { # the job of the chain that waits for this one to end; nothing when this is the last
+  squeue -h -t PENDING -u "$(id -un)" -o '%i %E' | sed -n "s/^\([0-9]*\) .*afterany:$SLURM_JOB_ID\b.*/\1/p" | head -n1
 }
 
 report_failure() { # the first failing rank at the top, then the end of its error file
@@ -91,7 +120,7 @@ report_failure() { # the first failing rank at the top, then the end of its erro
 }
 
 again() { # WHY: requeue, or leave the rest to the next link
-  local bad
+  local next
   if ! owned; then
     say "a newer start of this job owns the run; leaving it alone"
     exit 1
@@ -106,10 +135,16 @@ again() { # WHY: requeue, or leave the rest to the next link
     say "ended by Slurm; the last checkpoint is kept"
     exit 1
   fi
-  bad=$(bad_nodes)
   if [ "${TSUGIKI_REQUEUE:-1}" != 1 ]; then
+    next=$(next_link)
+    if [ -z "$next" ]; then
+      record failed "$1; submit again to go on"
+      say "$1; no further job of this stage waits: submit again to go on"
+      exit 1
+    fi
+    leave_out "$next"
     record next-link "$1"
-    say "$1; the next job of the chain goes on from the last checkpoint"
+    say "$1; job $next goes on from the last checkpoint"
     exit 1
   fi
   record requeue "$1"
@@ -119,10 +154,7 @@ again() { # WHY: requeue, or leave the rest to the next link
     record failed "Slurm refused to requeue: $1"
     exit 1
   fi
-  if [ -n "$bad" ]; then
-    say "leaving out $bad"
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad" && record excluded "$bad"
-  fi
+  leave_out "$SLURM_JOB_ID"
   sleep 30
   exit 1
 }
@@ -142,7 +174,7 @@ check_nodes() { # run the site's check once on every node; 1 when a node failed 
   [ -n "${TSUGIKI_NODE_CHECK:-}" ] || return 0
   local answer status=0
   # shellcheck disable=SC2016  # expanded on the node
-  answer=$(srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --input=none \
+  answer=$(srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --input=none \
     bash -c 'eval "$TSUGIKI_NODE_CHECK" 2>&1 | sed "s/^/$SLURMD_NODENAME: /"; exit 0; ' 2>&1) || status=$?
   local bad
   bad=$(sed -n 's/^\([^: ]*\): BAD NODE.*/\1/p' <<<"$answer" | sort -u)
@@ -177,6 +209,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   local now idle earlier
   if [ "$(cut -f1 "$state/$stage.stop" 2>/dev/null)" = "$TSUGIKI_CHAIN" ]; then
     say "not started: $(cut -f2 "$state/$stage.stop")"
+    say "\`tsugiki submit\` starts anew; to submit this script again, remove $state/$stage.stop"
     record refused "$(cut -f2 "$state/$stage.stop")"
     exit 1
   fi
@@ -210,8 +243,9 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
       --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id="$token"
       "--signals-to-handle=SIGUSR1,SIGTERM,SIGINT" --no-python)
   fi
-  # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05.
-  srun --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05, and where the site submits with
+  # --export=NONE it would hand none of our variables on.
+  srun --export=ALL --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "${SRUN_FLAGS[@]}" bash "$TSUGIKI_HOME/slurm/rank.sh" \
     "${CONTAINER[@]}" "${launcher[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
   step=$!
@@ -230,8 +264,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
     say "stage $stage is complete"
     exit 0
   fi
-  # Ranks that end while the job is being stopped are nobody's fault.
-  if [ -n "$stopping" ]; then sed -i "/\t$token\t/d" "$state/$stage.failures" 2>/dev/null; fi
+  collect_failures
   report_failure
   if cancelled; then
     record cancelled "status $status"

@@ -2,12 +2,13 @@
 # One process of a stage: srun starts this script once per rank with the command as its arguments.
 #
 # Standard output goes to the job's log: the rank that owns the loss, in the last pipeline stage, prints the steps.
-# Every rank's errors go to its own file, rank 0's also to the log, and how a rank ended to <stage>.failures,
-# from which the job names the first one that failed.
+# Every rank's errors go to its own file, rank 0's also to the log, and how a rank failed to another, from which
+# the job names the first one that failed.
 set -uo pipefail
 state=$TSUGIKI_RUN_DIR/slurm
 rank=${SLURM_PROCID:-0}
-errors=$(printf '%s/logs/%s-%s-rank%05d.err' "$state" "$TSUGIKI_STAGE" "$TSUGIKI_TOKEN" "$rank")
+own=$(printf '%s/logs/%s-%s-rank%05d' "$state" "$TSUGIKI_STAGE" "$TSUGIKI_TOKEN" "$rank")
+errors=$own.err
 
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then # torch.distributed's env:// rendezvous; MASTER_ADDR comes from the job
   export RANK=$rank WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
@@ -55,7 +56,7 @@ kill "$watcher" 2>/dev/null
 
 if [ "$status" != 0 ]; then
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$TSUGIKI_CHAIN" "$TSUGIKI_TOKEN" "$(date +%s.%N)" "$rank" \
-    "${SLURMD_NODENAME:-$(hostname -s)}" "$status" >>"$state/$TSUGIKI_STAGE.failures"
+    "${SLURMD_NODENAME:-$(hostname -s)}" "$status" >"$own.failed"
 fi
 [ -s "$errors" ] || rm -f "$errors"
 exit "$status"

@@ -84,7 +84,7 @@ def sbatch_options(resources: Resources, job_name: str) -> dict[str, str]:
 
 def _header(cluster: ClusterConfig, resources: Resources, stage: str, experiment: str, run_dir: Path) -> str:
     options = sbatch_options(resources, f"{experiment}-{stage}")
-    options["output"] = _quoted(str(run_dir / "slurm" / "logs" / "%x-%j.log"))
+    options["output"] = log_pattern(run_dir / "slurm" / "logs" / "%x-%j.log")
     options["signal"] = f"B:USR1@{cluster.restart.stop_seconds_before_limit}"
     options["requeue" if cluster.restart.requeue else "no-requeue"] = ""
     return "\n".join([*header_lines(options, resources), ""])
@@ -98,6 +98,12 @@ def header_lines(options: Mapping[str, object], resources: Resources) -> list[st
     return [*lines, *(f"#SBATCH {flag}" for flag in resources.sbatch_flags)]
 
 
+def log_pattern(path: Path | str) -> str:
+    """A value for ``--output``: Slurm's ``%`` patterns only in the file's name, not in its folder."""
+    folder, name = Path(path).parent, Path(path).name
+    return _quoted(f"{str(folder).replace('%', '%%')}/{name}")
+
+
 def _quoted(value: str) -> str:
     """A value as sbatch reads it in an #SBATCH line, where quotes work as in the shell."""
     return value if re.fullmatch(r"[\w@%+=:,./\[\]&|*-]*", value) else '"' + value.replace('"', r"\"") + '"'
@@ -109,7 +115,7 @@ def environment_lines(environment: EnvironmentConfig) -> list[str]:
     if environment.modules:
         lines.append(f"module load {shlex.join(environment.modules)}")
     if environment.conda is not None:
-        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(environment.conda)}"]
+        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {expandable(environment.conda)}"]
     if environment.venv is not None:
         lines.append(f"source {expandable(environment.venv + '/bin/activate')}")
     lines += environment.setup
@@ -171,5 +177,6 @@ def container_prefix(container: ContainerConfig | None, resources: Resources) ->
 
 
 def expandable(value: str) -> str:
-    """A value in double quotes: ``$NAMES`` are expanded on the node, nothing else is."""
+    """A value in double quotes: ``$NAMES`` and a leading ``~/`` are expanded on the node, nothing else is."""
+    value = re.sub(r"^~(?=/)", "$HOME", value)
     return '"' + re.sub(r'(["\\`])|\$(?![A-Za-z_{])', lambda found: "\\" + found[0], value) + '"'

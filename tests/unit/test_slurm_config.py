@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from experiment.errors import ConfigError
-from slurm.config import ClusterConfig, Resources, load_cluster, split_overrides
+from pipeline import load_experiment
+from slurm.config import STAGES, ClusterConfig, Resources, load_cluster, split_overrides
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "clusters").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs" / "clusters").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -74,6 +76,36 @@ def test_wrong_value_names_file_and_line(tmp_path: Path) -> None:
         load_cluster(str(path))
     assert f"{path}:3" in str(caught.value)
     assert "did you mean 'gpus_per_node'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("stages:\n  eval: {nodes: 1}\n", 1, "stages among corpus, base, tokenizer, "),
+        ("common:\n  time_limit_hours: 24:00:00\n", 2, "hours as a number up to 744 (31 days): 24, not 24:00:00"),
+        ('common:\n  time_limit_hours: "1:30:00"\n', 2, "hours as a number up to 744"),
+        ("cpu: {time_limit_hours: 0.1}\nrestart: {stop_seconds_before_limit: 360}\n", None, "it is 360 s, the limit"),
+    ],
+)  # fmt: skip
+def test_slips_are_refused_with_what_is_expected(
+    text: str, line: int | None, message: str, tmp_path: Path
+) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(str(path))
+    assert f"{path}:{line}\n" in str(caught.value) if line else str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_stages_are_those_of_the_pipeline() -> None:
+    graph = load_experiment(ROOT / "configs/smoke.yaml").graph()
+    assert tuple(graph.stages) == STAGES
+
+
+@pytest.mark.parametrize(("written", "memory"), [("0", "0"), ("64000", "64000"), ("64G", "64G")])
+def test_memory_needs_no_quotes(written: str, memory: str, tmp_path: Path) -> None:
+    site = load_cluster(str(_write(tmp_path, f"common: {{memory: {written}}}\n")))[0]
+    assert site.resources("train").memory == memory
 
 
 def test_overrides_of_the_cluster_file_carry_a_prefix() -> None:

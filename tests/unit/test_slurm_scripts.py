@@ -95,6 +95,30 @@ def test_site_block_evaluates_to_what_the_cluster_file_says() -> None:
     ]  # fmt: skip
 
 
+def test_home_is_expanded_in_paths(tmp_path: Path) -> None:
+    (tmp_path / "my env/bin").mkdir(parents=True)
+    (tmp_path / "my env/bin/activate").write_text("ACTIVATED=1\n")
+    values = {
+        "conda": "$HOME/envs/my x", "venv": "~/my env", "variables": {"HF_HOME": "~/hf", "TILDE": "a~/b"},
+        "node_scratch": "~/scratch", "python": "~/bin/python",
+    }  # fmt: skip
+    text = make({"environment": values}).text
+    block = text[text.index("# --- site") : text.index("# --- end of site")]
+    probe = f"""
+    conda() {{ if [ "$1" = shell.bash ]; then echo :; else printf '<%s>' "$@"; echo; fi; }}
+    {block}
+    printf '%s\\n' "$ACTIVATED" "$HF_HOME" "$TILDE" "$TSUGIKI_NODE_SCRATCH" "${{TSUGIKI_COMMAND[0]}}"
+    """
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    answer = subprocess.run(
+        ["bash", "-c", probe], capture_output=True, text=True, env=environment, check=True
+    )
+    assert answer.stdout.splitlines() == [
+        f"<activate><{tmp_path}/envs/my x>", "1", f"{tmp_path}/hf", "a~/b", f"{tmp_path}/scratch",
+        f"{tmp_path}/bin/python",
+    ]  # fmt: skip
+
+
 def test_pyxis_goes_to_srun_and_bare_sites_use_the_python_that_submits() -> None:
     container = {"kind": "pyxis", "image": "/i/x.sqsh", "mounts": ["/a:/a", "/b"]}
     text = make({"environment": {"container": container}}).text

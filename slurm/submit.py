@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def submit_experiment(
             config.write_text(dump_yaml(experiment.config), encoding="utf-8")
             arrays = _arrays(graph, site, experiment.config.name, run_dir)
             submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest, arrays)
-    _summarise(submission, experiment.run_dir, announce)
+    _summarise(submission, experiment, announce)
     return submission
 
 
@@ -316,7 +317,8 @@ def _ask(text: str, arguments: Sequence[str]) -> str:
     return message if accepted else f"REFUSED: {message}"
 
 
-def _summarise(submission: Submission, shown: Path, announce: Callable[[str], None]) -> None:
+def _summarise(submission: Submission, experiment: Experiment, announce: Callable[[str], None]) -> None:
+    shown = experiment.run_dir
     for plan in submission.plans:
         mine = [str(job.job_id) for job in submission.jobs if job.stage == plan.stage]
         text = f"job {' -> '.join(mine)}" if mine else f"{plan.action}, {plan.reason}"
@@ -325,5 +327,9 @@ def _summarise(submission: Submission, shown: Path, announce: Callable[[str], No
         announce("nothing to submit")
     announce(f"follow:  tsugiki status {shown}")
     if submission.jobs:
-        announce(f"         tail -F {shown}/{FOLDER}/logs/*.log")
+        # The logs by name: they do not exist yet.
+        logs = [f"{job.stage}-{job.job_id}" for job in submission.jobs if job.kind == "stage"]
+        names = logs[0] if len(logs) == 1 else f"{{{','.join(logs)}}}"
+        prefix = shlex.quote(f"{shown}/{FOLDER}/logs/{experiment.config.name}-")
+        announce(f"         tail -F {prefix}{names}.log 2>/dev/null")
     announce(f"stop:    tsugiki cancel {shown}")

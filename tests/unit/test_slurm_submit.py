@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,6 +118,49 @@ def test_record_lists_every_job_before_the_next_is_submitted(slurm: Slurm, tmp_p
     assert [job.stage for job in smoke(run_dir)] == STAGES[4:]
     assert "--dependency=afterok:4" in slurm.calls("sbatch")[5]
     assert [job.stage for job in JobRecord.load(run_dir).jobs] == STAGES
+
+
+@pytest.mark.parametrize("overrides", [[], ["cluster.restart={requeue: false, links: 2}"]])
+def test_printed_command_follows_logs_that_do_not_exist_yet(
+    overrides: list[str], slurm: Slurm, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "a run"
+    lines: list[str] = []
+    submitted = smoke(run_dir, *overrides, announce=lines.append)
+    (command,) = [line.strip() for line in lines if "tail -F" in line]
+    follow = ["timeout", "20", "bash", "-c", f"exec {command}"]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as follower:
+        for job in submitted[2:]:
+            (run_dir / f"slurm/logs/smoke-{job.stage}-{job.job_id}.log").write_text(f"log of {job.job_id}\n")
+        wanted = {f"log of {job.job_id}" for job in submitted[2:]}
+        while wanted:
+            line = follower.stdout.readline()  # type: ignore[union-attr]
+            assert line, f"not followed within 20 s: {wanted}"
+            wanted.discard(line.strip())
+        follower.terminate()
+
+
+def test_array_larger_than_the_site_allows_says_what_to_change(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.set(
+        "sbatch",
+        "echo 'sbatch: error: Batch job submission failed: Invalid job array specification' >&2; exit 1",
+    )
+    with pytest.raises(
+        ConfigError, match=r"Invalid job array specification(?s:.*)`arrays.STAGE.tasks`.*MaxArraySize"
+    ):
+        smoke(tmp_path / "run", "cluster.arrays={corpus: {tasks: 2}}")
+
+
+def test_commands_of_the_template_work_as_they_are(slurm: Slurm, tmp_path: Path) -> None:
+    template = ROOT / "configs/clusters/template.yaml"
+    commands = [line.strip("# ") for line in template.read_text().splitlines() if "tsugiki submit" in line]
+    assert [("--dry-run" in command) for command in commands] == [True, False]
+    for command in commands:
+        words = shlex.split(command.replace("my-site.yaml", str(template)), comments=True)
+        words[:1] = [sys.executable, "-m", "tsugiki"]
+        words += ["--set", f"run_dir={tmp_path / 'run'}"]
+        subprocess.run(words, check=True, capture_output=True)
+    assert len(slurm.calls("sbatch")) == 2 * len(STAGES)  # --test-only first
 
 
 def test_refused_submission_leaves_the_record_as_it_was(slurm: Slurm, tmp_path: Path) -> None:

@@ -66,8 +66,16 @@ _HEADER_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{2,40})", 
 _MAXIMUM_BAD_SHARE = 0.002
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class UndecodableInput(Exception):
     """No encoding fits the bytes."""
+
+
+def encodable(text: str) -> str:
+    """Text with U+FFFD for lone surrogates: JSON can escape them, UTF-8 cannot hold them."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def decode_page(data: bytes, *, content_type: str | None = None, language: str | None = None) -> str:

@@ -187,8 +187,7 @@ def _quietly(log: TextIO) -> Callable[[str], None]:
 
 
 def _log_name(executor: ProcessExecutor, rank: int) -> str:
-    folder = Path(str(executor.logging_dir.path))
-    return f"{folder.parent.name}/{folder.name}/logs/task_{rank:05d}.log"
+    return f"{executor.logging_dir.path}/logs/task_{rank:05d}.log"
 
 
 def available_workers(requested: int, input_bytes: int) -> int:

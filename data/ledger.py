@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from datatrove.data import Document
 
+from data.decoding import encodable
 from data.sources import name_hash
 
 _SAMPLE_CHARACTERS = 2000
@@ -59,7 +60,7 @@ class Ledger:
         count = self.dropped.setdefault(rule, RuleCount())
         count.documents += 1
         count.bytes += len(document.text.encode(errors="replace"))
-        record = {"id": document.id, "text": document.text[:_SAMPLE_CHARACTERS], "rule": rule}
+        record = {"id": document.id, "text": encodable(document.text[:_SAMPLE_CHARACTERS]), "rule": rule}
         for key in ("url", "language", "language_found", "language_share"):
             if key in document.metadata:
                 record[key] = document.metadata[key]
@@ -72,11 +73,8 @@ class Ledger:
         count = self.dropped.setdefault(rule, RuleCount())
         count.documents += 1
         count.bytes += size
-        self._sample(
-            rule,
-            where,
-            {"id": where, "text": excerpt[:_SAMPLE_CHARACTERS], "rule": rule, "detail": detail},
-        )
+        text = encodable(excerpt[:_SAMPLE_CHARACTERS])
+        self._sample(rule, where, {"id": where, "text": text, "rule": rule, "detail": encodable(detail)})
 
     def _sample(self, rule: str, key: str, record: dict[str, Any]) -> None:
         if self.sample_limit == 0:

@@ -16,7 +16,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from data.config import OnError, SourceConfig
-from data.decoding import UndecodableInput, decode_page, decode_text
+from data.decoding import UndecodableInput, decode_page, decode_text, encodable
 from data.ledger import Ledger
 from data.sources import InputFile, Shard, name_hash
 from data.streams import TruncatedInput, byte_range, open_stream, read_limited, read_lines
@@ -174,10 +174,15 @@ def _record_numbers(source: SourceConfig, file: InputFile) -> Iterator[int]:
 def new_document(
     source: SourceConfig, identifier: str, text: str, input_bytes: int, **metadata: Any
 ) -> Document:
-    """A document with the metadata every document has."""
+    """A document with the metadata every document has; its names and addresses fit into UTF-8."""
     known = {"language": source.language, "source": source.name}
-    extra = {key: value for key, value in metadata.items() if value is not None}
-    return Document(text=text, id=identifier, metadata=known | extra | {"input_bytes": input_bytes})
+    extra = {
+        key: encodable(value) if isinstance(value, str) else value
+        for key, value in metadata.items()
+        if value is not None
+    }
+    metadata = known | extra | {"input_bytes": input_bytes}
+    return Document(text=text, id=encodable(identifier), metadata=metadata)
 
 
 def _read_whole(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Iterator[Document | BadRecord]:
@@ -275,7 +280,7 @@ def document_of_record(
         problem = _messages_problem(messages, options.messages_key)
         if problem is not None:
             return BadRecord("read.wrong_type", where, problem, str(record), size)
-        kept = [{"role": item["role"], "content": item["content"]} for item in messages]
+        kept = [{"role": item["role"], "content": encodable(item["content"])} for item in messages]
         return new_document(source, identifier, "", size, messages=kept, **metadata)
     if source.parallel is not None:
         keys = [source.parallel.source_key, source.parallel.target_key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -205,7 +206,8 @@ def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
     for match in matches:
         if match.is_file():
             status = match.stat()
-            name = match.relative_to(root).as_posix()
+            # A name that is not UTF-8 shows its bytes as \xff.
+            name = os.fsencode(match.relative_to(root).as_posix()).decode(errors="backslashreplace")
             yield InputFile(str(match), name, status.st_size, status.st_mtime_ns)
 
 

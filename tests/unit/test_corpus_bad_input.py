@@ -1,0 +1,211 @@
+"""Input that is wrong in ways a whole run has to survive: names outside UTF-8, damaged archives."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_corpus_readers import dropped, parts_of, read
+from test_corpus_stage import config, documents, run
+
+from data.execution import ProcessExecutor, _run_task
+from experiment.errors import DataError
+
+# warcio leaves its own temporary files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
+
+GOOD = "The market of the village was open that morning and the people who came to it were many."
+SURROGATES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "id": ({"id": "x\ud800", "text": GOOD}, {}),
+    "url": ({"url": "http://x.org/\ud800", "text": GOOD}, {}),
+    "text": ({"text": f"{GOOD} \ud800"}, {}),
+    "message": (
+        {"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": GOOD}]},
+        {"kind": "instruction"},
+    ),
+    "pair": (
+        {"id": "\ud800", "source": f"{GOOD}\ud800", "target": "訳です。"},
+        {"kind": "parallel", "parallel": {"target_language": "ja"}},
+    ),
+    "field name": ({"te\ud800xt": 5, "body": "\ud800"}, {}),
+}
+
+
+@pytest.mark.parametrize("where", SURROGATES)
+def test_lone_surrogates_never_stop_a_run(tmp_path: Path, where: str) -> None:
+    record, options = SURROGATES[where]
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    source = {
+        "name": "web",
+        "language": "en",
+        "format": "jsonl",
+        "path": str(path),
+        "filter": False,
+    } | options
+    report = run(
+        config(tmp_path, sources=[source], heldout={"fraction": 0}, allow_empty=True), tmp_path / "out"
+    )
+    kept = documents(tmp_path / "out")
+    if where == "field name":
+        assert report["sources"][0]["dropped"]["read.missing_field"]["documents"] == 1
+        assert "te\ufffdxt" in (tmp_path / "out/report.json").read_text()
+        return
+    assert len(kept) == (2 if where == "pair" else 1)
+    expected = {
+        "id": ("id", "web/x\ufffd"),
+        "url": ("url", "http://x.org/\ufffd"),
+        "text": ("text", GOOD),
+        "message": ("messages", [{"role": "user", "content": "\ufffd"}, record.get("messages", [{}])[-1]]),
+        "pair": ("id", "web/\ufffd"),
+    }[where]
+    assert (kept[0]["metadata"] | kept[0])[expected[0]] == expected[1]
+
+
+def test_file_name_outside_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, lines in (
+        (b"x\xff.jsonl", [{"text": GOOD}, {"body": "x"}]),
+        (b"y.jsonl", [{"text": "Another page altogether, about a river and its bridge."}]),
+    ):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"name": "web", "language": "en", "format": "jsonl", "path": str(folder), "filter": False}
+    report = run(config(tmp_path, sources=[source], heldout={"fraction": 0}), tmp_path / "out")
+    assert [item["id"] for item in documents(tmp_path / "out")] == ["web/x\\xff.jsonl#1", "web/y.jsonl#1"]
+    assert [item["id"] for item in report["sources"][0]["samples"]] == ["x\\xff.jsonl, line 2"]
+
+
+def test_unexpected_failure_names_a_log_that_exists(tmp_path: Path) -> None:
+    from datatrove.pipeline.base import PipelineStep
+
+    class Failing(PipelineStep):
+        name, type = "failing", "test"
+
+        def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+            raise TypeError("unforeseen")
+
+    executor = ProcessExecutor([Failing()], 1, 1, tmp_path / "run/.work/logs/filter", "corpus filter")
+    with pytest.raises(DataError, match="unforeseen") as caught:
+        _run_task(executor, 0)
+    log = Path(str(caught.value).split("the traceback is in ")[1].split()[0])
+    assert "Traceback" in log.read_text()
+
+
+def warc(path: Path) -> tuple[bytes, list[int]]:
+    """Three pages with a request before each: bytes, and the places where a record begins."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    with path.open("wb") as file:
+        writer = WARCWriter(file, gzip=False)
+        for number in range(3):
+            url = f"http://a.org/{number}"
+            ask = StatusAndHeaders(f"GET /{number} HTTP/1.1", [("Host", "a.org")], is_http_request=True)
+            writer.write_record(writer.create_warc_record(url, "request", http_headers=ask))
+            answer = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
+            body = io.BytesIO(f"<html><p>page {number}</p></html>".encode())
+            record = writer.create_warc_record(url, "response", payload=body, http_headers=answer)
+            writer.write_record(record)
+    data = path.read_bytes()
+    return data, [match.start() for match in re.finditer(rb"WARC/1\.0\r\n", data)]
+
+
+def test_archive_cut_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    data, starts = warc(path)
+    ends = [*starts[1:], len(data)]
+    whole = [document.text for document in read(path, format="warc", language="en")[0]]
+    assert len(whole) == 3
+    for cut in range(1, len(data)):
+        path.write_bytes(data[:cut])
+        documents, ledger = read(path, format="warc", language="en")
+        assert [document.text for document in documents] == whole[: len(documents)]
+        complete = [end for end in ends if end - 4 <= cut]  # four bytes of line ends follow a record
+        assert len(documents) == len(complete) // 2
+        if complete and cut <= complete[-1]:  # between records: what is missing cannot be seen
+            assert dropped(ledger) == ({} if documents else {"read.empty_file": 1})
+        else:
+            assert dropped(ledger) in ({"read.truncated": 1}, {"read.damaged_record": 1}), cut
+    path.write_bytes(data[: starts[3] + 20])
+    with pytest.raises(DataError, match=r"a\.warc"):
+        read(path, "fail", format="warc", language="en")
+
+
+@pytest.mark.parametrize("change", [-9, -3, 5, 30, 400, 10**6])
+def test_wrong_content_length_costs_one_record(tmp_path: Path, change: int) -> None:
+    path = tmp_path / "a.warc"
+    data, starts = warc(path)
+    texts = [document.text for document in read(path, format="warc", language="en")[0]]
+    for number, start in enumerate(starts):
+        if number % 2 == 0 and change < 0:
+            continue  # what a request loses is line ends
+        field = re.compile(rb"Content-Length: (\d+)").search(data, start)
+        assert field is not None
+        wrong = b"Content-Length: %d" % (int(field[1]) + change)
+        path.write_bytes(data[: field.start()] + wrong + data[field.end() :])
+        documents, ledger = read(path, format="warc", language="en")
+        if number == len(starts) - 1 and change > 0:
+            assert dropped(ledger) == ({"read.truncated": 1} if change > 4 else {})
+        else:
+            assert dropped(ledger) == {"read.damaged_record": 1}, (number, change)
+        kept = [text for place, text in enumerate(texts) if number != 2 * place + 1]
+        assert [document.text for document in documents] == kept
+        with pytest.raises(DataError):
+            read(path, "fail", format="warc", language="en")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"WARC-Type: response", b"WARC-Type: respomse"),
+        (b"WARC-Type: response", b"WARC-Tyqe: response"),
+        (b"WARC-Type: request", b"WARC-Type:        "),
+        (b"Content-Length: ", b"Content-Lenght: "),
+        (b"Content-Length: ", b"Content-Length: x"),
+        (b"WARC/1.0", b"WERC/1.0"),
+    ],
+)
+def test_damaged_headers_are_counted(tmp_path: Path, before: bytes, after: bytes) -> None:
+    path = tmp_path / "a.warc"
+    data, starts = warc(path)
+    place = data.index(before, starts[2])
+    path.write_bytes(data[:place] + after + data[place + len(before) :])
+    documents, ledger = read(path, format="warc", language="en")
+    assert dropped(ledger) == {"read.damaged_record": 1}
+    assert len(documents) >= 2
+    parts = parts_of(path, len(data) // 12, format="warc")
+    assert len(parts) > 1
+    assert sum(sum(dropped(part).values()) for _, part in parts) == 1
+    assert sum(len(found) for found, _ in parts) == len(documents)
+
+
+def test_pages_packed_in_a_way_nobody_unpacks_are_not_text(tmp_path: Path) -> None:
+    import zstandard
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    path = tmp_path / "a.warc"
+    page = b"<html><body>" + GOOD.encode() + b"</body></html>"
+    bodies = [("zstd", zstandard.compress(page)), ("br", b"\x8b\x05\x80hello"), ("br", page)]
+    bodies += [("gzip", gzip.compress(page)), ("gzip", page)]
+    with path.open("wb") as file:
+        writer = WARCWriter(file, gzip=False)
+        for packing, body in bodies:
+            fields = [("Content-Type", "text/html"), ("Content-Encoding", packing)]
+            headers = StatusAndHeaders("200 OK", fields, protocol="HTTP/1.1")
+            record = writer.create_warc_record(
+                "http://a.org/", "response", payload=io.BytesIO(body), http_headers=headers
+            )
+            writer.write_record(record)
+    documents, ledger = read(path, format="warc", language="en")
+    assert [document.text for document in documents] == [page.decode()] * 3
+    assert dropped(ledger) == {"read.undecodable": 2}
+    assert {item["detail"] for item in ledger.samples()} == {"Content-Encoding zstd", "Content-Encoding br"}

@@ -33,17 +33,28 @@ def ended(accounting: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         jobs.cancel(run.dir, wait_seconds=0, announce=lambda line: None)
 
 
-def test_preempted_training_goes_on(ended: dict[str, Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("qos", "restart", "again"),
+    [
+        ("normal", {"requeue": True}, "1 restart"),  # preempted jobs are requeued
+        ("cheap", {"requeue": False, "links": 2}, ""),  # preempted jobs are cancelled
+    ],
+)
+def test_preempted_training_goes_on(
+    qos: str, restart: dict[str, int], again: str, ended: dict[str, Run], tmp_path: Path
+) -> None:
     run = Run(tmp_path, "preempted", train={"steps": 100, "step_seconds": 0.1, "save_every": 5})
-    run.submit(site(train={"nodes": 2, "tasks_per_node": 2, "exclusive": True, "qos": "normal"}))
+    shape = {"nodes": 2, "tasks_per_node": 2, "exclusive": True, "qos": qos}
+    run.submit(site(train=shape, restart={**restart, "stop_seconds_before_limit": 10}))
     wait_until(lambda: ranks(run, 1), 120, run.log)
     urgent = ["sbatch", "--parsable", "--qos=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     number = int(subprocess.check_output([*urgent, "--wrap=true"], text=True))
-    assert run.finish(180)["x"] == toy.expected_state(100)
+    assert run.finish()["x"] == toy.expected_state(100)
     assert client.states([number])[number].state == "COMPLETED"
     assert run.events() == ["start", "ended", "start", "complete"]
     status = run.status()
-    assert re.search(r"train +COMPLETED .*1 restart", status), status
+    assert re.search(rf"train +COMPLETED .*{again}", status), status
+    assert ("PREEMPTED" in status) == (qos == "cheap")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_status_knows_from_accounting_what_slurm_has_forgotten(ended: dict[str, 
         "corpus": "COMPLETED", "train": "COMPLETED", "export": "COMPLETED",
     }  # fmt: skip
     assert found["plain"]["train"].nodes == "node[101-102]"
-    assert re.fullmatch(r"00:00:\d\d", found["plain"]["train"].elapsed)
+    assert re.fullmatch(r"00:0[0-3]:\d\d", found["plain"]["train"].elapsed)
     assert {stage: job.state for stage, job in found["data-error"].items()} == {
         "corpus": "FAILED", "train": "CANCELLED", "export": "CANCELLED",
     }  # fmt: skip

@@ -38,39 +38,90 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {}
 
 
-def test_array_task_that_failed_is_redone_alone(tmp_path: Path) -> None:
+def array(folder: Path, step: Mark, tasks: int, requeue: bool = True) -> int | None:
+    """Submit a step as an array of at most four tasks."""
     site = ClusterConfig.model_validate(
         {
             "common": {"memory": "1G", "time_limit_hours": 0.2},
             "environment": {"variables": {"PYTHONPATH": str(HERE)}},
+            "restart": {"requeue": requeue},
         }
     )
+    logs = folder / "logs"
+    return SiteExecutor(
+        site, "corpus", ArrayConfig(tasks=4), [step], tasks, logs, job_name="toy-array"
+    ).submit()
+
+
+def test_array_task_that_failed_is_redone_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of it"
+    folder.mkdir()
 
     def attempt() -> int | None:
-        executor = SiteExecutor(
-            site,
-            "corpus",
-            ArrayConfig(tasks=4),
-            [Mark(tmp_path, bad=2)],
-            6,
-            tmp_path / "logs",
-            job_name="toy-array",
-        )
-        return executor.submit()
+        return array(folder, Mark(folder, bad=2), 6)
 
     first = attempt()
     assert first is not None
-    state = wait_until(lambda: _ended(first), 60, lambda: _outputs(tmp_path))
+    state = wait_until(lambda: _ended(first), 180, lambda: _outputs(folder))
     assert state.state == "FAILED"
     assert state.reason == "3 tasks: 2 COMPLETED, 1 FAILED"  # six shards on at most four tasks: two each
-    (tmp_path / "repaired").touch()
+    assert len(list(folder.glob("logs/slurm_logs/*.out"))) == 3
+    (folder / "repaired").touch()
     second = attempt()
     assert second is not None
-    assert wait_until(lambda: _ended(second), 60, lambda: _outputs(tmp_path)).state == "COMPLETED"
-    runs = {rank: len((tmp_path / f"rank-{rank}").read_text().split()) for rank in range(6)}
+    assert wait_until(lambda: _ended(second), 180, lambda: _outputs(folder)).state == "COMPLETED"
+    runs = {rank: len((folder / f"rank-{rank}").read_text().split()) for rank in range(6)}
     # rank 3 shared the array task of rank 2, so it had not run before
     assert runs == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
     assert attempt() is None
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_running_array_is_cancelled(requeue: bool, tmp_path: Path) -> None:
+    """Its tasks answer the signal before a time limit by requeueing themselves, where the site allows it."""
+    number = array(tmp_path, Mark(tmp_path, bad=-1, seconds=300), 2, requeue)
+    assert number is not None
+    job = jobs.Job(job_id=number, stage="corpus", kind="array", chain="c", cluster="test", submitted="-")
+    jobs.JobRecord(jobs=[job]).save(tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 2, 120, lambda: _outputs(tmp_path))
+    assert jobs.cancel(tmp_path, announce=lambda line: None) == [number]
+    state = wait_until(lambda: _ended(number), 60, lambda: str(client.states([number])))
+    assert (state.state, state.reason) == ("CANCELLED", "2 tasks: 2 CANCELLED")
+
+
+def test_array_task_is_not_requeued_where_the_site_forbids_it(tmp_path: Path) -> None:
+    number = array(tmp_path, Mark(tmp_path, bad=-1, seconds=300), 1, requeue=False)
+    assert number is not None
+    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 1, 120, lambda: _outputs(tmp_path))
+    subprocess.run(["scancel", "--signal=USR1", str(number)], check=True)
+    assert wait_until(lambda: _ended(number), 60, lambda: _outputs(tmp_path)).state == "FAILED"
+    assert "Requeueing" not in _outputs(tmp_path)
+
+
+def test_command_line_submits_shows_and_cancels(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    def tsugiki(*arguments: str) -> str:
+        command = [sys.executable, "-m", "tsugiki", *arguments]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    settings = [f"run_dir={run_dir}", "cluster.common.sbatch_flags=[--hold]"]
+    request = ["submit", "configs/smoke.yaml", "--cluster", "local"]
+    request += [part for setting in settings for part in ("--set", setting)]
+    said = tsugiki(*request)
+    ids = [str(job.job_id) for job in jobs.JobRecord.load(run_dir).jobs]
+    assert len(ids) == 9
+    assert f"corpus    job {ids[0]}" in said
+    assert f"follow:  tsugiki status {run_dir}" in said
+    assert "nothing to submit" in tsugiki(*request)
+    shown = tsugiki("status", str(run_dir))
+    assert re.search(rf"{ids[0]} +corpus +PENDING +waits: JobHeldUser", shown)
+    assert re.search(rf"{ids[5]} +train +PENDING +waits", shown)
+    assert f"cancelled 9 jobs: {', '.join(ids)}" in tsugiki("cancel", str(run_dir))
+    assert {state.state for state in client.states(map(int, ids)).values()} == {"CANCELLED"}
+    assert tsugiki("status", str(run_dir)).count("CANCELLED") == 9
 
 
 def _ended(job: int) -> client.JobState | None:
@@ -88,6 +139,15 @@ def test_array_refused_by_slurm(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"(?s)array of stage 'corpus'.*invalid partition.*partitions here: main"
     ):
+        executor.submit()
+
+
+def test_array_larger_than_slurm_allows(tmp_path: Path) -> None:
+    executor = SiteExecutor(
+        ClusterConfig(), "corpus", ArrayConfig(tasks=20_000), [Mark(tmp_path, bad=9)], 20_000, tmp_path,
+        job_name="x",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"(?s)Invalid job array specification.*lower `arrays.STAGE.tasks`"):
         executor.submit()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -65,13 +66,13 @@ class Run:
         files = sorted((self.dir / "slurm" / "logs").glob("*.log"))
         return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
 
-    def wait_for(self, event: str, stage: str = "train", seconds: float = 60, count: int = 1) -> None:
+    def wait_for(self, event: str, stage: str = "train", seconds: float = 180, count: int = 1) -> None:
         wait_until(
             lambda: self.events(stage).count(event) >= count, seconds,
             lambda: f"{event} of {stage}: {self.events(stage)}\n{self.log()}",
         )  # fmt: skip
 
-    def finish(self, seconds: float = 90) -> dict[str, Any]:
+    def finish(self, seconds: float = 240) -> dict[str, Any]:
         """Wait until every job has ended; the exported state."""
         record = jobs.JobRecord.load(self.dir)
         ids = [job.job_id for job in record.jobs]
@@ -90,8 +91,10 @@ def ranks(run: Run, start: int) -> list[tuple[str, int]]:
     """Host and process of every rank of the n-th start, once all four are there."""
     found = []
     for rank in range(4):
-        file = run.dir / "train.partial" / f"ranks-{rank}.log"
-        lines = file.read_text().splitlines() if file.is_file() else []
+        lines: list[str] = []
+        for folder in ("train.partial", "train"):  # renamed when the stage is complete
+            with contextlib.suppress(FileNotFoundError):
+                lines = lines or (run.dir / folder / f"ranks-{rank}.log").read_text().splitlines()
         if len(lines) < start:
             return []
         host, process, *_ = lines[start - 1].split()

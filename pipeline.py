@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
 from evaluation.config import EvaluateConfig, ReportConfig
-from evaluation.harness import data_files
+from evaluation.suites import data_files, is_installed, missing_files
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
 from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
@@ -24,6 +24,7 @@ from pretrain.context_extension import extended_context
 from pretrain.convert_config import ExportConfig, GraftConfig
 from pretrain.layout import check as check_layout
 from pretrain.plan import base_spec
+from pretrain.schedule import check_schedule
 from tokenizer.config import TokenizerConfig
 
 STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
@@ -96,6 +97,14 @@ class Experiment:
         base = self.config.base.path
         if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
             missing.append((("base", "path"), base))
+        harness = self.config.evaluate.harness
+        if harness is not None and any(stage.name == "evaluate" for stage in stages):
+            if not is_installed():
+                missing.append(
+                    (("evaluate", "harness"), "lm-evaluation-harness: pip install 'tsugiki[eval]'")
+                )
+            place = ("evaluate", "harness", "data")
+            missing += [(place, f"{harness.data or '<folder>'}/{name}") for name in missing_files(harness)]
         return missing
 
     def check_base(self, stages: Sequence[Stage]) -> None:
@@ -248,6 +257,7 @@ def _check_lengths(experiment: Experiment) -> None:
             experiment, ("tokens", "mixture", "total_tokens"), "the token budget is smaller than one step",
             total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",
         )  # fmt: skip
+    check_schedule(config.train, total)
 
 
 def _check_model(experiment: Experiment, any_layout: bool) -> None:

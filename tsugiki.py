@@ -14,6 +14,9 @@ import typer
 from experiment.errors import ConfigError, TsugikiError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from experiment.graph import Stage
     from pipeline import Experiment
 
 # Nothing is downloaded on the default path, and forked tokenizers must not warn into progress bars.
@@ -77,15 +80,26 @@ def _run(
         typer.echo(f"{experiment.config.name}: {config} is valid; run directory {experiment.run_dir}")
         for decision in graph.preview(selected, force=force):
             typer.echo(f"  {decision.stage:<10}{decision.action:<8}{decision.reason}")
-        for location, path in experiment.missing_inputs(selected):
-            typer.echo(f"  not on this machine: {'.'.join(map(str, location))} = {path}")
+        for line in _missing(experiment, selected):
+            typer.echo(f"  {line}")
         return
     experiment.check_base(selected)
+    for line in _missing(experiment, selected, "evaluate"):  # hours from now, not at once
+        typer.secho(f"warning: {line}", fg=typer.colors.YELLOW, err=True)
     experiment.save_config()
     graph.run(selected, experiment.config, force=force)
     report = experiment.run_dir / "report" / "index.html"
     if until is None and report.is_file():
         _say(f"report: {report}")
+
+
+def _missing(experiment: Experiment, selected: Sequence[Stage], section: str = "") -> list[str]:
+    """Inputs that these stages will look for in vain, a line for each place of the configuration."""
+    places: dict[str, list[str]] = {}
+    for location, path in experiment.missing_inputs(selected):
+        if location[0] == section or not section:
+            places.setdefault(".".join(map(str, location)), []).append(path)
+    return [f"not on this machine: {place} = {', '.join(paths)}" for place, paths in places.items()]
 
 
 def _say(line: str) -> None:

@@ -101,7 +101,10 @@ def _squad(text: str, data: Mapping[str, Any]) -> list[Record]:
 
 
 def _m3exam(text: str, data: Mapping[str, Any]) -> list[Record]:
-    """Exam questions whose options carry their labels; questions without a right option are left out."""
+    """Exam questions whose options carry their labels; questions without a right option are left out.
+
+    ``background_description``, a list of lines, is the passage that a question is about.
+    """
     names = {key: data.get(key, default) for key, default in _M3EXAM_FIELDS.items()}
     records = []
     for item in _json(text, data):
@@ -111,6 +114,7 @@ def _m3exam(text: str, data: Mapping[str, Any]) -> list[Record]:
         if len(labels) == len(options) and answer in labels:
             records.append(
                 {
+                    "background": "".join(f"{line}\n" for line in item.get("background_description", ())),
                     "question": item[names["question"]],
                     "options": "\n".join(options),
                     "labels": labels,

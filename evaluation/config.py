@@ -47,6 +47,10 @@ class HarnessConfig(StrictModel):
     (`swallow-ja/JSQuAD`), our tasks, or those of the harness."""
     data: str | None = None
     """Folder with the files that our tasks read, as the benchmarks' authors publish them."""
+    chat_template: Literal["none", "result", "both"] = "none"
+    """Whose questions are written as conversations in the model's chat template, examples as earlier turns:
+    nobody's, the result's, or the base's too. Published tables that were measured without
+    (`chat: false` in `evaluation/suites.yaml`) stay without."""
     fewshot: dict[str, int] = Field(default_factory=dict)
     """Examples before a question, by task, where it should not be the published number."""
     limit: int | None = Field(default=None, gt=0)

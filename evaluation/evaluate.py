@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.config import EvaluateConfig
-from evaluation.harness import check, evaluate_benchmarks
+from evaluation.harness import check, check_chat_template, evaluate_benchmarks
 from evaluation.heldout import Document, heldout_documents, measured_languages
 from evaluation.intervals import Interval, Resampler
 from evaluation.language_model import LanguageModel, common_window, load_language_model
@@ -24,6 +24,8 @@ from experiment.progress import Progress
 from experiment.stage import StageContext, StageResult
 
 MODELS = ("base", "result")
+_CHATTING: dict[str, tuple[str, ...]] = {"none": (), "result": ("result",), "both": MODELS}
+"""Models whose benchmarks are asked in their chat template."""
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.jsonl"
 DOCUMENTS_NAME = "documents.jsonl"
@@ -84,6 +86,9 @@ def run(
             expected=f"less than the window of {window} tokens",
         )
     asked = [] if config.harness is None else check(config.harness)
+    chatting = _CHATTING["none" if config.harness is None else config.harness.chat_template]
+    for name in chatting:
+        check_chat_template(directories[name])
     measured: dict[str, _Measured] = {}
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
@@ -111,6 +116,7 @@ def run(
                 dtype=config.dtype,
                 device=config.device,
                 seed=context.seed,
+                chat=name in chatting,
             ),
         )
 

@@ -2,135 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evaluation.benchmark_data import find_file, read_records
 from evaluation.benchmark_scores import BLEU, SCORES, corpus_bleu
 from evaluation.config import HarnessConfig
+from evaluation.suites import Benchmark, benchmarks, is_installed, missing_files, origins, own_tasks, suites
 from experiment.config import expand_path
-from experiment.errors import ConfigError, DataError, EnvironmentError_
+from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
-_HERE = Path(__file__).parent
 _NORMAL_95 = 1.959964
-_SHORT_WINDOW = 1024
+_SHORT_WINDOW = 2048
 _RIGHT_OR_WRONG = frozenset({"accuracy", "acc", "acc_norm", "exact_match", "exact", "last_number", "boxed"})
 """Metrics that are 0 or 1 for a question."""
 _ZERO_TO_ONE = _RIGHT_OR_WRONG | {"character_f1", "character_rouge2", "f1"}
 """Metrics whose scale ends at 1."""
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A task as it is run.
-
-    Attributes:
-        title: name in the published table, or the task's own.
-        task: name of the task.
-        suite: suite it belongs to, None for a task named on its own.
-        fewshot: examples shown before a question; None is the task's own choice.
-        metric: metric reported; None is the first of the task.
-    """
-
-    title: str
-    task: str
-    suite: str | None = None
-    fewshot: int | None = None
-    metric: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Key in the results."""
-        return self.task if self.suite is None else f"{self.suite}/{self.title}"
-
-
-@cache
-def suites() -> dict[str, dict[str, Any]]:
-    """Suites by name, as ``suites.yaml`` has them."""
-    loaded: dict[str, dict[str, Any]] = yaml.safe_load((_HERE / "suites.yaml").read_text(encoding="utf-8"))
-    return loaded
-
-
-@cache
-def own_tasks() -> dict[str, dict[str, Any]]:
-    """Our tasks by name, variants written out."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((_HERE / "tasks").glob("*.yaml")):
-        task = yaml.safe_load(path.read_text(encoding="utf-8"))
-        variants = task.pop("variants", None)
-        if variants is None:
-            found[task["task"]] = task
-            continue
-        for name, changes in variants.items():
-            merged = {**task, **changes, "data": {**task["data"], **changes.get("data", {})}}
-            merged["task"] = f"{task['task']}_{name}"
-            found[merged["task"]] = merged
-    return found
-
-
-def benchmarks(config: HarnessConfig) -> list[Benchmark]:
-    """What the configuration asks for: suites opened, each benchmark once.
-
-    Raises:
-        ConfigError: a suite has no such column.
-    """
-    found: list[Benchmark] = []
-    for name in config.tasks:
-        suite, _, title = name.partition("/")
-        if suite in suites():
-            columns = suites()[suite]["columns"]
-            chosen = [column for column in columns if title in ("", column["title"])]
-            if not chosen:
-                titles = [f"{suite}/{column['title']}" for column in columns]
-                raise ConfigError(
-                    "no such column of the published table",
-                    where="evaluate.harness.tasks",
-                    got=name,
-                    expected=f"one of {', '.join(titles)}",
-                )
-            found.extend(
-                Benchmark(column["title"], column["task"], suite, column["fewshot"], column["metric"])
-                for column in chosen
-            )
-        else:
-            found.append(Benchmark(name, name))
-    overridden = [
-        item
-        if item.task not in config.fewshot
-        else Benchmark(item.title, item.task, item.suite, config.fewshot[item.task], item.metric)
-        for item in found
-    ]
-    return list(dict.fromkeys(overridden))
-
-
-def data_files(config: HarnessConfig) -> list[Path]:
-    """The local files that the configuration's tasks read and that are there."""
-    if config.data is None:
-        return []
-    folder = expand_path(config.data)
-    names = {
-        own_tasks()[item.task]["data"]["file"] for item in benchmarks(config) if item.task in own_tasks()
-    }
-    found = (find_file(folder, name) for name in sorted(names))
-    return [path for path in found if path is not None]
-
-
 def check(config: HarnessConfig) -> list[Benchmark]:
     """Make sure that everything asked for can be run, before any model is loaded.
 
     Raises:
-        EnvironmentError_: lm-evaluation-harness is not installed.
+        EnvironmentError_: lm-evaluation-harness, or a library that a task needs, is not installed.
         ConfigError: no such task.
         DataError: files of our tasks are missing.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    if not is_installed():
         raise EnvironmentError_(
             "lm-evaluation-harness is not installed",
             where="evaluate.harness",
@@ -140,6 +44,8 @@ def check(config: HarnessConfig) -> list[Benchmark]:
     foreign = [item.task for item in asked if item.task not in own_tasks()]
     if foreign:
         _check_names(foreign)
+        for task in foreign:
+            _check_imports(task)
     own = [own_tasks()[item.task] for item in asked if item.task in own_tasks()]
     if own and config.data is None:
         raise ConfigError(
@@ -148,21 +54,41 @@ def check(config: HarnessConfig) -> list[Benchmark]:
             got=", ".join(sorted({task["task"] for task in own})),
             expected="the folder with the benchmarks' files",
         )
-    missing = sorted(
-        {
-            task["data"]["file"]
-            for task in own
-            if find_file(expand_path(str(config.data)), task["data"]["file"]) is None
-        }
-    )
+    missing = missing_files(config)
     if missing:
+        fix = "get them from the benchmarks' authors, or leave their tasks out of evaluate.harness.tasks"
         raise DataError(
             "files of benchmarks are missing",
             where=config.data,
             got=", ".join(missing),
-            fix="get them from the benchmarks' authors, or leave their tasks out of evaluate.harness.tasks",
+            fix="; ".join([fix, *origins(missing)]),
+        )
+    if any(task["score"] == "bleu_ja" for task in own) and importlib.util.find_spec("MeCab") is None:
+        raise EnvironmentError_(
+            "BLEU into Japanese needs MeCab",
+            where="evaluate.harness.tasks",
+            fix="pip install 'sacrebleu[ja]'",
         )
     return asked
+
+
+def check_chat_template(directory: Path) -> None:
+    """Make sure that a model carries a chat template.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    settings = directory / "tokenizer_config.json"
+    if (directory / "chat_template.jinja").is_file():
+        return
+    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"):
+        return
+    raise CheckpointError(
+        "the model has no chat template",
+        where=directory,
+        expected="chat_template.jinja, since evaluate.harness.chat_template asks for it",
+        fix="name a template under tokens.chat, or set evaluate.harness.chat_template: none",
+    )
 
 
 @cache
@@ -187,6 +113,38 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
+def _check_imports(task: str) -> None:
+    """Import what a task of the harness, or the tasks of a group, are made of; their data are not touched.
+
+    Raises:
+        EnvironmentError_: a library is missing or has the wrong version.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    index = _task_manager(True).task_index
+    waiting, seen = [task], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in index:
+            continue
+        seen.add(name)
+        entry = index[name]
+        members = (entry.cfg or {}).get("task")
+        if isinstance(members, list):
+            waiting += [member if isinstance(member, str) else str(member.get("task")) for member in members]
+        if entry.yaml_path is None:
+            continue
+        try:
+            load_yaml(entry.yaml_path)
+        except (ImportError, AssertionError) as error:  # the harness asserts versions
+            raise EnvironmentError_(
+                "a library that a benchmark needs is missing or of another version",
+                where=f"evaluate.harness.tasks: {task}",
+                got=error,
+                fix="pip install 'tsugiki[eval]', or leave the task out",
+            ) from error
+
+
 def evaluate_benchmarks(
     directory: Path,
     asked: Sequence[Benchmark],
@@ -195,6 +153,7 @@ def evaluate_benchmarks(
     dtype: str,
     device: str | None,
     seed: int,
+    chat: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run benchmarks on one Hugging Face model directory.
 
@@ -205,6 +164,7 @@ def evaluate_benchmarks(
         dtype: name of the torch dtype of the weights.
         device: torch device; None is the first GPU when there is one, else the CPU.
         seed: seed of the few-shot examples.
+        chat: write questions as conversations in the model's chat template, where a benchmark takes part.
 
     Returns:
         By :attr:`Benchmark.key`: value, standard error, 95 % interval, metric, few-shot examples, questions.
@@ -229,14 +189,16 @@ def evaluate_benchmarks(
         batch_size=config.batch_size,
         add_bos_token=True,
     )
-    # Some tasks let a model write 512 tokens, which leaves no room for the question in a short window.
-    short = None if model.max_length >= _SHORT_WINDOW else {"max_gen_toks": model.max_length // 2}
     results: dict[str, dict[str, Any]] = {}
-    # One call for all tasks with the same number of examples: a call costs seconds of its own.
+    # One call for all tasks that are asked alike: a call costs seconds of its own.
     own = own_tasks()
     manager = _task_manager(any(item.task not in own for item in asked))
-    for fewshot in dict.fromkeys(item.fewshot for item in asked):
-        group = [item for item in asked if item.fewshot == fewshot]
+    alike: dict[tuple[int | None, bool, int | None], list[Benchmark]] = {}
+    for item in asked:
+        alike.setdefault((item.fewshot, chat and item.chat, item.maximum_new_tokens), []).append(item)
+    for (fewshot, as_chat, maximum_new_tokens), group in alike.items():
+        # A chat template writes the BOS itself, or leaves it out as in training.
+        model.add_bos_token = not as_chat
         found = simple_evaluate(
             model=model,
             tasks=[
@@ -246,7 +208,9 @@ def evaluate_benchmarks(
             task_manager=manager,
             num_fewshot=fewshot,
             limit=config.limit,
-            gen_kwargs=short,
+            gen_kwargs=_answer_length(maximum_new_tokens, model.max_length),
+            apply_chat_template=as_chat,
+            fewshot_as_multiturn=as_chat,
             bootstrap_iters=1000,
             log_samples=False,
             random_seed=seed,
@@ -255,15 +219,25 @@ def evaluate_benchmarks(
             fewshot_random_seed=seed,
         )
         if found is not None:  # None on the other ranks of a distributed evaluation
-            results.update({item.key: _outcome(item, found) for item in group})
+            results.update({item.key: {**_outcome(item, found), "chat": as_chat} for item in group})
     return {item.key: results[item.key] for item in asked if item.key in results}
+
+
+def _answer_length(wanted: int | None, window: int) -> dict[str, int] | None:
+    """Some tasks let a model write 1,024 tokens, which leaves no room for the question in a short window."""
+    if window < _SHORT_WINDOW:
+        return {"max_gen_toks": min(wanted or window, window // 2)}
+    return None if wanted is None else {"max_gen_toks": wanted}
 
 
 def _task(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """One of our tasks in the harness' own form."""
-    settings = {key: value for key, value in task.items() if key not in ("data", "score", "answers")}
+    # The harness writes into what it is given.
+    settings = copy.deepcopy({key: task[key] for key in task.keys() - {"data", "score", "answers"}})
     return {
         **settings,
+        # From a file of its own, else among the other questions: named, or a question can be its own example.
+        "fewshot_split": "examples" if _has_examples(folder, task["data"]) else "test",
         "custom_dataset": partial(_dataset, folder=folder, data=dict(task["data"])),
         "test_split": "test",
         "process_results": partial(_process, score=task["score"], answers=task.get("answers")),
@@ -277,10 +251,17 @@ def _task(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _has_examples(folder: Path, data: Mapping[str, Any]) -> bool:
+    return "examples" in data and find_file(folder, data["examples"]) is not None
+
+
 def _dataset(folder: Path, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
     from datasets import Dataset  # type: ignore[import-untyped, unused-ignore]
 
-    return {"test": Dataset.from_list(read_records(folder, data))}
+    splits = {"test": Dataset.from_list(read_records(folder, data))}
+    if _has_examples(folder, data):
+        splits["examples"] = Dataset.from_list(read_records(folder, {**data, "file": data["examples"]}))
+    return splits
 
 
 def _aggregation(score: str) -> Any:
@@ -311,10 +292,10 @@ def _right_choice(document: Mapping[str, Any]) -> int:
 
 def _outcome(item: Benchmark, found: Mapping[str, Any]) -> dict[str, Any]:
     name, measured = _number(item, found["results"][item.task])
-    value = float(measured)
+    value = float(measured) * item.scale
     metric, _, chosen = name.partition(",")
     error = found["results"][item.task].get(f"{metric}_stderr,{chosen}")
-    error = float(error) if isinstance(error, (int, float)) else None
+    error = float(error) * item.scale if isinstance(error, (int, float)) else None
     members = list(_members(item.task, found.get("group_subtasks", {})))
     questions = sum(
         found["n-samples"][member]["effective"] for member in members if member in found["n-samples"]
@@ -369,7 +350,7 @@ def _members(task: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _number(item: Benchmark, measured: Mapping[str, Any]) -> tuple[str, Any]:
-    """The metric asked for, else the task's first; the stricter filter before the looser."""
+    """The metric asked for, else the task's first; of the filter asked for, else the stricter one."""
     names = [
         name
         for name, value in measured.items()
@@ -377,9 +358,14 @@ def _number(item: Benchmark, measured: Mapping[str, Any]) -> tuple[str, Any]:
     ]
     if item.metric is not None:
         names = [name for name in names if name.partition(",")[0] == item.metric]
+    if item.filter is not None:
+        names = [name for name in names if name.partition(",")[2] == item.filter]
     if not names:
         raise DataError(
-            "the task does not give the metric", where=item.task, got=sorted(measured), expected=item.metric
+            "the task does not give the metric",
+            where=item.task,
+            got=sorted(measured),
+            expected=",".join(part for part in (item.metric, item.filter) if part),
         )
     chosen = min(names, key=lambda name: "flexible" in name)
     return chosen, measured[chosen]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.artefacts import Artefacts
-from evaluation.harness import suites
 from evaluation.html import Column, Markup, Section, join, note, number, table, tag
+from evaluation.suites import suites
 
 
 def benchmarks_section(artefacts: Artefacts, published: Sequence[str]) -> Section | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from evaluation.artefacts import Artefacts
 from evaluation.benchmark_data import read_records
 from evaluation.benchmark_scores import boxed, character_f1, character_rouge2, last_number, normalised
 from evaluation.config import HarnessConfig
-from evaluation.harness import _interval, benchmarks, check, evaluate_benchmarks, own_tasks, suites, wilson
+from evaluation.harness import _interval, _outcome, check, check_chat_template, evaluate_benchmarks, wilson
 from evaluation.report_benchmarks import benchmarks_section
-from experiment.errors import ConfigError, DataError, EnvironmentError_
+from evaluation.suites import benchmarks, missing_files, origins, own_tasks, suites
+from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
 from pipeline import load_experiment
@@ -65,6 +68,26 @@ def test_m3exam_labels_of_every_kind(tmp_path: Path) -> None:
         (["1", "2"], 1),
     ]
     assert records[0]["options"] == "A. a\nB. b\nC. c\nD. d"
+
+
+def test_m3exam_keeps_the_passage(tmp_path: Path) -> None:
+    items = [
+        {
+            "question_text": "q1",
+            "background_description": ["P1", "P2"],
+            "answer_text": "A",
+            "options": ["A. a", "B. b"],
+        },
+        {
+            "question_text": "q2",
+            "background_description": [],
+            "answer_text": "B",
+            "options": ["A. a", "B. b"],
+        },
+    ]
+    (tmp_path / "m.json").write_text(json.dumps(items))
+    records = read_records(tmp_path, {"format": "m3exam", "file": "m.json"})
+    assert [record["background"] for record in records] == ["P1\nP2\n", ""]
 
 
 def test_xwinograd_is_cut_at_the_pronoun(tmp_path: Path) -> None:
@@ -120,7 +143,17 @@ def test_character_f1_by_hand() -> None:
 def test_rouge2_over_characters_by_hand() -> None:
     # ab bc cd against ab bc ce: 2 pairs shared of 3 and 3
     assert character_rouge2("abcd", ["abce"]) == pytest.approx(2 / 3)
-    assert character_rouge2("a", ["b"]) == 1.0 or normalised("a") != normalised("b")
+    # The better of two references; one pair of three and one shared of it: 2 * 1 / (3 + 1)
+    assert character_rouge2("abcd", ["xy", "cd"]) == pytest.approx(0.5)
+    assert character_rouge2("ab", ["ba"]) == 0.0
+    # Nothing to pair on one side is wrong, on both sides nothing is missing.
+    assert character_rouge2("a", ["bc"]) == 0.0
+    assert character_rouge2("a", ["b"]) == 1.0
+
+
+def test_what_does_not_make_an_answer_wrong() -> None:
+    assert normalised(" Ａ、b. ") == normalised("ab")
+    assert normalised("a") != normalised("b")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +225,39 @@ def test_intervals_stay_on_their_scale() -> None:
     assert _interval("bleu", 20.0, None, 24) is None
 
 
+def _measured(task: str, numbers: dict[str, object], fewshot: int) -> dict[str, dict[str, object]]:
+    """What the harness gives for a task."""
+    return {"results": {task: numbers}, "n-samples": {task: {"effective": 1000}}, "n-shot": {task: fewshot}}
+
+
+def test_scores_lie_on_the_scale_of_the_published_row() -> None:
+    """SQuAD2.0 of the harness is 0 to 100, the card's row 0 to 1."""
+    (item,) = benchmarks(HarnessConfig(tasks=["swallow-en/SQuAD2.0"]))
+    found = _outcome(item, _measured("squadv2", {"exact,none": 32.07, "exact_stderr,none": 1.5}, 8))
+    assert found["value"] == pytest.approx(0.3207)
+    assert found["standard_error"] == pytest.approx(0.015)
+    assert found["interval"] == pytest.approx(wilson(0.3207, 1000))
+    results = {"benchmarks": {name: {item.key: found} for name in ("base", "result")}}
+    artefacts = Artefacts(**{**vars(Artefacts.load({})), "results": results})
+    section = benchmarks_section(artefacts, ["Swallow 7B"])
+    assert section is not None and "0.3207" in section.content and "0.3125" in section.content
+
+
+def test_the_filter_whose_answer_counts() -> None:
+    """Zero-shot chat never writes GSM8K's `####`; examples of eight shots do."""
+    numbers: dict[str, object] = {
+        "exact_match,strict-match": 0.001, "exact_match_stderr,strict-match": 0.001,
+        "exact_match,flexible-extract": 0.8, "exact_match_stderr,flexible-extract": 0.01,
+    }  # fmt: skip
+    (chat,) = benchmarks(HarnessConfig(tasks=["sus-chat-reasoning/gsm8k"]))
+    assert _outcome(chat, _measured("gsm8k", numbers, 0))["value"] == 0.8
+    (plain,) = benchmarks(HarnessConfig(tasks=["swallow-en/GSM8K"]))
+    assert _outcome(plain, _measured("gsm8k", numbers, 8))["value"] == 0.001
+    with pytest.raises(DataError, match="does not give the metric") as raised:
+        _outcome(chat, _measured("gsm8k", {"exact_match,strict-match": 0.5}, 0))
+    assert "flexible-extract" in str(raised.value)
+
+
 def test_columns_of_a_suite_can_be_asked_for() -> None:
     (found,) = benchmarks(HarnessConfig(tasks=["seallm-knowledge/M3Exam th"]))
     assert (found.task, found.suite, found.fewshot) == ("m3exam_th", "seallm-knowledge", 3)
@@ -232,6 +298,40 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
     with pytest.raises(EnvironmentError_, match="not installed") as raised:
         check(HarnessConfig(tasks=["hellaswag"]))
     assert "tsugiki[eval]" in str(raised.value)
+
+
+@needs_harness
+def test_a_library_that_a_task_lacks_is_told_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "lm_eval.tasks.minerva_math.utils", raising=False)
+    with pytest.raises(EnvironmentError_, match="a library that a benchmark needs") as raised:
+        check(HarnessConfig(tasks=["sus-chat-reasoning/MATH"]))
+    assert "tsugiki[eval]" in str(raised.value)
+
+
+@needs_harness
+def test_japanese_bleu_needs_mecab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wmt20_en_ja.tsv").write_text("a\tb\n")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "MeCab" else found(name))
+    with pytest.raises(EnvironmentError_, match="MeCab"):
+        check(HarnessConfig(tasks=["wmt20_en_ja"], data=str(tmp_path)))
+
+
+def test_where_an_exam_comes_from_is_told(tmp_path: Path) -> None:
+    (tmp_path / "thai-questions-test.json").write_text("[]")
+    config = HarnessConfig(
+        tasks=["seallm-knowledge/M3Exam id", "seallm-knowledge/M3Exam th"], data=str(tmp_path)
+    )
+    assert missing_files(config) == [
+        "indonesian-questions-dev.json", "indonesian-questions-test.json", "thai-questions-dev.json",
+    ]  # fmt: skip
+    (told,) = origins(missing_files(config))
+    assert "not among M3Exam's languages" in told
+    without = HarnessConfig(tasks=config.tasks, data=config.data, fewshot={"m3exam_id": 0, "m3exam_th": 0})
+    assert missing_files(without) == ["indonesian-questions-test.json"]
 
 
 @needs_harness
@@ -285,6 +385,120 @@ def test_the_harness_agrees_with_likelihoods_computed_directly(tmp_path: Path) -
     assert (outcome["questions"], outcome["fewshot"], outcome["metric"]) == (6, 0, "accuracy")
     assert outcomes["mgsm_local_en"]["questions"] == 2
     assert 0 <= outcomes["mgsm_local_en"]["value"] <= 1
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Ids that a model is asked to continue; nothing is generated."""
+    from lm_eval.models.huggingface import HFLM
+
+    seen: list[list[int]] = []
+
+    def record(self: HFLM, context: torch.Tensor, **_: object) -> torch.Tensor:
+        seen.extend(context.tolist())
+        return torch.cat([context, torch.full((context.shape[0], 1), 29_871)], dim=1)
+
+    monkeypatch.setattr(HFLM, "_model_generate", record)
+    return seen
+
+
+@needs_harness
+@pytest.mark.parametrize(("name", "bos"), [("seallm-v2", 1), ("sus-chat", 0)])
+@pytest.mark.parametrize("fewshot", [0, 1])
+def test_a_chat_model_sees_its_own_template(
+    tmp_path: Path, prompts: list[list[int]], name: str, bos: int, fewshot: int
+) -> None:
+    """The ids of the prompt are those that the chat format is trained on, BOS included or not."""
+    from tokenizers import Tokenizer
+
+    from experiment.chat import ChatTemplate, HuggingFaceEncoder
+
+    directory = write_model(tmp_path / "model", max_positions=512)
+    template = Path(__file__).parents[2] / "configs" / "chat_templates" / f"{name}.jinja"
+    with pytest.raises(CheckpointError, match="no chat template"):
+        check_chat_template(directory)
+    shutil.copy(template, directory / "chat_template.jinja")
+    check_chat_template(directory)
+    items = [{"question": "One and one?", "answer": "2"}, {"question": "Two and two?", "answer": "4"}]
+    (tmp_path / "gsm8k_test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = HarnessConfig(
+        tasks=["gsm8k_local_en"], data=str(tmp_path), fewshot={"gsm8k_local_en": fewshot}, batch_size=1
+    )
+    rest = {"dtype": "float32", "device": "cpu", "seed": 1}
+    outcomes = evaluate_benchmarks(directory, check(config), config, chat=True, **rest)
+    assert outcomes["gsm8k_local_en"]["chat"] is True
+    chat = ChatTemplate.load(template, bos_token="<s>", eos_token="</s>", answers="continued")
+    encoder = HuggingFaceEncoder(Tokenizer.from_file(str(directory / "tokenizer.json")))
+
+    def asked(item: dict[str, str]) -> dict[str, str]:
+        return {"role": "user", "content": f"Question: {item['question']}\nAnswer:"}
+
+    wanted = []
+    for item, other in (items, items[::-1]):
+        example = [asked(other), {"role": "assistant", "content": other["answer"]}] if fewshot else []
+        messages = [*example, asked(item)]
+        encoded = chat.encode(
+            messages, encoder, {"<unk>": 0, "<s>": 1, "</s>": 2}, add_generation_prompt=True
+        )
+        wanted.append(encoded.ids)
+    assert sorted(prompts) == sorted(wanted)
+    assert {ids.count(1) for ids in prompts} == {bos}
+    prompts.clear()
+    plain = evaluate_benchmarks(directory, check(config), config, **rest)
+    assert plain["gsm8k_local_en"]["chat"] is False
+    assert all(ids[0] == 1 for ids in prompts)
+    assert not set(map(tuple, prompts)) & set(map(tuple, wanted))
+
+
+def test_tables_that_were_measured_without_chat_stay_without() -> None:
+    found = benchmarks(HarnessConfig(tasks=["sus-chat-reasoning", "sus-chat-other", "hellaswag"]))
+    chatting = {item.suite for item in found if item.chat}
+    assert chatting == {"sus-chat-reasoning", None}
+
+
+@needs_harness
+def test_examples_of_an_exam_come_from_its_dev_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    def item(number: int, passage: list[str]) -> dict[str, object]:
+        options = [f"A. a{number}", f"B. b{number}"]
+        return {
+            "question_text": f"q{number}",
+            "background_description": passage,
+            "answer_text": "B",
+            "options": options,
+        }
+
+    (tmp_path / "thai-questions-test.json").write_text(json.dumps([item(1, ["P1"]), item(2, [])]))
+    (tmp_path / "thai-questions-dev.json").write_text(json.dumps([item(3, ["P3"])]))
+    seen: list[tuple[str, str]] = []
+
+    def record(
+        self: HFLM, requests: list[tuple[tuple[str, str], object, object]], **_: object
+    ) -> list[tuple[float, bool]]:
+        seen.extend(request[0] for request in requests)
+        return [(0.0, False)] * len(requests)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", record)
+    config = HarnessConfig(tasks=["m3exam_th"], data=str(tmp_path), fewshot={"m3exam_th": 1})
+    directory = write_model(tmp_path / "model", max_positions=512)
+    evaluate_benchmarks(directory, check(config), config, dtype="float32", device="cpu", seed=1)
+    example = "P3\nq3\nA. a3\nB. b3\nคำตอบ: B\n\n"
+    assert {context for context, _ in seen} == {
+        f"{example}P1\nq1\nA. a1\nB. b1\nคำตอบ:", f"{example}q2\nA. a2\nB. b2\nคำตอบ:",
+    }  # fmt: skip
+    assert {answer for _, answer in seen} == {" A", " B"}
+
+
+@pytest.mark.parametrize("task", [name for name in own_tasks() if name.startswith(("gsm8k", "math", "mgsm"))])
+def test_a_chain_of_thought_is_not_cut_before_its_answer(task: str) -> None:
+    settings = own_tasks()[task]["generation_kwargs"]
+    reasoning = "Each has 3.\n\nTogether:\n3 + 3 = 6\n\nThe answer is \\boxed{6}."
+    assert not any(stop in reasoning for stop in settings["until"])
+    # A base model goes on with the next question, as examples have it: there it is stopped.
+    question = own_tasks()[task]["doc_to_text"]
+    assert any(question.startswith(stop) for stop in settings["until"])
+    assert settings["max_gen_toks"] >= 512
 
 
 def test_the_report_shows_ours_beside_the_published_row() -> None:

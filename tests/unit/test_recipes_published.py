@@ -187,7 +187,7 @@ def test_published_rows_of_the_report_exist() -> None:
 
 def test_every_recipe_measures_what_its_source_published() -> None:
     """Suites that exist, with columns for the rows that the report shows beside them."""
-    from evaluation.harness import benchmarks, suites
+    from evaluation.suites import benchmarks, suites
 
     tables = {
         "swallow": {"swallow-ja", "swallow-en"},
@@ -220,7 +220,7 @@ def test_every_recipe_measures_what_its_source_published() -> None:
     ],
 )
 def test_pages_and_report_have_the_same_published_scores(page: str, rows: str) -> None:
-    from evaluation.harness import suites
+    from evaluation.suites import suites
 
     text = (ROOT / "docs" / "recipes" / f"{page}.md").read_text(encoding="utf-8")
     written = {float(number) for number in re.findall(r"(?<![\w.])\d*\.\d+", text)}
@@ -247,6 +247,38 @@ def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         done: Any = CliRunner().invoke(tsugiki.app, ["run", str(path), "--dry-run"])
         assert done.exit_code == 0, (path.name, done.output, done.exception)
         assert "is valid" in done.output
+
+
+def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a dry run, and as a warning when a run begins: not hours later, and not as an error."""
+    from typer.testing import CliRunner
+
+    import tsugiki
+    from experiment.graph import Graph
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("pipeline.is_installed", lambda: False)
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        Graph, "run", lambda self, stages, *_, **__: started.append([item.name for item in stages])
+    )
+    (tmp_path / "niilc.jsonl").write_text("{}")
+    command = [
+        "run", "configs/smoke.yaml", "--set", f"run_dir={tmp_path / 'run'}",
+        "--set", "evaluate.harness.tasks=[jsquad, niilc]", "--set", f"evaluate.harness.data={tmp_path}",
+    ]  # fmt: skip
+    dry = CliRunner().invoke(tsugiki.app, [*command, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "evaluate.harness = lm-evaluation-harness: pip install 'tsugiki[eval]'" in dry.stdout
+    assert f"not on this machine: evaluate.harness.data = {tmp_path}/jsquad-valid.json\n" in dry.stdout
+    assert not started
+    done = CliRunner().invoke(tsugiki.app, command)
+    assert done.exit_code == 0 and len(started) == 1, done.output
+    assert (
+        f"warning: not on this machine: evaluate.harness.data = {tmp_path}/jsquad-valid.json" in done.stderr
+    )
+    early = CliRunner().invoke(tsugiki.app, [*command, "--until", "train"])
+    assert early.exit_code == 0 and "warning" not in early.output
 
 
 def test_every_recipe_plans_and_fits_a_large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

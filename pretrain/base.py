@@ -234,7 +234,8 @@ def train_config(config: ScratchConfig) -> TrainConfig:
             minimum_learning_rate=config.learning_rate / 10,
         ),
         schedule=ScheduleConfig(
-            kind="cosine", warmup_tokens=int(config.train_tokens * config.warmup_fraction)
+            kind="cosine",
+            warmup_tokens=min(int(config.train_tokens * config.warmup_fraction), steps * tokens_per_step - 1),
         ),
         save_interval_steps=steps,
         keep_checkpoints=1,

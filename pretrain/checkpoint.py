@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,14 @@ class TrainingState:
         self.optimizer = optimizer
         self.vocabulary_size = vocabulary_size
 
-    def _model_state(self) -> tuple[ShardedState, list[ShardedState]]:
+    def _model_state(self) -> ShardedState:
         metadata = {
             **_FORMAT,
             "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         }
         parts = [model.sharded_state_dict(metadata=metadata) for model in self.models]
         keys = ["model"] if len(parts) == 1 else [f"model{number}" for number in range(len(parts))]
-        return dict(zip(keys, parts, strict=True)), parts
+        return dict(zip(keys, parts, strict=True))
 
     def _optimizer_state(self, model_state: ShardedState, *, loading: bool) -> Any:
         assert self.optimizer is not None
@@ -84,7 +85,7 @@ class TrainingState:
         Returns:
             A function that writes it, which every rank calls.
         """
-        state, _ = self._model_state()
+        state = self._model_state()
         if self.optimizer is not None:
             state["optimizer"] = self._optimizer_state(state, loading=False)
         state = _map_tensors(state, lambda tensor: _without_padding(tensor, self.vocabulary_size))
@@ -105,7 +106,7 @@ class TrainingState:
         Raises:
             CheckpointError: missing, partial, corrupt or of another architecture.
         """
-        state, parts = self._model_state()
+        state = self._model_state()
         if self.optimizer is not None and not weights_only:
             state["optimizer"] = self._optimizer_state(state, loading=True)
         if not weights_only:
@@ -127,7 +128,6 @@ class TrainingState:
             ) from error
         if self.optimizer is not None and not weights_only:
             self.optimizer.load_state_dict(loaded["optimizer"])
-        del parts
         return dict(loaded.get("common", {}))
 
 
@@ -184,16 +184,24 @@ class CheckpointStore:
         keep: newest checkpoints kept.
         milestone_interval: iterations at whose multiples checkpoints are kept for ever; None = none.
         asynchronous: write in the background.
+        timeout: how long a rank that has written in the background waits for the others; None =
+            torch's default.
     """
 
     def __init__(
-        self, directory: Path, keep: int, milestone_interval: int | None, *, asynchronous: bool = False
+        self,
+        directory: Path,
+        keep: int,
+        milestone_interval: int | None,
+        *,
+        asynchronous: bool = False,
+        timeout: timedelta | None = None,
     ) -> None:
         self.directory = directory
         self.keep = keep
         self.milestone_interval = milestone_interval
         self.asynchronous = asynchronous
-        self._group = torch.distributed.new_group(backend="gloo") if asynchronous else None
+        self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if asynchronous else None
         self._unfinished: Write | None = None
 
     def path(self, iteration: int) -> Path:
@@ -201,13 +209,16 @@ class CheckpointStore:
         return self.directory / f"iter_{iteration:07d}"
 
     def iterations(self) -> list[int]:
-        """Iterations with a complete mark, newest first."""
-        found = [
-            int(entry.name.removeprefix("iter_"))
-            for entry in self.directory.glob("iter_*")
-            if entry.name.removeprefix("iter_").isdigit() and (entry / MARK_NAME).is_file()
-        ]
-        return sorted(found, reverse=True)
+        """Iterations with a complete mark, newest first.
+
+        Raises:
+            OSError: the directory is there and cannot be read.
+        """
+        # Not glob(): it takes a directory that may not be read for an empty one.
+        names = [entry.name for entry in self.directory.iterdir()] if self.directory.exists() else []
+        numbers = [name.removeprefix("iter_") for name in names if name.startswith("iter_")]
+        found = [int(number) for number in numbers if number.isdigit()]
+        return sorted((item for item in found if (self.path(item) / MARK_NAME).is_file()), reverse=True)
 
     def save(
         self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]
@@ -318,26 +329,49 @@ class CheckpointStore:
             at_most: of this iteration or an earlier one; None = any.
 
         Returns:
-            Its iteration (None when there is none) and what was found wrong with newer ones.
+            Its iteration (None when none was ever finished) and what was found wrong with newer ones.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is whole, or one cannot be read: to begin anew
+                would throw away what was trained.
         """
         problems: list[str] = []
-        found = self.iterations()
+        listed: list[Any] = [[], "", False]
+        if torch.distributed.get_rank() == 0:
+            try:
+                listed = [self.iterations(), "", (self.directory / LATEST_NAME).exists()]
+            except OSError as error:
+                listed[1] = str(error)
+        torch.distributed.broadcast_object_list(listed, src=0)
+        found, unreadable, ever_saved = listed
+        if unreadable:
+            raise _cannot_read(self.directory, unreadable)
         if at_most is not None:
             old = [item for item in found if item <= at_most]
             found = old + sorted(set(found) - set(old))
-        candidates: list[Any] = [found]
-        torch.distributed.broadcast_object_list(candidates, src=0)
-        for iteration in candidates[0]:
-            fault = self._fault(iteration)
+        for iteration in found:
             faults: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(faults, fault)
-            fault = next((item for item in faults if item), None)
+            torch.distributed.all_gather_object(faults, self._fault(iteration))
+            if unreadable := next((reason for reason, damaged in faults if reason and not damaged), ""):
+                raise _cannot_read(self.path(iteration), unreadable)
+            fault = next((reason for reason, _ in faults if reason), None)
             if fault is None:
                 return iteration, problems
             problems.append(f"checkpoint of step {iteration} is damaged ({fault})")
+        if found or ever_saved:
+            raise CheckpointError(
+                "no checkpoint of this training is whole",
+                where=self.directory,
+                got="\n".join(problems) or f"{LATEST_NAME}, but no directory with a {MARK_NAME}",
+                expected="a checkpoint whose files have the sizes and checksums of its checkpoint.json",
+                fix="put back a copy of a checkpoint; to train anew from step 0, run the stage with --force, "
+                "which sets these aside, or move this directory away",
+            )
         return None, problems
 
-    def _fault(self, iteration: int) -> str | None:
+    def _fault(self, iteration: int) -> tuple[str, bool]:
+        """What is wrong with this rank's files of a checkpoint, "" = nothing; and whether that is damage,
+        which lasts, or a file system that does not answer."""
         rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         directory = self.path(iteration)
         try:
@@ -347,12 +381,14 @@ class CheckpointStore:
                     continue
                 path = directory / name
                 if path.stat().st_size != expected["bytes"]:
-                    return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+                    return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}", True
                 if sha256_of(path) != expected["sha256"]:
-                    return f"{name} does not have its checksum"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{type(error).__name__}: {error}"
-        return None
+                    return f"{name} does not have its checksum", True
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            return f"{type(error).__name__}: {error}", True
+        except OSError as error:  # EIO, ESTALE, EACCES: the files may be whole
+            return f"{type(error).__name__}: {error}", False
+        return "", False
 
 
 def read_mark(directory: Path) -> dict[str, Any]:
@@ -386,6 +422,15 @@ def _raise_anywhere(problem: str, where: Path) -> None:
     first = next((item for item in problems if item), None)
     if first:
         raise _cannot_write(where, first)
+
+
+def _cannot_read(where: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "cannot read a checkpoint",
+        where=where,
+        got=reason,
+        fix="see to the file system or the permissions and run the same command again; nothing was changed",
+    )
 
 
 def _cannot_write(where: Path, reason: str) -> CheckpointError:

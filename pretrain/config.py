@@ -182,7 +182,9 @@ class PhaseConfig(StrictModel):
 
     name: str = ""
     """Shown in logs; default is phase-<number>."""
-    trains: list[Literal["new_input_rows", "new_output_rows", "embeddings", "all"] | str] = ["all"]
+    trains: list[Literal["new_input_rows", "new_output_rows", "embeddings", "all"] | str] = Field(
+        default=["all"], min_length=1
+    )
     """`new_input_rows`, `new_output_rows` (rows the extension added), `embeddings` (both matrices whole),
     `layers:0,1,-2,-1` (transformer layers, negative from the end), `final_norm`, `all`."""
     until_tokens: int | None = Field(default=None, ge=1)

@@ -18,7 +18,9 @@ from pretrain.world import World
 _TIMEOUT = timedelta(minutes=30)
 
 
-def initialise(world: World, parallel: ParallelConfig, seed: int, store: Any = None) -> None:
+def initialise(
+    world: World, parallel: ParallelConfig, seed: int, store: Any = None, timeout: timedelta = _TIMEOUT
+) -> None:
     """Join the process group and divide it for the layout.
 
     Args:
@@ -26,6 +28,7 @@ def initialise(world: World, parallel: ParallelConfig, seed: int, store: Any = N
         parallel: the layout; its `data` is ignored, replicas fill the world.
         seed: seed of the generators of every rank.
         store: rendezvous store; None = MASTER_ADDR and MASTER_PORT.
+        timeout: how long a rank waits for the others.
 
     Raises:
         ConfigError: the layout does not fit the number of processes.
@@ -37,7 +40,7 @@ def initialise(world: World, parallel: ParallelConfig, seed: int, store: Any = N
             got=f"{world.size} processes",
             expected=f"a multiple of tensor x pipeline x context = {parallel.model_processes}",
         )
-    options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": _TIMEOUT}
+    options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
     if has_gpu():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     if store is not None:
@@ -49,6 +52,7 @@ def initialise(world: World, parallel: ParallelConfig, seed: int, store: Any = N
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout.total_seconds() / 60,
     )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

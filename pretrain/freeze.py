@@ -70,11 +70,6 @@ class RowControl:
             rule for place in self._places for rule in self._rules_of(place, selection) if rule.factor != 1
         ]
 
-    @property
-    def active(self) -> bool:
-        """Whether anything moves otherwise than the optimizer says."""
-        return bool(self._rules)
-
     def _rules_of(self, place: Place, selection: Selection) -> Iterator[_Rule]:
         size = place.parameter.numel()
         whole = float(selection.everything)

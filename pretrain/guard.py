@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 
 from pretrain.config import AnomalyConfig
 
@@ -19,6 +20,9 @@ DEADLINE_VARIABLES = ("TSUGIKI_DEADLINE", "SLURM_JOB_END_TIME")
 HANG_EXIT_CODE = 70
 _SAVE_MARGIN = 2.0
 _SAVE_SECONDS = 30.0
+_RECENT_STEPS = 32
+_COLLECTIVE_MARGIN_SECONDS = 300.0
+_UNWATCHED_SECONDS = 1800.0
 
 
 class LossGuard:
@@ -30,7 +34,8 @@ class LossGuard:
 
     def __init__(self, config: AnomalyConfig) -> None:
         self._config = config
-        self._recent: deque[float] = deque(maxlen=config.window_steps)
+        self.recent: deque[float] = deque(maxlen=config.window_steps)
+        """Losses of the last ordinary steps, oldest first; part of a checkpoint."""
 
     def judge(self, loss: float, gradient_norm: float) -> str | None:
         """What is wrong with a step, or None."""
@@ -39,15 +44,15 @@ class LossGuard:
         if not math.isfinite(gradient_norm):
             return f"the gradient norm is {gradient_norm}"
         factor = self._config.spike_factor
-        if factor is not None and len(self._recent) >= self._config.window_steps // 2:
-            median = statistics.median(self._recent)
+        if factor is not None and len(self.recent) >= self._config.window_steps // 2:
+            median = statistics.median(self.recent)
             if loss > factor * median:
                 return f"the loss jumped to {loss:.4f} from a median of {median:.4f}"
         return None
 
     def accept(self, loss: float) -> None:
         """Remember an ordinary loss."""
-        self._recent.append(loss)
+        self.recent.append(loss)
 
 
 class Watchdog:
@@ -83,23 +88,32 @@ class Watchdog:
                 os._exit(HANG_EXIT_CODE)
 
 
+def collective_timeout(watchdog_seconds: float | None) -> timedelta:
+    """How long ranks wait for each other: longer than the watchdog, whose stacks tell more than a timeout."""
+    return timedelta(seconds=(watchdog_seconds or _UNWATCHED_SECONDS) + _COLLECTIVE_MARGIN_SECONDS)
+
+
 class Deadline:
     """The end of the job's time: whether a checkpoint must be written now to be written at all."""
 
     def __init__(self) -> None:
         self._end: float | None = None
+        self.problem = ""
+        """What is wrong with the variable that should hold it."""
         for name in DEADLINE_VARIABLES:
             text = os.environ.get(name, "")
             if text.isdigit():
                 self._end = float(text)
                 break
-        self._step_seconds = 0.0
+            if text:
+                self.problem = f"{name}={text!r} is not a number of seconds since 1970: ignored"
+        self._step_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._save_seconds = _SAVE_SECONDS
         self._done = False
 
     def step_took(self, seconds: float) -> None:
-        """The longest step so far decides how early to save."""
-        self._step_seconds = max(self._step_seconds, seconds)
+        """The longest recent step decides how early to save; the first one, which compiles, is forgotten."""
+        self._step_seconds.append(seconds)
 
     def save_took(self, seconds: float) -> None:
         """The longest checkpoint so far decides how early to save."""
@@ -110,5 +124,5 @@ class Deadline:
         if self._end is None or self._done:
             return False
         left = self._end - time.time()
-        self._done = left < _SAVE_MARGIN * (self._save_seconds + self._step_seconds)
+        self._done = left < _SAVE_MARGIN * (self._save_seconds + max(self._step_seconds, default=0.0))
         return self._done

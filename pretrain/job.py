@@ -48,6 +48,8 @@ class TrainJob(StrictModel):
     seed: int
     tracking: TrackingInfo | None = None
     """MLflow run that the rank which owns the loss logs to; None when the launcher logs."""
+    mlflow_run_id: str | None = None
+    """For checkpoint.json, whoever logs; None when tracking is off."""
 
     @property
     def work_dir(self) -> Path:

@@ -8,11 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from experiment.errors import ConfigError, Interrupted, TrainingError, TsugikiError
 from experiment.tracking import BackgroundTracker, NullTracker, Tracker
@@ -23,13 +20,13 @@ from pretrain.job import (
     read_error,
 )
 from pretrain.metrics import point_of
-from pretrain.signals import STOP_SIGNALS
+from pretrain.signals import StopRequest, held_back
 
 _POLL_SECONDS = 0.1
 _LOG_LINES = 15
 
 
-def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
+def run_here(job: TrainJob, processes: int, tracker: Tracker, stop: StopRequest) -> None:
     """Train with that many processes on this machine and wait for them.
 
     While waiting, what the run adds to metrics.jsonl is sent on to the tracker, so that no training
@@ -42,18 +39,20 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker) -> None:
     spec = write_job(job)
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *_inherited_path()])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pretrain.worker", str(spec), str(processes)], env=environment
-    )
+    with held_back():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pretrain.worker", str(spec), str(processes)], env=environment
+        )
     follower = _MetricsFollower(job.metrics_path, tracker)
-    previous = _pass_signals_to(process)
+    told = False
     try:
         while process.poll() is None:
+            if stop.requested and not told:
+                process.send_signal(signal.SIGTERM)
+                told = True
             time.sleep(_POLL_SECONDS)
             follower.follow()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -110,18 +109,6 @@ def check_world(model_processes: int, data: int | None, size: int) -> None:
 
 def _inherited_path() -> list[str]:
     return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-
-
-def _pass_signals_to(process: subprocess.Popen[bytes]) -> dict[int, Any]:
-    """Hand SIGTERM and its like to the ranks; returns the handlers to put back."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if process.poll() is None:
-            process.send_signal(number)
-
-    return {int(number): signal.signal(number, pass_on) for number in STOP_SIGNALS}
 
 
 def _first_error(job: TrainJob, processes: int, code: int) -> TsugikiError:

@@ -20,7 +20,7 @@ from pretrain.checkpoint import CheckpointStore, TrainingState, device_name
 from pretrain.data import Batch, BatchLayout, BatchReader, TrainingData, iterators
 from pretrain.distributed import agree, finalize_gradients, owns_loss, sum_over_replicas
 from pretrain.freeze import RowControl
-from pretrain.guard import Deadline, LossGuard, Watchdog
+from pretrain.guard import Deadline, LossGuard, Watchdog, collective_timeout
 from pretrain.job import TrainJob, write_error
 from pretrain.megatron_cpu import has_gpu
 from pretrain.metrics import Interval, MetricsLog
@@ -111,11 +111,14 @@ class Trainer:
             config.keep_checkpoints,
             config.milestone_interval_steps,
             asynchronous=has_gpu() if background == "auto" else background,
+            timeout=collective_timeout(config.watchdog_seconds),
         )
         self.step = 0
         self.skipped: set[int] = set()
         """Batches, counted from 0, that no update was made for."""
         self.anomalies = 0
+        self.guard = LossGuard(config.anomalies)
+        self.interval = Interval()
         self.watchdog = Watchdog(config.watchdog_seconds, self._leave_hang)
         self._prepare()
 
@@ -150,6 +153,8 @@ class Trainer:
             torch.set_rng_state(common["rng_state"])
             self.skipped = set(common["skipped_batches"])
             self.anomalies = common["anomalies"]
+            self.guard.recent.extend(common["recent_losses"])
+            self.interval = Interval(**common["interval"])
             self.step = iteration
         rows = self.spec.vocabulary_size
         new_rows = (base_rows(self.job.graft_dir, rows), rows)
@@ -220,6 +225,15 @@ class Trainer:
             )
             for problem in self.problems:
                 log.say(f"{problem}; using an earlier one")
+            if self.problems:
+                log.write(
+                    {
+                        "step": self.step,
+                        "event": "fallback",
+                        "reason": "; ".join(self.problems),
+                        "fallback/damaged_checkpoints": len(self.problems),
+                    }
+                )
             if self.step:
                 log.say(f"continuing from the checkpoint of step {self.step}")
         reader = BatchReader(self.data, self.layout, self.steps)
@@ -243,9 +257,15 @@ class Trainer:
 
     def _loop(self, reader: BatchReader, log: MetricsLog | None) -> bool:
         config = self.config
-        interval = Interval()
+        guard, interval, deadline = self.guard, self.interval, Deadline()
+        if log is not None and deadline.problem:
+            log.say(deadline.problem)
+        if agree([float(self.stop.requested)])[0]:
+            if log is not None:
+                log.say("stopped as asked before the first step")
+            return False
+        interval.begin()
         logging_seconds = 0.0
-        guard, deadline = LossGuard(config.anomalies), Deadline()
         phase: Phase | None = None
         while self.step < self.steps:
             self.watchdog.alive()
@@ -254,9 +274,6 @@ class Trainer:
             if current is not phase:
                 phase = current
                 self._enter(phase, log)
-            if self.step in self.skipped:
-                self.step += 1
-                continue
             batches = reader.step(self.step)
             self.optimizer.zero_grad(self.wrapped)
             sums = sum_over_replicas(self._run_micro_batches(batches, forward_only=False))
@@ -302,7 +319,7 @@ class Trainer:
                         log.write({**line, "throughput/logging_seconds": logging_seconds})
                         log.say(log.console_line(line))
                 logging_seconds = time.monotonic() - writing_line + (0.0 if bad else measured)
-                interval = Interval()
+                interval = self.interval = Interval()
             every = config.validation_interval_steps
             if every is not None and (self.step % every == 0 or last):
                 with _excluded(interval):
@@ -419,6 +436,8 @@ class Trainer:
             "rng_state": torch.get_rng_state(),
             "skipped_batches": sorted(self.skipped),
             "anomalies": self.anomalies,
+            "recent_losses": list(self.guard.recent),
+            "interval": self.interval.sums(),
         }
         facts = {
             "consumed_samples": samples,
@@ -431,6 +450,7 @@ class Trainer:
             "processes": self.world.size,
             "precision": self.config.precision,
             "device": device_name(),
+            "mlflow_run_id": self.job.mlflow_run_id,
         }
         self.checkpoints.save(self.step, self.state, common, facts)
         if not self.checkpoints.asynchronous:

@@ -61,16 +61,28 @@ def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float
 
 
 class Interval:
-    """Sums since the last log line."""
+    """Sums since the last log line.
 
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.tokens = 0.0
-        """Tokens that count in the loss."""
-        self.norm = 0.0
-        self.steps = 0
+    Args:
+        total: sum of losses in nats.
+        tokens: tokens that count in the loss.
+        norm: gradient norm of the last step.
+        steps: steps; those before a restart count in the loss and not in the throughput.
+    """
+
+    def __init__(self, total: float = 0.0, tokens: float = 0.0, norm: float = 0.0, steps: int = 0) -> None:
+        self.total, self.tokens, self.norm, self.steps = total, tokens, norm, steps
+        self.timed_steps = 0
         self._before = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """The next step begins now."""
         self._start = time.monotonic()
+
+    def sums(self) -> dict[str, float]:
+        """What a checkpoint keeps: the arguments of another one that goes on from here."""
+        return {"total": self.total, "tokens": self.tokens, "norm": self.norm, "steps": self.steps}
 
     def add(self, loss: float, norm: float, tokens: float) -> None:
         """One step."""
@@ -78,6 +90,7 @@ class Interval:
         self.tokens += tokens
         self.norm = norm
         self.steps += 1
+        self.timed_steps += 1
         now = time.monotonic()
         self._before += now - self._start
         self._start = now

@@ -117,7 +117,7 @@ class Observer:
         held, waited = agree([held, waited_seconds - self._waited])
         self._waited = waited_seconds
         seconds = max(interval.seconds(), 1e-9)
-        per_second = interval.steps * self._tokens_per_step / seconds
+        per_second = interval.timed_steps * self._tokens_per_step / seconds
         loss = interval.loss()
         consumed = step * self._tokens_per_step
         line = {
@@ -131,7 +131,7 @@ class Observer:
             "train/consumed_tokens": consumed,
             "throughput/tokens_per_second": per_second,
             "throughput/tokens_per_second_per_process": per_second / self._processes,
-            "throughput/step_seconds": seconds / max(interval.steps, 1),
+            "throughput/step_seconds": seconds / max(interval.timed_steps, 1),
             "throughput/data_wait_seconds": waited,
             memory_key: held,
             "phase/number": self._phases.index(phase) + 1,

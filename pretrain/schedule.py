@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from experiment.errors import ConfigError
 from pretrain.config import ScheduleConfig, TrainConfig
 
 _DEFAULT_DECAY_SHARE = 0.1
@@ -104,6 +105,59 @@ def resolve_phases(config: TrainConfig, total_tokens: int) -> list[Phase]:
         )
         start = end
     return phases
+
+
+def check_schedule(config: TrainConfig, total_tokens: int) -> None:
+    """Refuse phases and schedules that cannot be what was meant, in a training of that many tokens.
+
+    Args:
+        config: the train section.
+        total_tokens: of the mixture; at least one step.
+
+    Raises:
+        ConfigError: a phase that ends after the training or holds no step, a last one that ends before it, a
+            warm-up or a decay that does not fit.
+    """
+    step_tokens = config.global_batch * config.sequence_length
+    trained = total_tokens // step_tokens * step_tokens  # whole steps
+    for number, given in enumerate(config.phases, start=1):
+        end, last = given.until_tokens, number == len(config.phases)
+        if end is not None and (end > total_tokens or (last and end < trained)):
+            raise ConfigError(
+                "a phase ends after the training" if end > total_tokens else "the last phase ends too early",
+                where=f"train.phases.{number - 1}.until_tokens",
+                got=f"{end:,}",
+                expected=f"null, or tokens.mixture.total_tokens = {total_tokens:,}"
+                if last
+                else f"less than tokens.mixture.total_tokens = {total_tokens:,}",
+            )
+    for number, phase in enumerate(resolve_phases(config, trained)):
+        own = bool(config.phases) and config.phases[number].schedule is not None
+        where = f"train.phases.{number}" if own else "train"
+        length = phase.end_tokens - phase.start_tokens
+        if -(-phase.start_tokens // step_tokens) * step_tokens >= phase.end_tokens:
+            raise ConfigError(
+                f"no step falls into phase {phase.name}",
+                where=f"train.phases.{number}",
+                got=f"tokens {phase.start_tokens:,} to {phase.end_tokens:,}",
+                expected=f"a multiple of global_batch x sequence_length = {step_tokens:,} among them",
+                fix="move until_tokens of this phase or of the one before it",
+            )
+        warmup, decay = phase.schedule.warmup_tokens, phase.schedule.decay_tokens or 0
+        if warmup > length or warmup >= trained:
+            raise ConfigError(
+                "the warm-up is longer than what it warms up",
+                where=f"{where}.schedule.warmup_tokens",
+                got=f"{warmup:,}",
+                expected=f"less than the {length:,} tokens of phase {phase.name}",
+            )
+        if warmup + decay > length:
+            raise ConfigError(
+                "warm-up and decay do not fit into the training",
+                where=f"{where}.schedule.decay_tokens",
+                got=f"{decay:,} after a warm-up of {warmup:,}",
+                expected=f"at most {length - warmup:,}: phase {phase.name} has {length:,} tokens",
+            )
 
 
 def phase_at(phases: list[Phase], tokens: int) -> Phase:

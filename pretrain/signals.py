@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any, Self
+
+from experiment.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -17,13 +23,39 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Handle the signals in this process."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+        """Handle the signals in this process, those held back by :func:`held_back` included."""
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._previous = {int(number): signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def __enter__(self) -> Self:
+        """Handle the signals."""
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Put back the handlers that were there before; not after a stop: the end is not to be disturbed by
+        the second signal that Slurm sends."""
+        if kind is not None and issubclass(kind, Interrupted):
+            return
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.requested = True
-        self.signal_number = number
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Stop signals wait until the end of this; in a process started meanwhile, until it has its handlers.
+
+    Without it a signal in the seconds that Python needs to import would end the new process.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -15,6 +15,7 @@ from pretrain.config import TrainConfig
 from pretrain.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from pretrain.launch import check_world, run_here
 from pretrain.layout import check
+from pretrain.schedule import check_schedule
 from pretrain.signals import StopRequest
 from pretrain.spec import SPEC_NAME, ModelSpec
 from pretrain.world import World
@@ -38,6 +39,17 @@ def run(
         TrainingError: a non-finite loss, a dead or hanging process.
         Interrupted: asked to stop; a checkpoint is saved.
     """
+    with StopRequest() as stop:
+        return _train(config, inputs, output_dir, context, stop)
+
+
+def _train(
+    config: TrainConfig,
+    inputs: Mapping[str, Path],
+    output_dir: Path,
+    context: StageContext,
+    stop: StopRequest,
+) -> StageResult:
     graft, tokens = inputs["graft"], inputs["tokens"]
     spec = ModelSpec.load(graft)
     mixture = Mixture.load(tokens)
@@ -48,6 +60,7 @@ def run(
     world = World.from_environment()
     replicas = config.parallel.data or (1 if world is None else world.size // config.parallel.model_processes)
     check(config, spec, max(replicas, 1))
+    check_schedule(config, mixture.total_tokens)
     if config.tier != "auto" or config.precision == "fp8":
         from pretrain.tiers import acceleration_of
 
@@ -58,6 +71,7 @@ def run(
         tokens_dir=tokens.resolve(),
         output_dir=output_dir.resolve(),
         seed=context.seed,
+        mlflow_run_id=context.tracker.info.run_id if context.tracker.info is not None else None,
     )
     job.work_dir.mkdir(parents=True, exist_ok=True)
     if world is None or world.rank == 0:
@@ -68,24 +82,22 @@ def run(
     if world is None:
         processes = config.parallel.model_processes * replicas
         context.tracker.log_params(_parameters(config, spec, mixture, processes))
-        run_here(job, processes, context.tracker)
+        run_here(job, processes, context.tracker, stop)
     else:
         check_world(config.parallel.model_processes, config.parallel.data, world.size)
-        _run_as_rank(job, world, context)
+        _run_as_rank(job, world, context, stop)
         processes = world.size
         if world.rank > 0:  # rank 0 seals the stage and renames its directory at any moment from here
             return StageResult()
     return _result(config, spec, mixture, output_dir, processes)
 
 
-def _run_as_rank(job: TrainJob, world: Any, context: StageContext) -> None:
+def _run_as_rank(job: TrainJob, world: World, context: StageContext, stop: StopRequest) -> None:
     from pretrain.megatron_cpu import import_megatron
 
     import_megatron()
     from pretrain.worker import train
 
-    stop = StopRequest()
-    stop.install()
     if not train(job.model_copy(update={"tracking": context.tracker.info}), world, stop):
         raise Interrupted(
             "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"

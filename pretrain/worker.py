@@ -25,7 +25,7 @@ from typing import Any
 
 from experiment.errors import TsugikiError
 from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, reserve_error, write_error
-from pretrain.signals import STOP_SIGNALS, StopRequest
+from pretrain.signals import STOP_SIGNALS, StopRequest, held_back
 from pretrain.world import World
 
 _GRACE_SECONDS = 10.0
@@ -37,12 +37,14 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     import torch
 
     from pretrain.distributed import initialise
+    from pretrain.guard import collective_timeout
     from pretrain.loop import Trainer
 
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.config.threads or max(1, cores // world.size))
-    initialise(world, job.config.parallel, job.seed, store)
+    timeout = collective_timeout(job.config.watchdog_seconds)
+    initialise(world, job.config.parallel, job.seed, store, timeout)
     try:
         return Trainer(job, world, stop).run()
     finally:
@@ -50,12 +52,10 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
             torch.distributed.destroy_process_group()
 
 
-def rank_main(job: TrainJob, rank: int, size: int, port: int) -> int:
-    """A rank from its start to its exit status."""
+def rank_main(job: TrainJob, rank: int, size: int, port: int, stop: StopRequest) -> int:
+    """A rank from its start to its exit status; the stop request is installed."""
     _die_with_parent()
     reserve_error(job.work_dir, rank)
-    stop = StopRequest()
-    stop.install()
     log = log_path(job.work_dir, rank)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 2)
@@ -83,11 +83,13 @@ def rank_main(job: TrainJob, rank: int, size: int, port: int) -> int:
 
 def main() -> int:
     """Start the ranks, stop all when one fails, pass signals on. Returns the exit status."""
+    stop = StopRequest()
+    stop.install()
     _die_with_parent()
     job = TrainJob.model_validate_json(Path(sys.argv[1]).read_bytes())
     size = int(sys.argv[2])
     if len(sys.argv) == 5:  # a rank of its own, with a GPU
-        return rank_main(job, int(sys.argv[3]), size, int(sys.argv[4]))
+        return rank_main(job, int(sys.argv[3]), size, int(sys.argv[4]), stop)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs must not initialise them here
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     import torch
@@ -101,23 +103,24 @@ def main() -> int:
     port = listener.getsockname()[1]
     log_path(job.work_dir, 0).parent.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
-        ranks = [_spawned(rank, size, port) for rank in range(size)]
+        with held_back():
+            ranks = [_spawned(rank, size, port) for rank in range(size)]
     else:
         import_megatron()
         import pretrain.loop  # noqa: F401
 
         # Megatron collects garbage at every checkpoint; what is imported is none, and stays shared.
         gc.freeze()
-        ranks = [_forked(job, rank, size, listener) for rank in range(size)]
+        ranks = [_forked(job, rank, size, listener, stop) for rank in range(size)]
     store = TCPStore(
         "127.0.0.1", port, size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
-    status = _supervise(ranks)
+    status = _supervise(ranks, stop)
     del store
     return status
 
 
-def _forked(job: TrainJob, rank: int, size: int, listener: socket.socket) -> int:
+def _forked(job: TrainJob, rank: int, size: int, listener: socket.socket, stop: StopRequest) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -126,7 +129,7 @@ def _forked(job: TrainJob, rank: int, size: int, listener: socket.socket) -> int
     listener.close()
     code = 1
     try:
-        code = rank_main(job, rank, size, port)
+        code = rank_main(job, rank, size, port, stop)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -138,8 +141,11 @@ def _spawned(rank: int, size: int, port: int) -> int:
     return subprocess.Popen(command).pid
 
 
-def _supervise(ranks: list[int]) -> int:
-    """Wait for all ranks; when one fails, give the others a moment and end them."""
+def _supervise(ranks: list[int], stop: StopRequest) -> int:
+    """Wait for all ranks; when one fails, give the others a moment and end them.
+
+    A stop that was asked for before is passed on as well.
+    """
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         for pid in alive:
@@ -149,6 +155,8 @@ def _supervise(ranks: list[int]) -> int:
     alive = set(ranks)
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
+    if stop.requested:
+        pass_on(signal.SIGTERM, None)
     worst = 0
     deadline: float | None = None
     while alive:

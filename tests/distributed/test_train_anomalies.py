@@ -1,6 +1,7 @@
 """NaN and loss spikes: what is skipped, what comes back, what is recorded; curves against a plain loop."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def test_too_many_anomalies_end_the_run(case: Path, bad: list[int], tmp_path: Pa
 
 
 def test_a_spike_is_skipped(tmp_path: Path) -> None:
-    """Text of ten tokens, learned quickly, and one document of other tokens in the middle of it."""
+    """Text of ten tokens, learned quickly, and one document of other tokens in the middle of it; also by a run
+    that was interrupted right before."""
 
     def easy(documents: list[list[int]]) -> list[list[int]]:
         random = numpy.random.default_rng(2)
@@ -177,16 +179,26 @@ def test_a_spike_is_skipped(tmp_path: Path) -> None:
 
     write_graft(tmp_path)
     write_tokens(tmp_path, change=easy)
-    train(
-        tmp_path,
-        tmp_path / "out",
-        optimizer={"learning_rate": 2e-2, "minimum_learning_rate": 2e-2},
-        schedule={"kind": "constant"},
-        anomalies={"action": "skip", "spike_factor": 1.25, "window_steps": 4},
-    )
+    options: dict[str, Any] = {
+        "optimizer": {"learning_rate": 2e-2, "minimum_learning_rate": 2e-2},
+        "schedule": {"kind": "constant"},
+        "anomalies": {"action": "skip", "spike_factor": 1.25, "window_steps": 4},
+        "save_interval_steps": 1,
+        "keep_checkpoints": 99,
+    }
+    train(tmp_path, tmp_path / "out", **options)
     samples = samples_in_order(tmp_path, tmp_path / "samples")
     strange = [float((batch_of(samples, step)[1] >= 50).float().mean()) for step in range(STEPS)]
     events = [line["step"] - 1 for line in lines(tmp_path / "out") if "event" in line]
     assert len(events) == 1 and events == [step for step in range(STEPS) if strange[step] > 0.1]
     assert all("jumped" in line["reason"] for line in lines(tmp_path / "out") if "event" in line)
     assert "its batch is skipped" in console(tmp_path / "out")
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "out", resumed)
+    for step in range(events[0] + 1, STEPS + 1):
+        shutil.rmtree(resumed / "checkpoints" / f"iter_{step:07d}")
+    train(tmp_path, resumed, **options)
+    assert f"continuing from the checkpoint of step {events[0]}" in console(resumed)
+    assert [line["step"] - 1 for line in lines(resumed) if "event" in line] == events
+    assert curve(resumed) == curve(tmp_path / "out")

@@ -29,9 +29,10 @@ from training_case import (
     write_tokens,
 )
 
-from experiment.errors import CheckpointError, TrainingError
+from experiment.errors import CheckpointError, Interrupted, TrainingError
 from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob
 from pretrain.launch import raise_for_status
+from pretrain.signals import STOP_SIGNALS
 
 EVERY_FOUR = {"save_interval_steps": 4, "keep_checkpoints": 9}
 
@@ -102,12 +103,70 @@ def test_a_stop_saves_and_the_next_run_goes_on(case: Path, uninterrupted: Path) 
     process = start(case, output, save_interval_steps=100, parallel={"tensor": 2})
     wait_for_step(output, 3, process)
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGUSR1)
     out, error = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
     assert 3 <= latest(output) < STEPS
     train(case, output, save_interval_steps=100, parallel={"tensor": 2})
     assert curve(output) == pytest.approx(curve(uninterrupted), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def every_fourth_line(case: Path) -> Path:
+    train(case, case / "lines", log_interval_steps=4)
+    return case / "lines"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, *STOP_SIGNALS], ids=lambda number: number.name)
+def test_ended_within_an_interval_of_lines(
+    case: Path, every_fourth_line: Path, number: signal.Signals
+) -> None:
+    """A stop saves and says that it may be continued; the line that follows is the mean over its whole interval."""
+    output = case / f"ended-by-{number.name}"
+    options = {"log_interval_steps": 4, "save_interval_steps": 3, "keep_checkpoints": 99}
+    run = begin(case, output, **options)
+    run.wait_for_step(8)
+    stopped = run.kill(number)
+    assert stopped == (-number if number == signal.SIGKILL else INTERRUPTED_EXIT_CODE)
+    assert 6 <= latest(output) < STEPS
+    train(case, output, **options)
+    for key in ("train/loss", "train/grad_norm", "train/bits_per_byte"):
+        assert curve(output, key) == curve(every_fourth_line, key)
+    assert len(curve(output)) == 5 and min(curve(output, "throughput/tokens_per_second")) > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_stop_during_start_up(case: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Asked while the processes are still importing: nothing is trained, and the run may be continued."""
+    process = start(case, tmp_path, parallel={"tensor": 2})
+    launcher = psutil.Process(process.pid)
+    while not launcher.children() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_stop_before_the_first_step(case: Path, tmp_path: Path) -> None:
+    """Asked of one rank alone while the model is being built: all of them leave before any step."""
+    fault = (
+        "import os, signal, torch\nfrom pretrain.loop import BatchReader\noriginal = BatchReader.__init__\n"
+        "def init(self, *arguments):\n    if torch.distributed.get_rank() == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGUSR2)\n    original(self, *arguments)\n"
+        "BatchReader.__init__ = init\n"
+    )
+    with pytest.raises(Interrupted):
+        train(case, tmp_path, fault=fault, parallel={"tensor": 2})
+    assert "stopped as asked before the first step" in console(tmp_path)
+    assert lines(tmp_path) == []
+
+
+def test_which_checkpoints_stay(case: Path, tmp_path: Path) -> None:
+    """The two newest, and the multiples of eight."""
+    train(case, tmp_path, save_interval_steps=2, keep_checkpoints=2, milestone_interval_steps=8)
+    left = {int(entry.name.removeprefix("iter_")) for entry in (tmp_path / "checkpoints").glob("iter_*")}
+    assert left == {8, 16, 18, 20}
+    assert all(is_whole(tmp_path, step) for step in left) and latest(tmp_path) == 20
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "unmarked"])
@@ -132,6 +191,61 @@ def test_damaged_newest_checkpoint(case: Path, uninterrupted: Path, damage: str)
         assert f"checkpoint of step {STEPS} is damaged (__0_0.distcp" in said or "FileNotFoundError" in said
     assert "continuing from the checkpoint of step 16" in said
     assert weights(output, STEPS) == weights(uninterrupted, STEPS)
+    events = [line for line in lines(output) if "event" in line]
+    assert [(line["step"], line["event"]) for line in events] == [(16, "fallback")] * (damage != "unmarked")
+    assert all(f"checkpoint of step {STEPS} is damaged" in str(line["reason"]) for line in events)
+
+
+UNREADABLE = """
+import pretrain.checkpoint as checkpoint
+original = checkpoint.sha256_of
+def sha256_of(path):
+    if "iter_0000020/__1" in str(path):
+        raise OSError(116, "Stale file handle", str(path))
+    return original(path)
+checkpoint.sha256_of = sha256_of
+"""
+UNREADABLE_DIRECTORY = """
+from pathlib import Path
+original = Path.iterdir
+def iterdir(self):
+    if self.name == "checkpoints":
+        raise PermissionError(13, "Permission denied", str(self))
+    return original(self)
+Path.iterdir = iterdir
+"""
+
+
+@pytest.mark.parametrize("state", ["damaged", "unmarked", "stale", "forbidden"])
+def test_a_run_whose_checkpoints_are_unusable_does_not_begin_anew(
+    case: Path, tmp_path: Path, state: str
+) -> None:
+    """An error that says what is wrong; metrics and checkpoints stay as they are."""
+    output, fault = tmp_path / "out", {"stale": UNREADABLE, "forbidden": UNREADABLE_DIRECTORY}.get(state, "")
+    options = {"parallel": {"tensor": 2}, "save_interval_steps": 16}
+    train(case, output, **options)
+    for step in (16, STEPS) if not fault else ():
+        victim = (
+            output
+            / "checkpoints"
+            / f"iter_{step:07d}"
+            / ("__1_0.distcp", "checkpoint.json")[state == "unmarked"]
+        )
+        victim.write_bytes(victim.read_bytes()[:-1]) if state == "damaged" else victim.unlink()
+    before = {
+        path: path.read_bytes() for path in output.rglob("*") if path.is_file() and ".work" not in str(path)
+    }
+    with pytest.raises(CheckpointError) as caught:
+        train(case, output, fault=fault, **options)
+    said = str(caught.value)
+    if fault:
+        assert "cannot read a checkpoint" in said and ("Stale file" in said or "Permission denied" in said)
+    else:
+        assert "no checkpoint of this training is whole" in said and "--force" in said
+        for step in (16, STEPS):
+            assert state == "unmarked" or f"checkpoint of step {step} is damaged (__1_0.distcp has" in said
+    after = {path: path.read_bytes() for path in before if path.name != "console.log"}
+    assert after.items() <= before.items()
 
 
 @pytest.mark.parametrize("parallel", [{}, {"tensor": 2, "data": 2}])
@@ -244,10 +358,14 @@ def test_a_hang_ends_with_its_reason(case: Path) -> None:
         "import time\nfrom pretrain.data import BatchReader\noriginal = BatchReader.step\n"
         "def step(self, number):\n    time.sleep(60 if number == 3 else 0)\n    return original(self, number)\n"
         "BatchReader.step = step\n"
+        "import pretrain.distributed as distributed\ninitialise = distributed.initialise\n"
+        "def told(*arguments):\n    print('ranks wait for', arguments[-1])\n    initialise(*arguments)\n"
+        "distributed.initialise = told\n"
     )
     with pytest.raises(TrainingError, match="training hangs") as caught:
         train(case, case / "hang", fault=fault, watchdog_seconds=6.0)
     assert "after step 3" in str(caught.value) and "watchdog_seconds" in str(caught.value)
+    assert "ranks wait for 0:05:06\n" in console(case / "hang"), "longer than the watchdog, which says more"
     assert "in _loop" in (case / "hang" / ".work" / "logs" / "rank_0.log").read_text(), "the stacks"
 
 
@@ -264,7 +382,9 @@ def test_a_job_that_ends_before_the_next_save_saves_early(case: Path, variable: 
 
 def test_a_job_with_time_left_does_not_save_early(case: Path) -> None:
     output = case / "far"
-    train(case, output, {"SLURM_JOB_END_TIME": str(int(time.time()) + 3600)}, save_interval_steps=1000)
+    environment = {"TSUGIKI_DEADLINE": "noon", "SLURM_JOB_END_TIME": str(int(time.time()) + 3600)}
+    train(case, output, environment, save_interval_steps=1000)
+    assert "TSUGIKI_DEADLINE='noon' is not a number of seconds" in console(output)
     assert [line["step"] for line in lines(output) if "checkpoint/seconds" in line] == [STEPS]
 
 

@@ -225,7 +225,7 @@ def train(
 ) -> StageResult:
     """Run the stage; only that its processes are forked from the server."""
 
-    def run_here(job: TrainJob, processes: int, _tracker: object) -> None:
+    def run_here(job: TrainJob, processes: int, *_: object) -> None:
         status = server().wait(server().start(job, processes, environment or {}, fault))
         raise_for_status(job, processes, status)
 
@@ -346,9 +346,3 @@ def lines_so_far(path: Path) -> list[dict[str, float]]:
     """Whole lines of a file that is being written."""
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL, as a node failure or the out-of-memory killer would."""
-    process.send_signal(signal.SIGKILL)
-    process.communicate()

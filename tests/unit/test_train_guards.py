@@ -37,10 +37,40 @@ def test_a_slow_save_is_begun_earlier(clock: list[float], monkeypatch: pytest.Mo
     monkeypatch.setenv("TSUGIKI_DEADLINE", "2000")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "9999")
     deadline = Deadline()
+    assert deadline.problem == ""
+    deadline.step_took(0)
     deadline.save_took(200)
     clock[0] = 1599
     assert not deadline.save_now()
     clock[0] = 1601
+    assert deadline.save_now()
+
+
+def test_a_long_first_step_is_forgotten(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step compiles for 300 s; after 32 others only their 5 s count: 2 x (30 + 5) = 70 s."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "2000")
+    deadline = Deadline()
+    deadline.step_took(300)
+    clock[0] = 1300
+    assert not deadline.save_now()
+    for _ in range(32):
+        deadline.step_took(5)
+    clock[0] = 1929
+    assert not deadline.save_now()
+    clock[0] = 1931
+    assert deadline.save_now()
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "2026-11-21T15:00", "-5"])
+def test_an_end_that_is_no_time_is_said(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """And Slurm's own figure counts."""
+    monkeypatch.setenv("TSUGIKI_DEADLINE", text)
+    assert f"TSUGIKI_DEADLINE={text!r} is not a number of seconds since 1970" in Deadline().problem
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1001")
+    deadline = Deadline()
+    deadline.step_took(1)
     assert deadline.save_now()
 
 

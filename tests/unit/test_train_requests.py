@@ -7,6 +7,7 @@ from experiment.errors import ConfigError, TsugikiError
 from pretrain.config import BaseConfig, TrainConfig
 from pretrain.launch import check_world
 from pretrain.layout import check
+from pretrain.schedule import check_schedule
 from pretrain.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -45,6 +46,7 @@ WRONG_IN_ITSELF = [
     ({"recompute": "some"}, "'none', 'selective' or 'full'"),
     ({"z_loss": -1}, "greater than or equal to 0"),
     ({"phases": [{"trains": ["all"]}, {"trains": ["all"]}]}, "every phase but the last needs until_tokens"),
+    ({"phases": [{"trains": []}]}, "at least 1 item"),
     ({"phases": [{"until_tokens": 9}, {"until_tokens": 5}]}, "until_tokens must grow"),
     ({"anomalies": {"action": "ignore"}}, "'skip', 'rollback' or 'stop'"),
     ({"anomalies": {"spike_factor": 0.5}}, "greater than 1"),
@@ -53,6 +55,44 @@ WRONG_IN_ITSELF = [
     ({"asynchronous_checkpoints": "sometimes"}, "'auto'"),
     ({"peak_tflops": -1}, "peak_tflops must be positive"),
     ({"peak_tflops": "guessed"}, "'measured'"),
+]
+
+WRONG_FOR_THE_TOKENS = [
+    # 10 steps of 512 tokens and 80 tokens more
+    ({"schedule": {"warmup_tokens": 5120}}, "warm-up is longer", "train.schedule.warmup_tokens"),
+    (
+        {"schedule": {"kind": "wsd", "decay_tokens": 5121}},
+        "do not fit",
+        "at most 5,120: phase train has 5,120 tokens",
+    ),
+    (
+        {"schedule": {"kind": "wsd", "warmup_tokens": 1024, "decay_tokens": 4097}},
+        "do not fit",
+        "at most 4,096",
+    ),
+    (
+        {"phases": [{"until_tokens": 6000}, {}]},
+        "a phase ends after the training",
+        "train.phases.0.until_tokens",
+    ),
+    ({"phases": [{"until_tokens": 5201}]}, "a phase ends after", "tokens.mixture.total_tokens = 5,200"),
+    ({"phases": [{"until_tokens": 5100}]}, "the last phase ends too early", "train.phases.0.until_tokens"),
+    ({"phases": [{"until_tokens": 5120}, {}]}, "no step falls into phase phase-2", "5,120 to 5,120"),
+    (
+        {"phases": [{"until_tokens": 600}, {"until_tokens": 1000}, {}]},
+        "no step falls into phase phase-2",
+        "a multiple of global_batch x sequence_length = 512",
+    ),
+    (
+        {"phases": [{"until_tokens": 1024, "schedule": {"warmup_tokens": 1025}}, {}]},
+        "warm-up is longer",
+        "train.phases.0.schedule.warmup_tokens",
+    ),
+    (
+        {"phases": [{"until_tokens": 1024}, {}], "schedule": {"warmup_tokens": 2048}},
+        "warm-up is longer",
+        "less than the 1,024 tokens of phase phase-1",
+    ),
 ]
 
 WRONG_FOR_THE_MODEL = [
@@ -88,6 +128,28 @@ def test_wrong_for_the_model(change: dict[str, object], what: str, choices: str)
         check(TrainConfig.model_validate({**GOOD, **change}), SPEC, 1)
     assert what in str(caught.value)
     assert choices in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "what", "where"), WRONG_FOR_THE_TOKENS)
+def test_wrong_for_the_tokens(change: dict[str, object], what: str, where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_schedule(TrainConfig.model_validate({**GOOD, **change}), 5200)
+    assert what in str(caught.value)
+    assert where in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": {"warmup_tokens": 5119}},
+        {"schedule": {"kind": "wsd", "warmup_tokens": 1024, "decay_tokens": 4096}},
+        {"phases": [{"until_tokens": 512}, {"until_tokens": 5200}]},
+        {"phases": [{"until_tokens": 512}, {"until_tokens": 5120}]},
+        {"phases": [{"until_tokens": 512}, {}], "schedule": {"warmup_tokens": 512}},
+    ],
+)
+def test_schedules_that_just_fit(change: dict[str, object]) -> None:
+    check_schedule(TrainConfig.model_validate({**GOOD, **change}), 5200)
 
 
 def test_a_batch_that_replicas_do_not_divide() -> None:

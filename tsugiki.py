@@ -362,6 +362,9 @@ def submit(
         ),
     ],
     overrides: SetOption = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Last stage; submit the rest later.")
+    ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Submit an experiment to Slurm: each stage a job that waits for the one before.
@@ -371,7 +374,7 @@ def submit(
     """
     from slurm.submit import submit as submit_jobs
 
-    submit_jobs(config, cluster, overrides or (), dry_run, announce=_say)
+    submit_jobs(config, cluster, overrides or (), dry_run, announce=_say, until=until)
 
 
 @app.command()

@@ -121,7 +121,10 @@ def _advice(text: str) -> str | None:
         return "lower `arrays.STAGE.tasks` in the cluster file below MaxArraySize of `scontrol show config`"
     # In this order: a wrong account is "Invalid account or account/partition combination specified".
     if "violates accounting" in lowered:
-        return "ask for less in the cluster file, or another `account` or `qos`; limits: `sacctmgr show qos`"
+        return (
+            "ask for less in the cluster file, another `account` or `qos`, or fewer jobs at a time with "
+            "`--until STAGE`; limits: `sacctmgr show qos`"
+        )
     if "account" in lowered:
         return "set `account` in the cluster file; `sacctmgr show associations user=$USER` lists yours"
     if "partition" in lowered:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from experiment.config import RawConfig, dump_yaml
 from experiment.errors import ConfigError
-from experiment.graph import Graph, Stage
+from experiment.graph import Graph
 from slurm import client
 from slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
 from slurm.jobs import FOLDER, Job, JobRecord, locked
@@ -65,6 +65,8 @@ def submit(
     overrides: Sequence[str] = (),
     dry_run: bool = False,
     announce: Callable[[str], None] = print,
+    *,
+    until: str | None = None,
 ) -> Submission:
     """Submit an experiment as chained jobs.
 
@@ -76,6 +78,7 @@ def submit(
         overrides: ``a.b=c`` for the experiment, ``cluster.a.b=c`` for the cluster file.
         dry_run: print every script and what Slurm would say; submit nothing.
         announce: receives lines for the console.
+        until: last stage to submit, where the site does not let all jobs wait at once; null = all.
 
     Raises:
         ConfigError: a configuration is wrong, Slurm refuses a job (its message is included), or jobs of
@@ -88,7 +91,7 @@ def submit(
     experiment = load_experiment(config_path, ours)
     site, raw = load_cluster(cluster, theirs)
     check_processes(experiment, site, raw)
-    return submit_experiment(experiment, site, dry_run=dry_run, announce=announce)
+    return submit_experiment(experiment, site, dry_run=dry_run, announce=announce, until=until)
 
 
 def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig) -> None:
@@ -131,6 +134,7 @@ def submit_experiment(
     *,
     dry_run: bool = False,
     announce: Callable[[str], None] = print,
+    until: str | None = None,
 ) -> Submission:
     """:func:`submit` for an experiment and a site that are loaded."""
     run_dir = experiment.run_dir.resolve()
@@ -140,12 +144,12 @@ def submit_experiment(
     chain = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest[:6]}"
     if dry_run:
         record = JobRecord.load(run_dir)
-        plans = list(_plan(graph, record, site, experiment, run_dir, config, chain))
+        plans = list(_plan(graph, until, record, site, experiment, run_dir, config, chain))
         _show(Submission(run_dir, plans), graph, site, experiment, announce)
         return Submission(run_dir, plans)
     with locked(run_dir):
         record = JobRecord.load(run_dir)
-        plans = list(_plan(graph, record, site, experiment, run_dir, config, chain))
+        plans = list(_plan(graph, until, record, site, experiment, run_dir, config, chain))
         if any(plan.action == "keep" for plan in plans) and record.configuration != digest:
             kept = ", ".join(f"{plan.stage} ({plan.kept})" for plan in plans if plan.action == "keep")
             raise ConfigError(
@@ -165,6 +169,7 @@ def submit_experiment(
 
 def _plan(
     graph: Graph,
+    until: str | None,
     record: JobRecord,
     site: ClusterConfig,
     experiment: Experiment,
@@ -174,7 +179,7 @@ def _plan(
 ) -> Iterator[Plan]:
     # Slurm first: a job that ends between the two questions has completed its stage by the second.
     states = client.states(job.job_id for job in record.jobs) if record.jobs and client.available() else {}
-    stages: list[Stage] = list(graph.stages.values())
+    stages = graph.select(None, until)
     decisions = {decision.stage: decision for decision in graph.preview(stages)}
     upstream_changes = False
     # One job at a time works in a run directory, so the stages are one chain.

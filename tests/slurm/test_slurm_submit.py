@@ -110,10 +110,13 @@ def test_command_line_submits_shows_and_cancels(tmp_path: Path) -> None:
     settings = [f"run_dir={run_dir}", "cluster.common.sbatch_flags=[--hold]"]
     request = ["submit", "configs/smoke.yaml", "--cluster", "local"]
     request += [part for setting in settings for part in ("--set", setting)]
+    assert tsugiki(*request, "--until", "graft").count(" job ") == 5
     said = tsugiki(*request)
+    assert said.count(" job ") == 4
+    assert said.count("submitted already") == 5
     ids = [str(job.job_id) for job in jobs.JobRecord.load(run_dir).jobs]
     assert len(ids) == 9
-    assert f"corpus    job {ids[0]}" in said
+    assert f"train     job {ids[5]}" in said
     assert f"follow:  tsugiki status {run_dir}" in said
     assert "nothing to submit" in tsugiki(*request)
     shown = tsugiki("status", str(run_dir))

@@ -163,6 +163,17 @@ def test_commands_of_the_template_work_as_they_are(slurm: Slurm, tmp_path: Path)
     assert len(slurm.calls("sbatch")) == 2 * len(STAGES)  # --test-only first
 
 
+def test_part_of_the_stages_where_few_jobs_may_wait(slurm: Slurm, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert [job.stage for job in smoke(run_dir, until="graft")] == STAGES[:5]
+    slurm.set("squeue", "printf '%s\\tPENDING\\tPriority\\t0:00\\t10:00\\t\\n' 1 2 3 4 5")
+    assert smoke(run_dir, until="graft") == []
+    assert [job.stage for job in smoke(run_dir, until="train")] == ["train"]
+    assert "--dependency=afterok:5" in slurm.calls("sbatch")[-1]
+    with pytest.raises(ConfigError, match="--until names no stage"):
+        smoke(run_dir, until="trian")
+
+
 def test_refused_submission_leaves_the_record_as_it_was(slurm: Slurm, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     slurm.set("sbatch", 'n=$(wc -l <"$0.calls"); [ "$n" -lt 3 ] || { echo "no" >&2; exit 1; }; echo "$n"')

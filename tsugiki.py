@@ -407,7 +407,17 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option("--gpus", metavar="N", min=1, help="GPUs in all; default: train.parallel.")
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", min=1)] = 8,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", metavar="N", min=1, help="Default: 8.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME|FILE",
+            help="Take nodes and GPUs per node of the training from a cluster file.",
+        ),
+    ] = None,
     mfu: Annotated[
         float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPU's peak that training reaches.")
     ] = 0.4,
@@ -418,6 +428,13 @@ def plan(
     from pretrain.plan_compute import find_gpu
     from pretrain.plan_layouts import Machine
 
+    if cluster is not None:
+        from slurm.config import load_cluster, split_overrides
+
+        overrides, of_cluster = split_overrides(overrides or ())
+        wanted = load_cluster(cluster, of_cluster)[0].resources("train")
+        gpus_per_node = gpus_per_node or wanted.gpus_per_node or None
+        gpus = gpus or wanted.nodes * wanted.gpus_per_node or None
     experiment = _load(config, overrides, any_layout=True)
     made = make_plan(
         name=experiment.config.name,
@@ -425,7 +442,7 @@ def plan(
         extension=experiment.config.tokenizer.extend,
         total_tokens=experiment.config.tokens.mixture.total_tokens,
         train=experiment.config.train,
-        machine=Machine(find_gpu(gpu), gpus_per_node, mfu),
+        machine=Machine(find_gpu(gpu), gpus_per_node or 8, mfu),
         graft=experiment.config.graft,
         run_dir=experiment.run_dir,
         world_size=gpus,

@@ -111,4 +111,5 @@ class ReportConfig(StrictModel):
     samples_per_language: int = Field(default=1, ge=0)
     """Sample generations shown per language; the others open on a click."""
     published: list[str] = Field(default_factory=list)
-    """Rows of the published tables shown beside the benchmarks, e.g. `Swallow 7B`; empty shows all."""
+    """Rows of the published tables shown beside the benchmarks, e.g. `Swallow 7B`; empty shows all. Rows of
+    published perplexities (`BiLLa-7B-LLM`) are shown only when named."""

@@ -40,7 +40,7 @@ def run(
     artefacts = Artefacts.load(inputs)
     benchmarks = benchmarks_section(artefacts, config.published)
     sections = [
-        quality_section(artefacts),
+        quality_section(artefacts, config.published),
         *([benchmarks] if benchmarks is not None else []),
         samples_section(artefacts, config.samples_per_language),
         tokenizer_section(artefacts),

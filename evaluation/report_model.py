@@ -24,6 +24,7 @@ from evaluation.html import (
     text,
 )
 from evaluation.languages import labelled, language_name
+from evaluation.suites import published_perplexities
 
 _MARKED_CHANGE = 0.005
 """Without an interval, changes below half a percent are not coloured."""
@@ -62,8 +63,8 @@ def _relative(results: Mapping[str, Any], language: str) -> float:
     return change / before
 
 
-def quality_section(artefacts: Artefacts) -> Section:
-    """Bits per byte before and after."""
+def quality_section(artefacts: Artefacts, published: Sequence[str] = ()) -> Section:
+    """Bits per byte before and after; perplexities, with the published rows that are named."""
     results = artefacts.results
     if results is None:
         return Section(
@@ -130,7 +131,7 @@ def quality_section(artefacts: Artefacts) -> Section:
                     rows,
                 ),
                 _unknown(results),
-                _perplexities(results),
+                _perplexities(results, published),
                 tag(
                     "p",
                     f"Intervals: {protocol['confidence']:.0%}, {protocol['interval']}; a change is coloured "
@@ -178,7 +179,7 @@ def _unknown(results: Mapping[str, Any]) -> Markup:
     return join(notes)
 
 
-def _perplexities(results: Mapping[str, Any]) -> Markup:
+def _perplexities(results: Mapping[str, Any], published: Sequence[str]) -> Markup:
     base, result = results["base"], results["result"]
     parts = [
         table(
@@ -234,7 +235,44 @@ def _perplexities(results: Mapping[str, Any]) -> Markup:
                 hide_caption=False,
             )
         )
+        parts.append(_published_perplexities(results, published))
     return details("Perplexity", join(parts))
+
+
+def _published_perplexities(results: Mapping[str, Any], published: Sequence[str]) -> Markup:
+    """The sets as columns, the models of this run and the published rows that are named below each other."""
+    table_of = published_perplexities()
+    rows = {row: values for row, values in table_of["published"].items() if row in published}
+    columns = {
+        name: entry
+        for name, entry in results["perplexity_sets"].items()
+        if any(values.get(name.removesuffix("-continued")) is not None for values in rows.values())
+    }
+    if not columns:
+        return Markup("")
+    lines: list[list[object]] = [
+        [f"this run: {model}", *(f"{entry[model]['perplexity']:,.2f}" for entry in columns.values())]
+        for model in ("base", "result")
+    ]
+    for row, values in rows.items():
+        cells = [values.get(name.removesuffix("-continued")) for name in columns]
+        lines.append(
+            [tag("span", row, class_="small"), *(None if cell is None else f"{cell:,.2f}" for cell in cells)]
+        )
+    return join(
+        [
+            table(
+                "Perplexity beside published figures",
+                [Column("model", numeric=False), *columns],
+                lines,
+                hide_caption=False,
+            ),
+            note(
+                f"Other rows: {table_of['source']}. Over each model's own tokens and on other documents: "
+                "they say how large such figures are, not which model is better."
+            ),
+        ]
+    )
 
 
 def samples_section(artefacts: Artefacts, per_language: int) -> Section:

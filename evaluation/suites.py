@@ -59,6 +59,13 @@ def suites() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def published_perplexities() -> dict[str, Any]:
+    """What ``perplexities.yaml`` says: ``source``, and by row ``published`` values of sets by name."""
+    loaded: dict[str, Any] = yaml.safe_load((_HERE / "perplexities.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+@cache
 def own_tasks() -> dict[str, dict[str, Any]]:
     """Our tasks by name, variants written out."""
     found: dict[str, dict[str, Any]] = {}

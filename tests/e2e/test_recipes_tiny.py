@@ -46,6 +46,7 @@ def test_every_tiny_recipe_is_the_same_experiment(
         same = [(item.name, item.language, item.kind) for item in full.corpus.sources]
         assert [(item.name, item.language, item.kind) for item in tiny.corpus.sources] == same
         assert tiny.tokens.mixture.weights == full.tokens.mixture.weights
+        assert tiny.tokens.chat == full.tokens.chat, name
         for unchanged in ("optimizer", "precision", "recompute", "reset_attention_mask", "z_loss"):
             assert getattr(tiny.train, unchanged) == getattr(full.train, unchanged), (name, unchanged)
         assert tiny.train.schedule.kind == full.train.schedule.kind
@@ -127,6 +128,12 @@ def test_a_recipe_runs_end_to_end(name: str, tmp_path: Path) -> None:
     exported = json.loads((run_dir / "export" / "config.json").read_text())
     base = json.loads((tmp_path / f"{name}-tiny.inputs" / "base" / "config.json").read_text())
     assert exported["model_type"] == base["model_type"]
+    carried = run_dir / "export" / "chat_template.jinja"
+    chat = load_experiment(ROOT / "configs" / "recipes" / f"{name}.yaml").config.tokens.chat
+    if chat is None:
+        assert not carried.exists()
+    else:
+        assert carried.read_bytes() == (ROOT / chat.template).read_bytes()
     extend = config.tokenizer.extend
     if extend is None:
         assert exported["vocab_size"] == base["vocab_size"]

@@ -209,15 +209,56 @@ def test_billa_is_encoded_as_it_was_trained(encoder: HuggingFaceEncoder, pieces:
     assert encoded.learned == [0] * len(prefix) + [1] * len(output)
 
 
-def test_billa_tasks_are_plain_text(encoder: HuggingFaceEncoder, pieces: Any) -> None:
-    messages = [
-        {"role": "user", "content": "Summarise.\nA long text.\n\n"},
-        {"role": "assistant", "content": "Short."},
-    ]
-    encoded = load("billa-task", "separate").encode(messages, encoder, SPECIALS)
-    prefix = [1, *pieces.encode("Summarise.\nA long text.\n\n")]
-    assert encoded.ids == [*prefix, *pieces.encode("Short."), 2]
-    assert sum(encoded.learned) == len(encoded.ids) - len(prefix)
+def billa_page() -> dict[str, Any]:
+    """The functions that docs/recipes/billa.md gives."""
+    page = (TEMPLATES.parents[1] / "docs" / "recipes" / "billa.md").read_text(encoding="utf-8")
+    functions: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], functions)
+    return functions
+
+
+def billa_forms() -> dict[str, tuple[Any, str, str]]:
+    """Conversation by the page's functions; prefix and output as make_features of BiLLa's scripts has them."""
+    page = billa_page()
+    pair = {"en_text": "Good day. ", "zh_text": "Good day. "}  # equal, so that the direction does not matter
+    prompts = {"en-zh": ["Translate."], "zh-en": ["Translate."]}
+    sample = {"input": "A long text.\n", "output": "Short.\n"}
+    return {
+        # pretrain_main.py: encode(input + '\\n' + prompt)
+        "translation, stage 1": (
+            page["translation"](pair, prompts, 1),
+            "Good day. \nTranslate.",
+            "Good day. ",
+        ),
+        # task_instruct_tuning_main.py: post_prompt, pre_prompt, neither
+        "translation, stage 2": (
+            page["translation"](pair, prompts, 2),
+            "Good day.\nTranslate.\n",
+            "Good day. ",
+        ),
+        "prompt before": (page["task"](sample, before="Sum up."), "Sum up.\nA long text.\n\n", "Short."),
+        "prompt after": (page["task"](sample, after="Sum up."), "A long text.\nSum up.\n", "Short."),
+        "no prompt": (page["task"](sample), "A long text.\n ", "Short."),
+    }
+
+
+@pytest.mark.parametrize("form", billa_forms())
+def test_billa_tasks_are_encoded_as_they_were_trained(
+    form: str, encoder: HuggingFaceEncoder, pieces: Any
+) -> None:
+    """encode(prefix, bos) + encode(output, eos), loss on the second, whatever stands between them."""
+    conversation, prefix, output = billa_forms()[form]
+    encoded = load("billa-task", "separate").encode(conversation["messages"], encoder, SPECIALS)
+    before, after = [1, *pieces.encode(prefix)], [*pieces.encode(output), 2]
+    assert encoded.ids == before + after
+    assert encoded.learned == [0] * len(before) + [1] * len(after)
+
+
+def test_billa_translates_in_both_directions() -> None:
+    pair, prompts = {"en_text": "day", "zh_text": "日"}, {"en-zh": ["to zh"], "zh-en": ["to en"]}
+    made = [billa_page()["translation"](pair, prompts, 1)["messages"] for _ in range(40)]
+    seen = {tuple(message["content"] for message in messages) for messages in made}
+    assert seen == {("day\nto zh", "日"), ("日\nto en", "day")}
 
 
 def test_swallow_text() -> None:

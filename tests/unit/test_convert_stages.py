@@ -103,7 +103,20 @@ def test_export_stage_writes_a_verified_model_with_its_card(run_dir: Path, tmp_p
     assert "| ja | 3.000 | 2.500 |" in card  # bits per byte at the exported step, not the last
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
         assert (tmp_path / name).is_file()
+    assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"  # the base's
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_template_of_the_training_replaces_that_of_the_base(run_dir: Path, tmp_path: Path) -> None:
+    tokens = shutil.copytree(run_dir / "tokens", tmp_path / "tokens")
+    template = Path(__file__).parents[2] / "configs" / "chat_templates" / "sus-chat.jinja"
+    shutil.copy(template, tokens / "chat_template.jinja")
+    inputs = {name: run_dir / name for name in ("train", "base", "tokenizer", "corpus")}
+    (tmp_path / "export").mkdir()
+    pretrain.export.run(
+        ExportConfig(verify=False), {**inputs, "tokens": tokens}, tmp_path / "export", CONTEXT
+    )
+    assert (tmp_path / "export" / "chat_template.jinja").read_bytes() == template.read_bytes()
 
 
 def test_verify_command_with_logits(run_dir: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from evaluation.artefacts import Artefacts
 from evaluation.charts import Line, line_chart, nice_ticks, short, thin
 from evaluation.config import ReportConfig
 from evaluation.html import bar, stacked, tag, text
 from evaluation.report import run
+from evaluation.report_model import quality_section
 from experiment.errors import DataError
 from experiment.manifest import Manifest
 from experiment.stage import StageContext
@@ -339,3 +341,39 @@ def test_bars_are_shares_of_the_largest() -> None:
     assert 'style="left:25.00%;width:50.00%"' in bar(2, 4, interval=(1, 3))
     assert 'style="width:0.00%"' in bar(1, 0)
     assert stacked([("a", 1), ("b", 3), ("c", 0)], {"a": "k1", "b": "k2", "c": "k3"}).count("<i ") == 2
+
+
+def test_published_perplexities_stand_beside_ours(stages: dict[str, Path], tmp_path: Path) -> None:
+    def entry(value: float, given: float) -> dict[str, Any]:
+        model = {"perplexity": value, "bits_per_byte": None if given else 1.0, "tokens": 10}
+        return {"languages": ["en"], "documents": 3, "given": given, "base": model, "result": model}
+
+    sets = {"english": entry(6.25, 0.0), "mixed-continued": entry(7.5, 0.45), "mine": entry(9.75, 0.0)}
+    found = {**results(), "perplexity_sets": sets}
+    artefacts = Artefacts(**{**vars(Artefacts.load(stages)), "results": found})
+    content = quality_section(artefacts, ["BiLLa-7B-LLM", "LLaMA-7B"]).content
+    beside = re.sub(r"<[^>]+>", " ", content[content.index("Perplexity beside published figures") :])
+    cells = beside.split("Other rows")[0].split()
+    assert cells[4:] == [
+        "model",
+        "english",
+        "mixed-continued",
+        "this",
+        "run:",
+        "base",
+        "6.25",
+        "7.50",
+        "this",
+        "run:",
+        "result",
+        "6.25",
+        "7.50",
+        "LLaMA-7B",
+        "5.11",
+        "–",
+        "BiLLa-7B-LLM",
+        "5.47",
+        "6.92",
+    ]
+    assert "published figures" not in quality_section(artefacts, []).content
+    assert "published figures" not in quality_section(artefacts, ["Swallow 7B"]).content

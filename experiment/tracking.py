@@ -11,6 +11,7 @@ step of every kind of line, and what the run has already is left out.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol
 
 from experiment.config import StrictModel
 from experiment.errors import EnvironmentError_
@@ -118,17 +119,43 @@ class NullTracker:
         """Nothing."""
 
 
+P = ParamSpec("P")
+
+
+def _forgiving(
+    method: Callable[Concatenate[MlflowTracker, P], None],
+) -> Callable[Concatenate[MlflowTracker, P], None]:
+    """A store that fails is said once and does not end the work: the run directory has everything."""
+
+    @functools.wraps(method)
+    def call(self: MlflowTracker, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # whatever the store's client raises
+            if not self.failing:
+                print(f"tracking fails, the work goes on: {_first_line(error)}", file=sys.stderr, flush=True)
+            self.failing = True
+        else:
+            self.failing = False
+
+    return call
+
+
 class MlflowTracker:
-    """Tracking in one MLflow run."""
+    """Tracking in one MLflow run. Only :meth:`log_points` and :meth:`reopen` raise what the store raises."""
 
     def __init__(self, uri: str, run_id: str) -> None:
-        from mlflow.tracking import MlflowClient
-
         self.info: TrackingInfo | None = TrackingInfo(uri=uri, run_id=run_id)
-        self._run_id = run_id
-        self._client = MlflowClient(tracking_uri=uri)
+        self._uri, self._run_id = uri, run_id
         self._logged: dict[str, int] | None = None
+        self.failing = False
 
+    @functools.cached_property
+    def _client(self) -> Any:
+        """Connects at the first use: that may fail, too."""
+        return _connect(self._uri)
+
+    @_forgiving
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; keys the run already has are left alone."""
         from mlflow.entities import Param
@@ -138,6 +165,7 @@ class MlflowTracker:
         for start in range(0, len(fresh), _PARAMS_PER_CALL):
             self._client.log_batch(self._run_id, params=fresh[start : start + _PARAMS_PER_CALL])
 
+    @_forgiving
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step in one call."""
         from mlflow.entities import Metric
@@ -172,20 +200,24 @@ class MlflowTracker:
             )
         self._logged = logged
 
+    @_forgiving
     def log_final(self, metrics: Mapping[str, float]) -> None:
         """Log the results of a stage; metrics that have a curve already keep it as it is."""
         known = self._client.get_run(self._run_id).data.metrics
         self.log_metrics({key: value for key, value in metrics.items() if key not in known})
 
+    @_forgiving
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file."""
         self._client.log_artifact(self._run_id, str(path), folder or None)
 
+    @_forgiving
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, overwriting."""
         for key, value in tags.items():
             self._client.set_tag(self._run_id, key, value)
 
+    @_forgiving
     def terminate(self, status: RunStatus) -> None:
         """Mark the run as ended."""
         self._client.set_terminated(self._run_id, status)
@@ -236,7 +268,7 @@ class BackgroundTracker:
                 self._tracker.log_points(waiting)
             except Exception as error:  # whatever the store's client raises; training goes on
                 if not self._failing:
-                    self._say(f"tracking fails, training goes on: {type(error).__name__}: {error}")
+                    self._say(f"tracking fails, training goes on: {_first_line(error)}")
                 self._failing = True
             else:
                 waiting = []
@@ -252,6 +284,19 @@ def job_tags() -> dict[str, str]:
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     return {tag: os.environ.get(name, "0") for tag, name in names.items()}
+
+
+def _connect(uri: str) -> Any:
+    """MLflow's client, whose seven retries would hold up the end of a job for minutes."""
+    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")):
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
 
 
 def attach(info: TrackingInfo | None) -> Tracker:
@@ -279,26 +324,28 @@ def open_run(
         run_dir: the experiment's run directory.
         name: shown name of the run.
         run_id: run to continue; a run that the store does not have any more is replaced by a new one.
+            Where the store fails, that is said and the work goes on.
         parent_run_id: parent run of a stage.
 
     Raises:
-        EnvironmentError_: the store cannot be reached.
+        EnvironmentError_: the store cannot be reached, and there is no run to continue.
     """
     if not config.enabled:
         return None
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = config.uri or default_uri(run_dir)
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = _connect(uri)
         if run_id is not None:
             try:
                 client.get_run(run_id)
-            except MlflowException:
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
                 run_id = None
         if run_id is None:
             experiment_id = _experiment_id(client, config, run_dir)
@@ -306,11 +353,18 @@ def open_run(
             run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
         tracker = MlflowTracker(uri, run_id)
         tracker.reopen()
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # of SQLAlchemy, requests, MLflow: each store has its own
+        if run_id is not None:
+            tracker = MlflowTracker(uri, run_id)
+            tracker.failing = True
+            print(
+                f"tracking fails, the work goes on: {uri}: {_first_line(error)}", file=sys.stderr, flush=True
+            )
+            return tracker
         raise EnvironmentError_(
             "cannot reach the MLflow store",
             where="tracking.uri",
-            got=f"{uri}: {error}",
+            got=f"{uri}: {_first_line(error)}",
             fix="start the server, correct the URI, or set tracking.enabled=false",
         ) from error
     return tracker

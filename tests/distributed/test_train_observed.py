@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,7 +32,7 @@ from training_case import (
 )
 from training_reference import batch_of, samples_in_order
 
-from experiment.errors import Interrupted, TrainingError
+from experiment.errors import EnvironmentError_, Interrupted, TrainingError
 from experiment.graph import Graph, Stage
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig, default_uri
@@ -137,7 +137,7 @@ def test_norms_of_old_and_new_rows(case: Path, tmp_path: Path, change: dict[str,
         directory = tmp_path / "case"
         write_graft(directory, tie_word_embeddings=True)
         write_tokens(directory, steps=1)
-    train(directory, tmp_path / "out", **change)
+    train(directory, tmp_path / "out", schedule={"kind": "constant"}, **change)
     first = next(line for line in lines(tmp_path / "out") if "train/loss" in line)
     model = hf_model("llama", tie_word_embeddings=tied)
     samples = samples_in_order(directory, tmp_path / "samples", 1)
@@ -172,7 +172,7 @@ def execute(made: Graph) -> None:
 
 
 @contextlib.contextmanager
-def stopping(run_dir: Path, step: int) -> Iterator[None]:
+def stopping(run_dir: Path, step: int, before: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Sends SIGTERM to the launcher of the ranks once that step is in metrics.jsonl."""
 
     def watch() -> None:
@@ -180,6 +180,7 @@ def stopping(run_dir: Path, step: int) -> Iterator[None]:
             for path in run_dir.glob("*/metrics.jsonl"):
                 steps = re.findall(r'"step": (\d+)', path.read_text())
                 if steps and int(steps[-1]) >= step:
+                    before()
                     for child in psutil.Process().children():
                         with contextlib.suppress(psutil.NoSuchProcess):
                             if "pretrain.worker" in child.cmdline():
@@ -224,6 +225,8 @@ def test_mlflow_has_the_whole_curve_once(case: Path, tmp_path: Path) -> None:
     assert again.data.params["optimizer.learning_rate"] == "0.003"
     assert int(again.data.params["train/steps"]) == STEPS
     assert again.data.metrics["checkpoint/blocking_seconds"] > 0
+    mark = run_dir / "train" / "checkpoints" / f"iter_{STEPS:07d}" / "checkpoint.json"
+    assert json.loads(mark.read_text())["mlflow_run_id"] == child.info.run_id
 
     with pytest.raises(TrainingError):
         failing = {"action": "stop", "spike_factor": 1.0001, "window_steps": 4}
@@ -234,6 +237,29 @@ def test_mlflow_has_the_whole_curve_once(case: Path, tmp_path: Path) -> None:
     (failed,) = (run for run in runs("train") if run.info.status == "FAILED")
     assert failed.data.metrics["anomaly/count"] == 1, "the event is there"
     assert failed.data.metrics["anomaly/loss"] > 0
+
+
+def _overwrite(store: Path) -> None:
+    store.write_bytes(b"broken" * 10_000)
+
+
+def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_on(
+    case: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is overwritten while the training runs. A new run is refused; one that goes on warns."""
+    run_dir = tmp_path / "observed"
+    store = tmp_path / "mlflow.db"
+    options = {"save_interval_steps": 100}
+    with stopping(run_dir, 3, lambda: _overwrite(store)), pytest.raises(Interrupted) as caught:
+        execute(graph(case, run_dir, **options))
+    assert caught.value.exit_code == 75
+    assert capfd.readouterr().err.count("tracking fails") >= 1
+
+    with pytest.raises(EnvironmentError_, match="cannot reach the MLflow store"):
+        execute(graph(case, tmp_path / "another"))
+    execute(graph(case, run_dir, **options))
+    assert "tracking fails, the work goes on: sqlite:///" in capfd.readouterr().err
+    assert len(curve(run_dir / "train")) == STEPS
 
 
 AS_A_RANK = """

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data.config import CorpusConfig, TokensConfig
 from evaluation.config import EvaluateConfig, ReportConfig
-from evaluation.suites import data_files, is_installed, missing_files
+from evaluation.suites import data_files, has_chat_template, is_installed, missing_files
 from experiment.config import Cosmetic, RawConfig, StrictModel, dump_yaml, expand_path, load_raw, validate
 from experiment.errors import ConfigError
 from experiment.graph import Graph, Stage
@@ -94,6 +94,15 @@ class Experiment:
                 for pattern in _local(source.paths)
                 if not _matches(pattern)
             ]
+            corpus = self.config.corpus
+            missing += [
+                (("corpus", "decontamination", "paths", index), pattern)
+                for index, pattern in enumerate(corpus.decontamination.paths)
+                if not _matches(pattern)
+            ]
+            model = corpus.language_identification.model
+            if model is not None and not _matches(model):
+                missing.append((("corpus", "language_identification", "model"), model))
         base = self.config.base.path
         if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
             missing.append((("base", "path"), base))
@@ -103,6 +112,10 @@ class Experiment:
                 missing.append(
                     (("evaluate", "harness"), "lm-evaluation-harness: pip install 'tsugiki[eval]'")
                 )
+            if harness.chat_template != "none" and self.config.tokens.chat is None:
+                place = ("evaluate", "harness", "chat_template")
+                if base is None or (expand_path(base).exists() and not has_chat_template(expand_path(base))):
+                    missing.append((place, "a template: there is no tokens.chat, and the base has none"))
             place = ("evaluate", "harness", "data")
             missing += [(place, f"{harness.data or '<folder>'}/{name}") for name in missing_files(harness)]
         return missing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +13,16 @@ from typing import Any
 from evaluation.benchmark_data import find_file, read_records
 from evaluation.benchmark_scores import BLEU, SCORES, corpus_bleu
 from evaluation.config import HarnessConfig
-from evaluation.suites import Benchmark, benchmarks, is_installed, missing_files, origins, own_tasks, suites
+from evaluation.suites import (
+    Benchmark,
+    benchmarks,
+    has_chat_template,
+    is_installed,
+    missing_files,
+    origins,
+    own_tasks,
+    suites,
+)
 from experiment.config import expand_path
 from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
@@ -78,10 +86,7 @@ def check_chat_template(directory: Path) -> None:
     Raises:
         CheckpointError: it does not.
     """
-    settings = directory / "tokenizer_config.json"
-    if (directory / "chat_template.jinja").is_file():
-        return
-    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"):
+    if has_chat_template(directory):
         return
     raise CheckpointError(
         "the model has no chat template",

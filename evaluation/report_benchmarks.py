@@ -59,7 +59,9 @@ def _table(
             ]
         )
     shots = [f"{entry['title']} {entry['fewshot']} ({entry['questions']:,})" for entry in entries.values()]
-    source = f" Other rows: {described['source']}." if described else ""
+    asked = [name for name in ("base", "result") if any(measured[name][key].get("chat") for key in entries)]
+    source = f" Asked in their chat template: {', '.join(asked)}." if asked else ""
+    source += f" Other rows: {described['source']}." if described else ""
     return join(
         [
             table(f"Benchmarks {suite or ''}", [Column("model", numeric=False), *columns], rows),

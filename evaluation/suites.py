@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -145,3 +146,11 @@ def origins(names: Sequence[str]) -> list[str]:
 def is_installed() -> bool:
     """Whether lm-evaluation-harness, the extra ``eval``, is there."""
     return importlib.util.find_spec("lm_eval") is not None
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Whether a Hugging Face model directory carries a chat template."""
+    settings = directory / "tokenizer_config.json"
+    if (directory / "chat_template.jinja").is_file():
+        return True
+    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))

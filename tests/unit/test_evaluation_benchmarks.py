@@ -17,7 +17,15 @@ from evaluation.artefacts import Artefacts
 from evaluation.benchmark_data import read_records
 from evaluation.benchmark_scores import boxed, character_f1, character_rouge2, last_number, normalised
 from evaluation.config import HarnessConfig
-from evaluation.harness import _interval, _outcome, check, check_chat_template, evaluate_benchmarks, wilson
+from evaluation.harness import (
+    _answer_length,
+    _interval,
+    _outcome,
+    check,
+    check_chat_template,
+    evaluate_benchmarks,
+    wilson,
+)
 from evaluation.report_benchmarks import benchmarks_section
 from evaluation.suites import benchmarks, missing_files, origins, own_tasks, suites
 from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
@@ -450,6 +458,16 @@ def test_a_chat_model_sees_its_own_template(
     assert not set(map(tuple, prompts)) & set(map(tuple, wanted))
 
 
+def test_answers_leave_room_for_the_question() -> None:
+    assert _answer_length(None, 4096) is None
+    assert _answer_length(1024, 4096) == {"max_gen_toks": 1024}
+    assert _answer_length(1024, 1024) == _answer_length(None, 1024) == {"max_gen_toks": 512}
+    assert _answer_length(64, 1024) == {"max_gen_toks": 64}
+    # GSM8K, MATH and BBH of SUS-Chat think before they answer.
+    found = benchmarks(HarnessConfig(tasks=["sus-chat-reasoning"]))
+    assert [item.maximum_new_tokens for item in found] == [1024, 1024, 1024]
+
+
 def test_tables_that_were_measured_without_chat_stay_without() -> None:
     found = benchmarks(HarnessConfig(tasks=["sus-chat-reasoning", "sus-chat-other", "hellaswag"]))
     chatting = {item.suite for item in found if item.chat}
@@ -526,3 +544,7 @@ def test_the_report_shows_ours_beside_the_published_row() -> None:
     for expected in ("0.7000", "0.8000", "[0.6804, 0.7196]", "Swallow 7B", "0.8573", "JSQuAD 4 (100)"):
         assert expected in section.content
     assert "Swallow 70B" not in section.content
+    assert "chat template" not in section.content
+    measured["result"]["swallow-ja/JSQuAD"]["chat"] = True
+    section = benchmarks_section(artefacts, ["Swallow 7B"])
+    assert section is not None and "Asked in their chat template: result." in section.content

@@ -388,6 +388,10 @@ def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: p
     assert (
         f"warning: not on this machine: evaluate.harness.data = {tmp_path}/jsquad-valid.json" in done.stderr
     )
+    chat = [*command, "--dry-run", "--set", "evaluate.harness.chat_template=result"]
+    assert "evaluate.harness.chat_template = a template" in CliRunner().invoke(tsugiki.app, chat).stdout
+    chat += ["--set", "tokens.chat.template=configs/chat_templates/billa.jinja"]
+    assert "chat_template" not in CliRunner().invoke(tsugiki.app, chat).stdout
     early = CliRunner().invoke(tsugiki.app, [*command, "--until", "train"])
     assert early.exit_code == 0 and "warning" not in early.output
 

@@ -111,10 +111,12 @@ def run_train(
         x, first = saved["x"], saved["iteration"] + 1
     with (output_dir / f"ranks-{rank}.log").open("a") as log:
         log.write(f"{os.uname().nodename} {os.getpid()} {world} {first}\n")
+    fault = config.fault if _to_come(config.fault, output_dir) else None
+    _wait_for_all(rank, world, output_dir)
     for step in range(first, config.steps + 1):
         time.sleep(config.step_seconds)
         x = 0.9 * x + 0.1 * math.sin(step)
-        _maybe_fail(config.fault, rank, step, output_dir)
+        _maybe_fail(fault, rank, step, output_dir)
         if rank == 0 and (step % config.save_every == 0 or stop or step == config.steps):
             _save(checkpoints / "latest.json", {"iteration": step, "x": x})
             record = {"step": step, "train/loss": x, "throughput/tokens_per_second": 1.0}
@@ -139,14 +141,27 @@ def _save(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def _maybe_fail(fault: Fault | None, rank: int, step: int, output_dir: Path) -> None:
-    if fault is None or fault.rank != rank or fault.step != step:
-        return
+def _to_come(fault: Fault | None, output_dir: Path) -> bool:
     happened = output_dir / "faults"
-    with happened.open("a+") as file:
-        file.seek(0)
-        if len(file.read().split()) >= fault.times:
-            return
+    return fault is not None and (not happened.is_file() or len(happened.read_text().split()) < fault.times)
+
+
+def _wait_for_all(rank: int, world: int, output_dir: Path) -> None:
+    """The first collective of this start."""
+    start = os.environ["TSUGIKI_TOKEN"]
+    (output_dir / f"started-{start}-{rank}").touch()
+    while len(list(output_dir.glob(f"started-{start}-*"))) < world:
+        time.sleep(0.05)
+
+
+def _maybe_fail(fault: Fault | None, rank: int, step: int, output_dir: Path) -> None:
+    if fault is None or fault.step != step:
+        return
+    if fault.rank != rank:
+        if fault.kind != "hang":
+            time.sleep(600)  # the others wait in a collective for the one that failed
+        return
+    with (output_dir / "faults").open("a") as file:
         file.write(f"{step}\n")
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

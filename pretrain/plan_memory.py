@@ -2,7 +2,8 @@
 
 Letters: h width, q query width (heads x head_dim), k key width (kv_heads x head_dim), f inner width of
 the feed-forward layer, V vocabulary rows, t tensor-parallel size, e bytes of an activation (bf16 2,
-fp32 4), T tokens of a micro-batch on one GPU (micro_batch x sequence_length / context).
+fp32 4), s sequence_length, c context-parallel size, T tokens of a micro-batch on one GPU
+(micro_batch x s / c).
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from typing import NamedTuple
 
 from pretrain.config import ParallelConfig, TrainConfig
 from pretrain.spec import ModelSpec
+
+_LOSS_CHUNK_BYTES, _LOSS_KEPT_BYTES = 1 << 28, 1 << 30
+"""Of `pretrain/fused_loss.py`: logits multiplied at a time, and kept for the backward pass at most."""
+_ID_BYTES, _LOSS_BYTES = 8, 25
+"""A token's id that the embedding keeps; its label and the sums of its loss."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,10 @@ class StageMemory:
         weights: parameters as forward and backward use them.
         gradients: fp32 gradient buffer.
         optimizer: fp32 copy of the weights (not for fp32 training) and two moments.
-        activations: what the backward pass needs of the micro-batches in flight.
-        logits: output scores in fp32 and their gradient; last stage only.
-        workspace: what one layer recomputes, and gradients inside it, while it is walked backwards.
+        activations: what is kept of the micro-batches in flight for their backward pass.
+        logits: beside it while the loss is made and the output layer walked backwards; last stage only.
+        workspace: beside it at the worst moment after that: what a layer recomputes, gradients of
+            intermediate results, and of one weight matrix before it is added to the buffer.
     """
 
     parameters: int
@@ -40,7 +47,7 @@ class StageMemory:
     def total(self) -> int:
         """Bytes at the peak, without CUDA context, communication buffers and fragmentation.
 
-        The logits are gone when the first layer is walked backwards, so only the larger counts.
+        The logits are gone when the last layer is walked backwards, so only the larger counts.
         """
         state = self.weights + self.gradients + self.optimizer
         return state + self.activations + max(self.logits, self.workspace)
@@ -78,22 +85,23 @@ class Kernels:
 
     Attributes:
         fused_norm: RMSNorm keeps its input only; the CPU's keeps an fp32 copy and the normalised values.
-        fused_swiglu: gate x up keeps the two halves only, without copies of silu(gate) and of up.
+        fused_activation: gate x up keeps the two halves only, without copies of act(gate) and of up; on a
+            GPU with `train.compile`.
         grouped_attention: attention reads k and v of grouped queries as they are, without repeating
-            them for every query head, and rotates in place.
+            them for every query head, and needs no mask of s x s for a sliding window.
+        fused_loss: output layer and loss in one, in chunks and without fp32 logits.
     """
 
     fused_norm: bool = True
-    fused_swiglu: bool = False
-    grouped_attention: bool = False
+    fused_activation: bool = True
+    grouped_attention: bool = True
+    fused_loss: bool = True
 
 
-CPU_KERNELS = Kernels(fused_norm=False)
-"""torch on a CPU."""
+CPU_KERNELS = Kernels(fused_norm=False, fused_activation=False, grouped_attention=False, fused_loss=False)
+"""The plain path, which a CPU takes."""
 TORCH_KERNELS = Kernels()
-"""torch on a GPU: flash attention, fused RMSNorm."""
-FUSED_KERNELS = Kernels(fused_swiglu=True, grouped_attention=True)
-"""transformer-engine."""
+"""On a GPU. transformer-engine's layers keep the same in bf16."""
 
 
 class _Layer(NamedTuple):
@@ -102,57 +110,115 @@ class _Layer(NamedTuple):
     kept: float
     recomputed: float
     """Exists only while the layer is recomputed in the backward pass."""
+    feed_forward: float
+    """Of what is kept, or recomputed, that which is gone when attention is walked backwards."""
 
 
 def _layer_activations(spec: ModelSpec, train: TrainConfig, kernels: Kernels) -> _Layer:
     """Bytes per token that one layer keeps for its backward pass.
 
     Kept are the inputs of the norms and of the four products, what attention reads and writes (and one
-    fp32 log-sum per head), and the parts of SwiGLU. Scores (s^2) are never stored: flash attention
-    makes them again. Sequence parallelism divides what lies between the products, too.
+    fp32 log-sum per head), and the parts of the gated activation. Scores (s^2) are never stored: flash
+    attention makes them again. Sequence parallelism divides what lies between the products, too.
 
-    Worked example, Llama-2 7B (h = q = k = 4096, f = 11008), t = 1, bf16, fused kernels:
-    2 x (4h + (q + 2k) + q + 3f) + 4 x 32 + 8 = 131,720 bytes per token and layer.
+    Worked example, Llama-2 7B (h = q = k = 4096, f = 11008), t = 1, bf16, a GPU's kernels:
+    2 x (4h + (q + 2k) + (q + k) + q + 3f) + 4 x 32 + 8 = 148,104 bytes per token and layer.
     """
     e = 4 if train.precision == "fp32" else 2
-    t = train.parallel.tensor
+    t, c = train.parallel.tensor, train.parallel.context
     between = t if train.parallel.sequence else 1
     h, q, k, f = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.ffn_size
     # Per norm: input (or fp32 input and normalised values), inverse root mean square; output = next input.
     stream = 2 * ((h * e if kernels.fused_norm else 8 * h) + 4 + h * e) / between
     mixed, log_sums = q + 2 * k, 4 * spec.heads / t
-    if kernels.grouped_attention:
-        attention = mixed + q
-    elif spec.queries_per_group > 1:
-        attention = 3 * q + q  # k and v repeated to the width of q
+    grouped = spec.queries_per_group > 1
+    repeated = grouped and not kernels.grouped_attention
+    if c > 1:
+        # k and v of the whole sequence; the output of each half of the queries, and both in one.
+        # Repeated, they are cut to what a half sees: of 2c parts r + 1 and 2c - r on rank r.
+        attended = 2 * (q * (2 * c + 1) / 2 if repeated else k * c)
+        rotated, output = q + attended, 2 * q
+        attention = rotated + output
     else:
-        attention = mixed + q + k + q  # v is a view into qkv; q and k are copied when rotated
-    feed_forward = (3 if kernels.fused_swiglu else 5) * f * e / t
-    everything = stream + attention * e / t + log_sums + feed_forward
+        # v is a view into qkv, which stays whole unless v was repeated; q and k are copied when rotated.
+        rotated, output = (3 * q if repeated else q + k), q
+        attention = rotated + output + (0 if repeated else mixed)
+    mask = 0.0
+    if not kernels.grouped_attention and spec.sliding_window and spec.sliding_window < train.sequence_length:
+        mask = train.sequence_length * e / train.micro_batch
+    fused_activation = kernels.fused_activation and train.compile
+    feed_forward = (3 if fused_activation else 5) * f * e / t
+    everything = stream + attention * e / t + log_sums + mask + feed_forward
+    walked_first = feed_forward + stream / 2
     if train.recompute == "full":
-        return _Layer(h * e / between, everything)
+        # The input of a fused norm is what is kept of the layer.
+        own = h * e / between
+        return _Layer(own, everything - (own if kernels.fused_norm else 0), walked_first)
     if train.recompute == "selective":
         # Rotation and core attention run again from q, k, v, which are views into qkv (q is copied out of
-        # it where groups are interleaved); the output stays as the input of the next product.
-        inputs = mixed + q + (q if spec.queries_per_group > 1 and not kernels.grouped_attention else 0)
-        return _Layer(
-            stream + inputs * e / t + feed_forward,
-            log_sums + (q + 2 * k if kernels.grouped_attention else 3 * q) * e / t,
-        )
-    return _Layer(everything, 0.0)
+        # it where the rank has several groups); the output stays as the input of the next product.
+        inputs = mixed + q + (q if grouped and spec.kv_heads > t else 0)
+        again = (rotated + output - q) * e / t + log_sums + mask
+        return _Layer(stream + inputs * e / t + feed_forward, again, walked_first)
+    return _Layer(everything, 0.0, walked_first)
 
 
-def layers_in_flight(parallel: ParallelConfig, stage: int, layers: int, micro_batches: int) -> float:
-    """Layers x micro-batches whose activations a stage holds at once.
+def chunks_in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> int:
+    """Passes through a chunk of layers whose activations a stage holds at once.
 
     One forward, one backward (Narayanan et al. 2021, arXiv 2104.04473): stage i of p starts p - i
     micro-batches before its first backward pass. Interleaved with v chunks of layers a stage, it starts
     2(p - i - 1) + (v - 1)p + 1 chunks.
     """
     p, v = parallel.pipeline, parallel.virtual_pipeline or 1
-    per_chunk = layers / (p * v)
     chunks = p - stage if v == 1 else 2 * (p - stage - 1) + (v - 1) * p + 1
-    return min(chunks, micro_batches * v) * per_chunk
+    return min(chunks, micro_batches * v)
+
+
+def layers_in_flight(parallel: ParallelConfig, stage: int, layers: int, micro_batches: int) -> float:
+    """Layers x micro-batches whose activations a stage holds at once."""
+    per_chunk = layers / (parallel.pipeline * (parallel.virtual_pipeline or 1))
+    return chunks_in_flight(parallel, stage, micro_batches) * per_chunk
+
+
+def _logits(spec: ModelSpec, train: TrainConfig, tokens: int, rows: int, kernels: Kernels) -> float:
+    """Bytes while the loss is made and the output layer walked backwards."""
+    e = 4 if train.precision == "fp32" else 2
+    scores, weight, hidden = tokens * rows * e, rows * spec.hidden_size * e, tokens * spec.hidden_size * e
+    if kernels.fused_loss:
+        # Logits are kept or, too many, made again; beside them a chunk of their gradient.
+        chunk = min(scores, _LOSS_CHUNK_BYTES)
+        return (scores if scores <= _LOSS_KEPT_BYTES else chunk) + chunk + weight + hidden
+    if train.precision == "fp32":
+        return scores + weight + hidden  # scores become exponentials and then the gradient in place
+    # fp32 exponentials and the gradient in bf16; then the gradient of the weight instead of the former.
+    return max(3 * scores, scores + weight + hidden)
+
+
+def _workspace(spec: ModelSpec, train: TrainConfig, tokens: int, layer: _Layer, kernels: Kernels) -> float:
+    """Bytes beside what is kept, at the worst moment of a layer's backward pass."""
+    e = 4 if train.precision == "fp32" else 2
+    parallel = train.parallel
+    t = parallel.tensor
+    hidden = tokens * spec.hidden_size * e
+    own = hidden / (t if parallel.sequence else 1)
+    scattered = own if parallel.sequence else 0
+    inner, matrix = tokens * spec.ffn_size * e / t, spec.ffn_size * spec.hidden_size * e / t
+    released = 1 if kernels.fused_activation and train.compile else 3
+    recomputed = layer.recomputed * tokens
+    first = recomputed + own if train.recompute == "full" else 0.0  # with the layer's output
+    q = spec.heads * spec.head_dim * e / t
+    moments = (
+        # fc2: the gradient of its output (gathered), of its input and of its weight.
+        first + own + (hidden if parallel.sequence else 0) + inner + matrix,
+        # Gated activation: the input of fc2 is gone; gradients of its input and of the two factors.
+        first + own + 2 * inner,
+        # fc1: of what the activation kept only the gradient of its input remains.
+        first + own + hidden + scattered + 2 * matrix - released * inner,
+        # Attention, with the gradients of its output and of q, k and v.
+        recomputed + own + tokens * (4 * q - layer.feed_forward),
+    )
+    return max(moments)
 
 
 def stage_memory(
@@ -162,6 +228,7 @@ def stage_memory(
     parallel = train.parallel
     t = parallel.tensor
     e = 4 if train.precision == "fp32" else 2
+    first, last = stage == 0, stage == parallel.pipeline - 1
     parameters = stage_parameters(spec, parallel, stage)
     # Distributed optimizer: every replica (and context rank) owns an equal part of copy and moments.
     shards = data * parallel.context if train.optimizer.distributed else 1
@@ -171,29 +238,44 @@ def stage_memory(
     tokens = train.micro_batch * train.sequence_length // parallel.context
     micro_batches = max(1, train.global_batch // (train.micro_batch * data))
     layer = _layer_activations(spec, train, kernels)
-    in_flight = layers_in_flight(parallel, stage, spec.layers, micro_batches)
+    passes = chunks_in_flight(parallel, stage, micro_batches)
     # Sines and cosines of the positions are shared by all layers, and made again by recomputation.
     angles = spec.head_dim * e / train.micro_batch if train.recompute == "none" else 0.0
-    activations = tokens * (layer.kept * in_flight + angles)
-    # Gradients of the inner activation, of its factors and of fc1's output, and of the layer's input.
-    between = t if parallel.sequence else 1
-    workspace = tokens * (layer.recomputed + e * (5 * spec.ffn_size / t + 2 * spec.hidden_size / between))
-    logits = 0
-    if stage == parallel.pipeline - 1:
+    hidden = tokens * spec.hidden_size * e
+    own = hidden / (t if parallel.sequence else 1)
+    # The schedule keeps what a stage sends on until its gradient comes back.
+    sent_on = passes - 1 if last else passes
+    ids = passes * tokens * _ID_BYTES if first else 0
+    kept = tokens * layer.kept * layers_in_flight(parallel, stage, spec.layers, micro_batches)
+    activations = kept + sent_on * own + ids + tokens * angles
+    # Sequence parallelism gathers the inputs of its products into a buffer that stays; the schedule lets
+    # the gradient that it has sent back go when it has the next one.
+    gathered = hidden if parallel.sequence and t > 1 else 0
+    besides = gathered + (0 if first else own)
+    rows = padded_rows(spec.vocabulary_size, t) // t
+    embedding = rows * spec.hidden_size * e
+    # Autograd holds the gradient of a tied output matrix until it has that of the embedding.
+    pending = embedding if spec.tied_embeddings and first and last else 0
+    head = logits = 0.0
+    if last:
         norm = spec.hidden_size * e if kernels.fused_norm else 8 * spec.hidden_size
-        # Final norm, input of the output layer; ids, labels, sums of the loss (33 bytes a token).
-        activations += tokens * ((norm + spec.hidden_size * e) / between + 33)
-        rows = padded_rows(spec.vocabulary_size, t) // t
-        # fp32 scores become exponentials and then the gradient in place; bf16 has a copy of its own.
-        logits = tokens * rows * (4 if train.precision == "fp32" else 4 + e)
+        # Final norm, input of the output layer (gathered where the loss is fused), labels, sums of the loss.
+        head = tokens * (norm / (t if parallel.sequence else 1) + _LOSS_BYTES)
+        head += hidden if kernels.fused_loss else own
+        activations += head
+        logits = besides + _logits(spec, train, tokens, rows, kernels)
+    workspace = pending - head + _workspace(spec, train, tokens, layer, kernels)
+    if first:
+        # The last moment: nothing else is left of this micro-batch.
+        workspace = max(workspace, pending + embedding + 2 * hidden - activations / passes)
     return StageMemory(
         parameters=parameters,
         weights=parameters * weight_bytes,
         gradients=parameters * 4,
         optimizer=-(-parameters * state // shards),
         activations=int(activations),
-        logits=logits,
-        workspace=int(workspace),
+        logits=int(logits),
+        workspace=int(max(0.0, besides + workspace)),
     )
 
 

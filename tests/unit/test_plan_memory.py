@@ -13,7 +13,7 @@ import pytest
 from pretrain.config import OptimizerConfig, ParallelConfig, TrainConfig
 from pretrain.plan_memory import (
     CPU_KERNELS,
-    FUSED_KERNELS,
+    TORCH_KERNELS,
     layers_in_flight,
     memory_per_stage,
     padded_rows,
@@ -93,12 +93,42 @@ def test_state_of_mixed_precision_is_18_bytes_a_parameter() -> None:
 
 
 def test_published_example_of_a_layer() -> None:
-    """The worked example of the module: 131,720 bytes per token and layer of Llama-2 7B."""
+    """The worked example of the module: 148,104 bytes per token and layer of Llama-2 7B."""
     spec = ModelSpec.from_hf(ROOT / "configs/models/llama-2-7b.json")
     short = TrainConfig(sequence_length=8, micro_batch=1, global_batch=1)
-    deep = stage_memory(spec, short, 1, 0, FUSED_KERNELS).activations
-    shallow = stage_memory(spec.model_copy(update={"layers": 31}), short, 1, 0, FUSED_KERNELS).activations
-    assert (deep - shallow) / 8 == 2 * (4 * 4096 + 4 * 4096 + 3 * 11008) + 4 * 32 + 8 == 131_720
+    deep = stage_memory(spec, short, 1, 0).activations
+    shallow = stage_memory(spec.model_copy(update={"layers": 31}), short, 1, 0).activations
+    assert (deep - shallow) / 8 == 2 * (4 * 4096 + 6 * 4096 + 3 * 11008) + 4 * 32 + 8 == 148_104
+
+
+def test_compiled_norm_keeps_its_input_and_rotation_nothing() -> None:
+    """What torch's compiler leaves for the backward pass, as `TORCH_KERNELS` counts it.
+
+    The choice is AOTAutograd's, before any code is made for a device.
+    """
+    import torch
+
+    from pretrain.fused import rms_norm, rotate_both
+
+    def kept(function: Any, *arguments: Any) -> int:
+        storages = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.compile(function, backend="aot_eager")(*arguments)
+        return sum(storages.values())
+
+    tokens, width = 96, 128
+    hidden = torch.randn(tokens, 1, width, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(width, dtype=torch.bfloat16, requires_grad=True)
+    assert TORCH_KERNELS.fused_norm
+    assert kept(rms_norm, hidden, weight, 1e-6) == 2 * width * tokens + 4 * tokens + 2 * width
+    heads = [torch.randn(tokens, 1, count, 32, dtype=torch.bfloat16, requires_grad=True) for count in (4, 2)]
+    angles = [torch.randn(tokens, 1, 1, 16, dtype=torch.bfloat16) for _ in range(2)]
+    assert kept(rotate_both, *heads, *angles) == 2 * 2 * 16 * tokens
 
 
 def test_first_pipeline_stage_holds_the_most_micro_batches() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from datatrove.pipeline.base import PipelineStep
 
 from data.config import CorpusConfig
-from data.corpus import load_profiles, open_workspace
+from data.corpus import check_inputs, load_profiles, open_workspace
 from data.shards import FilterShards
 from data.sources import plan_shards
 
@@ -39,6 +39,7 @@ def filter_pass(config: CorpusConfig, output_dir: Path) -> FilterPass:
         ConfigError: a source without files, an unknown profile.
     """
     profiles = load_profiles(config)
+    check_inputs(config)
     shards = plan_shards(config)
     workspace = open_workspace(config, profiles, shards, output_dir)
     step = FilterShards(config, shards, profiles, workspace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiment.chat_tokens import ChatConfig
 from experiment.config import Cosmetic, StrictModel
@@ -51,6 +51,21 @@ class ExtractionConfig(StrictModel):
     timeout_seconds: float = Field(default=30.0, gt=0)
     """A page that takes longer is dropped (``extraction.timeout``); long enough that a busy machine
     does not drop pages another one keeps."""
+
+    @field_validator("remove")
+    @classmethod
+    def _xpaths_select_elements(cls, expressions: list[str]) -> list[str]:
+        from lxml import etree  # type: ignore[import-untyped]
+
+        page = etree.HTML("<html><body><p>x</p></body></html>")
+        for expression in expressions:
+            try:
+                selects = isinstance(page.xpath(expression), list)
+            except etree.XPathError as error:
+                raise ValueError(f"XPath expressions; '{expression}': {error}") from error
+            if not selects:
+                raise ValueError(f"XPath expressions that select elements, not '{expression}'")
+        return expressions
 
 
 class ParallelConfig(StrictModel):

@@ -25,10 +25,12 @@ from datatrove.pipeline.base import PipelineStep
 from data.boilerplate import FindBoilerplate
 from data.config import CorpusConfig, SourceConfig
 from data.corpus_report import CorpusReport, write_report
+from data.decontamination import Contamination, load_contamination
 from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
 from data.execution import INLINE_BELOW_BYTES, ProcessExecutor, ShardProgress, Stopwatch, available_workers
 from data.finalise import FinaliseShards, shard_paths
 from data.heldout import SelectHeldout
+from data.language import require_model
 from data.ledger import Ledger
 from data.profiles import Profile, load_profile
 from data.segmentation import Segmentation, default_segmentation
@@ -54,11 +56,12 @@ def run(
         context: workers and tracking.
 
     Raises:
-        ConfigError: a source without files, an unknown profile.
+        ConfigError: a source without files, an unknown profile, a missing evaluation set or model.
         DataError: bad input with ``on_error: fail``; a source with no document left.
         EnvironmentError_: a full disk, a killed worker, a Debian package that cannot be had.
     """
     profiles = load_profiles(config)
+    contamination = check_inputs(config)
     shards = plan_shards(config)
     workspace = open_workspace(config, profiles, shards, output_dir)
     stages = _Passes(config, shards, profiles, workspace, context)
@@ -69,7 +72,7 @@ def run(
     _write_dropped(config, ledgers, output_dir)
     _write_contamination(config, ledgers, output_dir)
     index.save(output_dir)
-    report = CorpusReport.build(config, profiles, ledgers, stages.watch.seconds)
+    report = CorpusReport.build(config, profiles, ledgers, stages.watch.seconds, contamination)
     artifacts = write_report(report, output_dir)
     return StageResult(
         counts=report.totals(), metrics=report.metrics(), artifacts=artifacts, summary=report.summary()
@@ -83,6 +86,22 @@ def load_profiles(config: CorpusConfig) -> dict[str, Profile]:
         for source in config.sources
         if source.filter and source.kind == "text"
     }
+
+
+def check_inputs(config: CorpusConfig) -> Contamination | None:
+    """What the later passes need is there: asked before the hours of the first one.
+
+    Returns:
+        The evaluation sets, None where there are none.
+
+    Raises:
+        ConfigError: no such evaluation set or model.
+        DataError: an evaluation set cannot be read.
+    """
+    identification, sets = config.language_identification, config.decontamination
+    if identification.enabled and identification.model is not None:
+        require_model(identification.model)
+    return load_contamination(tuple(sets.paths), sets.ngram_characters) if sets.paths else None
 
 
 class _Passes:

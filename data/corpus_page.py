@@ -73,16 +73,17 @@ font:13px/1.5 ui-monospace,"Noto Sans Mono CJK JP",monospace;max-height:14rem;ov
 def corpus_page(values: dict[str, Any]) -> str:
     """The page for the values of ``report.json``."""
     sources = values["sources"]
-    read = sum(source["read"]["documents"] for source in sources)
+    offered = sum(source["offered"] for source in sources)
     kept = sum(source["kept"]["documents"] for source in sources)
     size = sum(source["kept"]["bytes"] for source in sources)
     seconds = sum(values["seconds"].values())
     parts = [
         "<h1>Corpus report</h1>",
-        f"<p class=lead>{kept:,} of {read:,} documents kept ({_percent(kept, read)}), {_megabytes(size)} of "
-        f"text, {len(sources)} sources, {seconds:,.0f} s.</p>",
+        f"<p class=lead>{kept:,} of {offered:,} documents kept ({_percent(kept, offered)}), "
+        f"{_megabytes(size)} of text, {len(sources)} sources, {seconds:,.0f} s.</p>",
         _overview(sources),
         _languages(sources),
+        _evaluation(values),
         *(_source(source) for source in sources),
         _times(values),
     ]
@@ -119,7 +120,7 @@ def _overview(sources: list[dict[str, Any]]) -> str:
             f"{source['extracted']['documents']:,}",
             f"{source['filtered']['documents']:,}",
             f"{source['kept']['documents']:,}",
-            _percent(source["kept"]["documents"], source["read"]["documents"]),
+            _percent(source["kept"]["documents"], source["offered"]),
             _megabytes(source["kept"]["bytes"]),
             f"{source['heldout']['documents']:,}",
         )
@@ -151,6 +152,27 @@ def _languages(sources: list[dict[str, Any]]) -> str:
         )
     return "<h2>Languages</h2>" + _table(
         ("language", "sources", "documents", "text", "other languages found"), rows
+    )
+
+
+def _evaluation(values: dict[str, Any]) -> str:
+    if "evaluation" not in values:
+        return ""
+    sets = values["evaluation"]
+    rows = [
+        (
+            escape(source["name"]),
+            escape(name),
+            *(f"{counts[key]:,}" for key in ("documents", "items", "hits")),
+        )
+        for source in values["sources"]
+        for name, counts in source["contamination"].items()
+    ]
+    head = ("source", "evaluation set", "documents", "items", "hits")
+    return (
+        f"<h2>Evaluation data</h2><p class=soft>{sets['items']:,} items were looked for, "
+        f"{sets['too_short']:,} of them too short for a match. Every hit is in contamination.jsonl.</p>"
+        + (_table(head, rows) if rows else "<p>No hits.</p>")
     )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.config import CorpusConfig
+from data.config import CorpusConfig, SourceConfig
 from data.corpus_page import corpus_page
+from data.decontamination import Contamination
 from data.ledger import Ledger
 from data.profiles import Profile
 from data.shardfile import atomic_file, write_json
+
+_NOT_IN_METRICS = re.compile(r"[^\w. :/-]")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class CorpusReport:
         profiles: dict[str, Profile],
         ledgers: dict[str, tuple[Ledger, Ledger]],
         seconds: dict[str, float],
+        contamination: Contamination | None = None,
     ) -> CorpusReport:
         """Add up the ledgers of all sources."""
         sources = []
@@ -41,6 +46,7 @@ class CorpusReport:
                     "language": source.language,
                     "kind": source.kind,
                     "read": vars(first.read),
+                    "offered": first.read.documents * _directions(source),
                     "extracted": vars(first.extracted),
                     "filtered": vars(first.kept),
                     "kept": vars(last.kept),
@@ -57,13 +63,17 @@ class CorpusReport:
                         if not name.startswith(("train_", "heldout_"))
                     },
                     "histograms": first.histograms | last.histograms,
+                    "contamination": _hits(last),
                     "limits": _limits(config, profiles.get(source.name)),
                     "seconds": {name: round(value, 3) for name, value in first.seconds.items()},
                     "samples": [*first.samples(), *last.samples()],
                 }
             )
         rounded = {name: round(value, 3) for name, value in seconds.items()}
-        return cls({"schema_version": 1, "sources": sources, "seconds": rounded})
+        values = {"schema_version": 1, "sources": sources, "seconds": rounded}
+        if contamination is not None:
+            values["evaluation"] = {"items": len(contamination.items), "too_short": contamination.too_short}
+        return cls(values)
 
     def totals(self) -> dict[str, int]:
         """Counts for the manifest."""
@@ -83,7 +93,13 @@ class CorpusReport:
                 result[f"corpus/{name}/{part}_documents"] = source[part]["documents"]
                 result[f"corpus/{name}/{part}_bytes"] = source[part]["bytes"]
             for rule, count in source["dropped"].items():
-                result[f"corpus/{name}/dropped/{rule}"] = count["documents"]
+                shown = _NOT_IN_METRICS.sub("_", rule)  # an evaluation set's file may be called anything
+                result[f"corpus/{name}/dropped/{shown}"] = count["documents"]
+                result[f"corpus/{name}/dropped_bytes/{shown}"] = count["bytes"]
+            for counter, value in source["counters"].items():
+                result[f"corpus/{name}/{counter}"] = value
+        for key, value in self.values.get("evaluation", {}).items():
+            result[f"corpus/evaluation/{key}"] = value
         return result
 
     def summary(self) -> tuple[str, ...]:
@@ -94,7 +110,7 @@ class CorpusReport:
             reasons = ", ".join(f"{rule} {count['documents']:,}" for rule, count in worst[:3])
             lines.append(
                 f"{source['name']}: kept {source['kept']['documents']:,} of "
-                f"{source['read']['documents']:,} documents, {source['kept']['bytes'] / 1e6:,.2f} MB, "
+                f"{source['offered']:,} documents, {source['kept']['bytes'] / 1e6:,.2f} MB, "
                 f"{source['heldout']['documents']:,} held out"
                 + (f"; dropped by {reasons}" if reasons else "")
             )
@@ -134,6 +150,25 @@ def _limits(config: CorpusConfig, profile: Profile | None) -> dict[str, str]:
             result["language_share"] = f"at least {identification.minimum_score:g}"
         elif identification.model is not None:
             result["language_share"] = f"at least {profile.language_identification.minimum_probability:g}"
+    return result
+
+
+def _directions(source: SourceConfig) -> int:
+    """Documents that one record becomes."""
+    return 2 if source.parallel is not None and source.parallel.both_directions else 1
+
+
+def _hits(ledger: Ledger) -> dict[str, dict[str, int]]:
+    """Per evaluation set: hits, and how many of its items and of the documents they are in."""
+    sets = sorted({hit["evaluation_set"] for hit in ledger.hits})
+    result = {}
+    for name in sets:
+        hits = [hit for hit in ledger.hits if hit["evaluation_set"] == name]
+        result[name] = {
+            "hits": len(hits),
+            "items": len({hit["item"] for hit in hits}),
+            "documents": len({hit["id"] for hit in hits}),
+        }
     return result
 
 

@@ -62,28 +62,38 @@ class Contamination:
             ):
                 hashes.setdefault(size, []).append(windows)
                 owners.setdefault(size, []).append(np.full(len(windows), position))
-        self._tables: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
+        self._tables: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = {}
         for size in sorted(hashes):
             values, owner = np.concatenate(hashes[size]), np.concatenate(owners[size])
-            unique, first = np.unique(values, return_index=True)
+            order = np.argsort(values, kind="stable")
+            unique, first = np.unique(values[order], return_index=True)
             if len(unique):
-                self._tables[size] = (unique, owner[first])
+                self._tables[size] = (unique, np.append(first, len(values)), owner[order])
 
-    def find(self, text: str) -> tuple[str, int, str] | None:
-        """Set, item number and matched characters of the first match, None when there is none."""
+    @property
+    def too_short(self) -> int:
+        """Items without a run that is long enough to be looked for."""
+        found = [owner for _, _, owner in self._tables.values()]
+        return len(self.items) - (len(np.unique(np.concatenate(found))) if found else 0)
+
+    def find(self, text: str) -> list[tuple[str, int, str]]:
+        """Set, item number and first matched characters of every item that the text shares a run with."""
         plain = comparable(text)
         hasher = SpanHasher(plain)
-        for size, (known, owner) in self._tables.items():
+        found: dict[int, str] = {}
+        for size, (known, first, owner) in self._tables.items():
             windows = hasher.windows(size)
             if not len(windows):
                 continue
             places = np.minimum(np.searchsorted(known, windows), len(known) - 1)
-            for start in np.flatnonzero(known[places] == windows):
-                match = plain[start : start + size]
-                name, number, item = self.items[owner[places[start]]]
-                if match in item:  # equal hashes of different texts: practically never
-                    return name, number, match
-        return None
+            starts = np.flatnonzero(known[places] == windows)
+            for place, start in zip(*np.unique(places[starts], return_index=True), strict=True):
+                match = plain[starts[start] : starts[start] + size]
+                for position in owner[first[place] : first[place + 1]].tolist():
+                    # equal hashes of different texts: practically never
+                    if position not in found and match in self.items[position][2]:
+                        found[position] = match
+        return [(*self.items[position][:2], match) for position, match in sorted(found.items())]
 
 
 def _mostly_dense(text: str, size: int) -> NDArray[np.bool_]:
@@ -184,18 +194,23 @@ class Decontaminator(PipelineStep):
         """Pass on what is clean."""
         known = load_contamination(tuple(self.config.paths), self.config.ngram_characters)
         for document in data:
-            hit = known.find(_all_text(document))
-            if hit is None:
+            found = known.find(_all_text(document))
+            if not found:
                 yield document
                 continue
-            name, number, text = hit
-            self.ledger.hits.append(
-                {"id": document.id, "evaluation_set": name, "item": number, "match": text}
-            )
+            self.ledger.count("contaminated_documents")
+            self.ledger.count("evaluation_hits", len(found))
+            for name, number, text in found:
+                self.ledger.hits.append(
+                    {"id": document.id, "evaluation_set": name, "item": number, "match": text}
+                )
             if self.config.action == "report":
                 yield document
             else:
+                name, number, text = found[0]
                 detail = f"{name}, item {number}: {text[:_EXCERPT_CHARACTERS]}"
+                if len(found) > 1:
+                    detail += f" (and {len(found) - 1} more items)"
                 self.ledger.drop(f"{self.name}.{name}", document, detail)
 
 

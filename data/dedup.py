@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from data.boilerplate import BoilerplateRemover
 from data.config import CorpusConfig, MinhashSettings
 from data.hashing import SpanHasher, word_bounds
+from data.ledger import Ledger
 from data.segmentation import Segmentation, tokenizer_for
 from data.shardfile import atomic_file, read_documents
 from data.sources import Shard
@@ -141,28 +142,27 @@ class ExactFilter(PipelineStep):
     Args:
         workspace: where :class:`FindExactDuplicates` wrote.
         shard: the shard.
+        ledger: counts the duplicates; None counts nothing.
     """
 
     name = "duplicate"
     type = "corpus"
 
-    def __init__(self, workspace: Workspace, shard: Shard) -> None:
+    def __init__(self, workspace: Workspace, shard: Shard, ledger: Ledger | None = None) -> None:
         super().__init__()
         self.workspace = workspace
         self.shard = shard
-        self.removed: list[tuple[str, Document]] = []
+        self.ledger = ledger
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Pass on what is not a duplicate; the others can be taken from :attr:`removed`."""
+        """Pass on what is not a duplicate."""
         with np.load(self.workspace.exact(self.shard)) as saved:
             texts, urls = set(saved["text"].tolist()), set(saved["url"].tolist())
         for position, document in enumerate(data):
-            if position in texts:
-                self.removed.append(("duplicate.text", document))
-            elif position in urls:
-                self.removed.append(("duplicate.url", document))
-            else:
+            if position not in texts and position not in urls:
                 yield document
+            elif self.ledger is not None:
+                self.ledger.drop("duplicate.text" if position in texts else "duplicate.url", document)
 
 
 class FastSignature(MinhashDedupSignature):

@@ -85,9 +85,11 @@ class ContentExtractor(Trafilatura):
             import trafilatura  # noqa: F401
 
             return ""
+        from lxml.etree import LxmlError  # type: ignore[import-untyped]
+
         try:
             return super().extract(text) or ""
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        except (LxmlError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
             return ""
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:

@@ -61,7 +61,7 @@ class FinaliseShards(PipelineStep):
         ledger = Ledger(self.config.dropped_samples)
         heldout = set(np.load(self.workspace.heldout(shard)).tolist())
         train_path, heldout_path = shard_paths(self.output_dir, shard)
-        exact = ExactFilter(self.workspace, shard)
+        exact = ExactFilter(self.workspace, shard, ledger)
         documents = exact.run(self._numbered(shard))
         if self.config.deduplication.boilerplate.enabled:
             documents = BoilerplateRemover(self.workspace, shard.source, ledger).run(documents)
@@ -90,8 +90,6 @@ class FinaliseShards(PipelineStep):
                 ledger.observe("characters", _bin(len(document.text), _LENGTH_EDGES))
                 writer = held if position in heldout else train
                 writer.write(document.id, document.text, document.metadata)
-        for rule, document in exact.removed:
-            ledger.drop(rule, document)
         ledger.kept.documents = train.documents + held.documents
         ledger.kept.bytes = train.bytes + held.bytes
         ledger.count("train_documents", train.documents)

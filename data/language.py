@@ -77,6 +77,21 @@ class Cld2Identifier:
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
+def require_model(path: str) -> None:
+    """Make sure that a model is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            "no such language identification model",
+            where="corpus.language_identification.model",
+            got=path,
+            fix="give the path of a fastText .bin or .ftz file, or null for the packaged model",
+        )
+
+
 class FasttextIdentifier:
     """A fastText model from a local file: probabilities of its labels.
 
@@ -86,13 +101,7 @@ class FasttextIdentifier:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(
-                "no such language identification model",
-                where="corpus.language_identification.model",
-                got=path,
-                fix="give the path of a fastText .bin or .ftz file, or null for the packaged model",
-            )
+        require_model(str(path))
         self._model = _load_fasttext(str(path))
 
     def scores(self, text: str) -> dict[str, float]:

@@ -324,19 +324,19 @@ def test_contamination_ignores_spacing_case_and_width() -> None:
     english = "a long enough question about the height of mountains in winter"
     japanese = "富士山の高さは何メートルですか答えなさい"
     known = Contamination([("en", 3, english), ("ja", 0, japanese)], length=30)
-    assert known.find("So: A LONG enough-question, about the height of mountains?")[:2] == ("en", 3)
-    assert known.find("問題。富士山の高さは、何メートルですか答えなさい。")[:2] == ("ja", 0)
-    assert known.find("a long enough question") is None  # 19 characters
-    assert known.find("富士山の高さは何メートル") is None  # 12 of the 15 that Japanese needs
-    assert known.find("富士山の高さは何メートルですか") == ("ja", 0, "富士山の高さは何メートルですか")  # 15
+    assert known.find("So: A LONG enough-question, about the height of mountains?")[0][:2] == ("en", 3)
+    assert known.find("問題。富士山の高さは、何メートルですか答えなさい。")[0][:2] == ("ja", 0)
+    assert known.find("a long enough question") == []  # 19 characters
+    assert known.find("富士山の高さは何メートル") == []  # 12 of the 15 that Japanese needs
+    assert known.find("富士山の高さは何メートルですか") == [("ja", 0, "富士山の高さは何メートルですか")]  # 15
     mixed = Contamination([("ja", 1, "これはAmerican Society for Testing Materialsの規格である")], length=30)
-    assert mixed.find("the american society for testing of") is None  # 25 Latin letters
-    assert mixed.find("American Society for Testing Materials") is not None  # 34
+    assert mixed.find("the american society for testing of") == []  # 25 Latin letters
+    assert mixed.find("American Society for Testing Materials")  # 34
     # 25 characters of Thai are a phrase of five words, and no evidence: Thai needs as many as English.
     minister = "รัฐมนตรีว่าการกระทรวงมหาดไทย"
     thai = Contamination([("th", 7, f"ใครเป็น{minister}ในรัฐบาลชุดแรกของประเทศ")], length=50)
-    assert thai.find(f"เมื่อวานนี้{minister}กล่าวว่า") is None
-    assert thai.find(f"คำถาม: ใครเป็น {minister} ในรัฐบาลชุดแรกของประเทศ?")[:2] == ("th", 7)
+    assert thai.find(f"เมื่อวานนี้{minister}กล่าวว่า") == []
+    assert thai.find(f"คำถาม: ใครเป็น {minister} ในรัฐบาลชุดแรกของประเทศ?")[0][:2] == ("th", 7)
 
 
 def test_profiles_name_the_source_of_every_threshold() -> None:

@@ -145,6 +145,13 @@ def test_gives_up_without_progress_and_says_so(runs: dict[str, Run]) -> None:
     assert re.search(r"export +CANCELLED +never started: train \(job \d+\) failed: gave up", status)
     errors = next((run.dir / "slurm" / "logs").glob("train-*-rank00003.err")).read_text()
     assert "bad batch" in errors
+    # its script by hand says what keeps it from starting
+    again = client.sbatch(run.dir / "slurm" / "train.sbatch", [str(run.dir / "slurm" / "config.yaml")])
+    wait_until(lambda: not client.states([again])[again].live, 120, run.log)
+    assert client.states([again])[again].state == "FAILED"
+    text = run.log()
+    assert f"to submit this script again, remove {run.dir}/slurm/train.stop" in text
+    assert run.events()[-1] == "refused"
 
 
 def test_failed_stage_cancels_what_follows(runs: dict[str, Run]) -> None:

@@ -23,7 +23,7 @@ def read_parquet(source: SourceConfig, file: InputFile) -> Records:
     with open_stream(file.path, unpack=False) as stream:
         try:
             table = ParquetFile(stream)
-            present = set(table.schema_arrow.names)
+            present = table.schema_arrow.names
             columns = [name for name in used_columns(source) if name in present]
             groups = range(table.num_row_groups)
             if (part := file.part) is not None:
@@ -40,7 +40,7 @@ def read_parquet(source: SourceConfig, file: InputFile) -> Records:
                         bad = BadRecord("read.oversized", where, f"{size:,} bytes", size_bytes=size)
                         yield number, bad
                         continue
-                    yield number, document_of_record(source, file, record, where, number, size)
+                    yield number, document_of_record(source, file, record, where, number, size, present)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
             raise TruncatedInput(f"parquet: {' '.join(str(error).split())}") from error
         except OSError as error:

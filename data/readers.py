@@ -6,9 +6,11 @@ counts and samples it.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -19,7 +21,7 @@ from data.config import OnError, SourceConfig
 from data.decoding import UndecodableInput, decode_page, decode_text, encodable
 from data.ledger import Ledger
 from data.sources import InputFile, Shard, name_hash
-from data.streams import TruncatedInput, byte_range, open_stream, read_limited, read_lines
+from data.streams import Chained, TruncatedInput, byte_range, open_stream, read_limited, read_lines
 from experiment.errors import DataError
 
 
@@ -133,7 +135,9 @@ def read_file(source: SourceConfig, file: InputFile) -> Records:
         yield from read_warc(source, file)
         return
     with open_stream(file.path) as stream:
-        if source.format == "jsonl" or (source.format == "text" and source.reader.documents == "line"):
+        if source.format == "text" and source.reader.documents == "paragraph":
+            yield from _read_paragraphs(source, file, stream)
+        elif source.format == "jsonl" or (source.format == "text" and source.reader.documents == "line"):
             yield from _read_lines(source, file, stream)
         else:
             yield from enumerate(_read_whole(source, file, stream), start=1)
@@ -199,23 +203,59 @@ def _read_whole(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Iter
     except UndecodableInput as error:
         yield BadRecord("read.undecodable", file.name, str(error), repr(data[:200]), len(data))
         return
-    if source.format == "html" or source.reader.documents == "file":
-        if text.strip():
-            yield new_document(source, f"{source.name}/{file.name}", text, len(data), file=file.name)
-        return
-    for number, block in enumerate(_blocks(text)):
-        identifier = f"{source.name}/{file.name}#{number}"
-        yield new_document(source, identifier, block, len(block.encode(errors="replace")), file=file.name)
+    if text.strip():
+        yield new_document(source, f"{source.name}/{file.name}", text, len(data), file=file.name)
 
 
-def _blocks(text: str) -> Iterator[str]:
-    block: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        if line.strip():
+def _read_paragraphs(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
+    """Blocks of lines between blank ones; one that is too long or not decodable costs only itself.
+
+    A file that is short enough is decoded as a whole, which is more to detect an encoding by. A longer
+    one is decoded block by block: in its ``reader.encoding``, or UTF-8.
+    """
+    limit, encoding = source.reader.maximum_document_bytes, source.reader.encoding or "utf-8"
+    data = stream.read(limit + 1)
+    if len(data) <= limit:
+        stream.read(1)  # raises if this is not the real end
+        with contextlib.suppress(UndecodableInput):  # else its blocks say which of them
+            text = decode_text(data, source.reader.encoding, source.language)
+            data, encoding = text.encode(errors="replace"), "utf-8"
+        stream = io.BytesIO(data)
+    else:
+        stream = io.BufferedReader(Chained(data, stream))
+    for number, (line, block) in enumerate(_blocks(read_lines(stream, limit), limit), start=1):
+        where = f"{file.name}, line {line}"
+        if block is None:
+            detail = f"a paragraph of more than {limit:,} bytes"
+            yield number, BadRecord("read.oversized", where, detail, size_bytes=limit)
+            continue
+        try:
+            text = "\n".join(block.decode(encoding).splitlines())
+        except (UnicodeDecodeError, LookupError) as error:
+            yield number, BadRecord("read.undecodable", where, str(error), repr(block[:200]), len(block))
+            continue
+        identifier = f"{source.name}/{file.name}#{number - 1}"
+        yield number, new_document(source, identifier, text, len(block), file=file.name)
+
+
+def _blocks(lines: Iterator[tuple[int, bytes | None]], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """First line and bytes of each block; None for one that is too long."""
+    block: list[bytes] | None = []
+    first = size = 0
+    for number, line in lines:
+        if line is not None and not line.decode(errors="replace").strip():
+            if first:
+                yield first, None if block is None else b"\n".join(block)
+            block, first, size = [], 0, 0
+            continue
+        first = first or number
+        size += 0 if line is None else len(line) + 1
+        if line is None or size > limit:
+            block = None
+        elif block is not None:
             block.append(line)
-        elif block:
-            yield "\n".join(block)
-            block = []
+    if first:
+        yield first, None if block is None else b"\n".join(block)
 
 
 def _read_lines(source: SourceConfig, file: InputFile, stream: BinaryIO) -> Records:
@@ -260,15 +300,31 @@ def _json_line(
 
 
 def document_of_record(
-    source: SourceConfig, file: InputFile, record: Any, where: str, number: int, size: int
+    source: SourceConfig,
+    file: InputFile,
+    record: Any,
+    where: str,
+    number: int,
+    size: int,
+    fields: Sequence[str] = (),
 ) -> Document | BadRecord:
-    """A JSONL or Parquet record as a document, by the source's kind and reader options."""
+    """A JSONL or Parquet record as a document, by the source's kind and reader options.
+
+    Args:
+        source: the source.
+        file: where the record is.
+        record: the record.
+        where: its place, for people.
+        number: its number in the file.
+        size: its bytes.
+        fields: what the file has, where the record holds only the fields that are used.
+    """
     if not isinstance(record, dict):
         detail = f"a {type(record).__name__}, not an object"
         return BadRecord("read.wrong_type", where, detail, str(record), size)
     options = source.reader
-    url = record.get(options.url_key)
-    identifier = record.get(options.id_key)
+    url = lookup(record, options.url_key)
+    identifier = lookup(record, options.id_key)
     if isinstance(identifier, int):
         identifier = str(identifier)
     if not isinstance(identifier, str) or not identifier:
@@ -290,7 +346,7 @@ def document_of_record(
     for key in keys:
         value = lookup(record, key)
         if value is None:
-            available = ", ".join(list(record)[:12])
+            available = ", ".join(list(fields or record)[:12])
             detail = f"no field '{key}'; the record has: {available}"
             return BadRecord("read.missing_field", where, detail, str(record), size)
         if not isinstance(value, str):
@@ -315,6 +371,8 @@ def _messages_problem(messages: Any, key: str) -> str | None:
             return f"a message of '{key}' has no text under 'content'"
     if not any(item["role"] == "assistant" for item in messages):
         return f"'{key}' has no assistant message to learn from"
+    if not any(item["role"] == "assistant" and item["content"].strip() for item in messages):
+        return f"all assistant messages of '{key}' are empty"
     return None
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -91,14 +91,18 @@ class ZstdStream(_Unpacked):
         super().__init__()
         self._raw = raw
         self._zstd = zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._frame = self._fresh_frame()
         self._fresh = True  # nothing of the current frame was fed yet
+
+    def _fresh_frame(self) -> Any:
+        # 2 GB is what `zstd --long=31` writes; memory is taken as the frame's own header asks.
+        return self._zstd.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
     def _next(self) -> bytes | None:
         rest = b""
         if self._frame.eof:
             rest = self._frame.unused_data
-            self._frame = self._zstd.ZstdDecompressor().decompressobj()
+            self._frame = self._fresh_frame()
             self._fresh = True
         data = rest or self._raw.read(_CHUNK_BYTES)
         if not data:
@@ -189,6 +193,25 @@ class _Range(io.RawIOBase):
         data = self._stream.read(min(len(target), self._left))
         target[: len(data)] = data
         self._left -= len(data)
+        return len(data)
+
+
+class Chained(io.RawIOBase):
+    """Bytes that were read already, then the rest of their stream."""
+
+    def __init__(self, data: bytes, stream: BinaryIO) -> None:
+        super().__init__()
+        self._data, self._stream = io.BytesIO(data), stream
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer from the bytes, or from the stream when they are used up."""
+        target = memoryview(buffer).cast("B")
+        data = self._data.read(len(target)) or self._stream.read(len(target))
+        target[: len(data)] = data
         return len(data)
 
 

@@ -209,3 +209,77 @@ def test_pages_packed_in_a_way_nobody_unpacks_are_not_text(tmp_path: Path) -> No
     assert [document.text for document in documents] == [page.decode()] * 3
     assert dropped(ledger) == {"read.undecodable": 2}
     assert {item["detail"] for item in ledger.samples()} == {"Content-Encoding zstd", "Content-Encoding br"}
+
+
+@pytest.mark.parametrize("ending", ["txt", "txt.zst"])
+def test_paragraphs_of_a_file_longer_than_a_document(tmp_path: Path, ending: str) -> None:
+    import zstandard
+
+    path = tmp_path / f"book.{ending}"
+    blocks = [f"Paragraph {number}.\nIts second line, {number}." for number in range(400)]
+    parts = [block.encode() for block in blocks]
+    parts[7] = b"x" * 3000 + b"\nand more"
+    parts[9] = b"line\n" * 500
+    parts[11] = b"\xff\xfe no text"
+    data = b"\n\n\xe3\x80\x80\n".join(parts)
+    path.write_bytes(zstandard.compress(data) if ending.endswith("zst") else data)
+    reader = {"documents": "paragraph", "maximum_document_bytes": 2000}
+    documents, ledger = read(path, format="text", language="en", reader=reader)
+    bad = (7, 9, 11)
+    assert [document.text for document in documents] == [
+        block for number, block in enumerate(blocks) if number not in bad
+    ]
+    assert [document.id for document in documents[:8]] == [
+        f"s/{path.name}#{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8)
+    ]
+    assert dropped(ledger) == {"read.oversized": 2, "read.undecodable": 1}
+    before = sum(part.count(b"\n") + 3 for part in parts[:7])
+    assert f"{path.name}, line {before + 1}" in {item["id"] for item in ledger.samples()}
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "utf-16"])
+def test_paragraphs_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("一つ目の段落です。\n二行目です。\n\n三行目は次の段落です。".encode(encoding))
+    for given in (None, encoding):
+        reader = {"documents": "paragraph", "encoding": given}
+        documents, _ = read(path, "fail", format="text", reader=reader)
+        assert [document.text for document in documents] == [
+            "一つ目の段落です。\n二行目です。",
+            "三行目は次の段落です。",
+        ]
+
+
+def test_zstandard_frame_with_a_long_window(tmp_path: Path) -> None:
+    import zstandard
+
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # its size is not known
+    data = packer.compress(b'{"text": "one"}\n') + packer.flush()
+    (tmp_path / "a.jsonl.zst").write_bytes(data * 2)
+    documents, ledger = read(tmp_path / "a.jsonl.zst")
+    assert [document.text for document in documents] == ["one", "one"] and not ledger.dropped
+
+
+def test_address_and_id_inside_other_fields(tmp_path: Path) -> None:
+    record = {"text": GOOD, "metadata": {"url": "http://x.org/1", "key": 7}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    reader = {"url_key": "metadata.url", "id_key": "metadata.key"}
+    [document], _ = read(tmp_path / "a.jsonl", reader=reader)
+    assert (document.id, document.metadata["url"]) == ("s/7", "http://x.org/1")
+
+
+def test_parquet_without_the_column_says_what_it_has(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": ["a"], "number": [1]}), tmp_path / "a.parquet")
+    _, ledger = read(tmp_path / "a.parquet", format="parquet")
+    assert [item["detail"] for item in ledger.samples()] == ["no field 'text'; the record has: body, number"]
+
+
+def test_conversation_of_empty_answers_is_bad_input(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    documents, ledger = read(tmp_path / "a.jsonl", kind="instruction")
+    assert not documents and dropped(ledger) == {"read.wrong_type": 1}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from experiment.errors import ConfigError, TsugikiError
+from experiment.errors import ConfigError, Interrupted, TsugikiError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -481,8 +481,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: exit status 0 success, 1 the work failed, 2 the request was wrong."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Entry point: exit status 0 success, 1 the work failed, 2 the request was wrong, 75 asked to stop."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _stop)
     try:
         app(standalone_mode=True)
     except TsugikiError as error:
@@ -492,11 +493,15 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == Interrupted.exit_code:
+            typer.secho("asked to stop; run the same command again to go on", err=True)
+        raise
     sys.exit(0)
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _stop(number: int, frame: Any) -> NoReturn:
+    sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ class Graph:
                     parent = parent or self._open_parent(config)
                     self._execute(stage, decision, parent)
                 status = "FINISHED"
-            except (KeyboardInterrupt, Interrupted):
+            except (KeyboardInterrupt, SystemExit, Interrupted):
                 status = "KILLED"
                 raise
             finally:
@@ -298,7 +298,7 @@ class Graph:
             status = "FINISHED"
         except OSError as error:
             raise _os_error(stage.name, partial, error) from error
-        except (KeyboardInterrupt, Interrupted):
+        except (KeyboardInterrupt, SystemExit, Interrupted):
             status = "KILLED"
             raise
         finally:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from training_case import (
+    ROOT,
     STEPS,
     Running,
     begin,
@@ -145,6 +147,31 @@ def test_a_stop_during_start_up(case: Path, tmp_path: Path, number: signal.Signa
     out, error = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_stop_of_the_command_before_it_trains(tmp_path: Path, number: signal.Signals) -> None:
+    """As soon as the command line handles the signal at all: the same status as for a stop while training."""
+    command = [
+        sys.executable,
+        "-m",
+        "tsugiki",
+        "run",
+        "configs/smoke.yaml",
+        "--set",
+        f"run_dir={tmp_path}/run",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        (caught,) = re.findall(r"SigCgt:\s+(\w+)", status.read_text())
+        if int(caught, 16) >> (number - 1) & 1:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED_EXIT_CODE, error
+    assert "run the same command again" in error
 
 
 def test_a_stop_before_the_first_step(case: Path, tmp_path: Path) -> None:

@@ -248,10 +248,13 @@ def stage_memory(
     ids = passes * tokens * _ID_BYTES if first else 0
     kept = tokens * layer.kept * layers_in_flight(parallel, stage, spec.layers, micro_batches)
     activations = kept + sent_on * own + ids + tokens * angles
-    # Sequence parallelism gathers the inputs of its products into a buffer that stays; the schedule lets
-    # the gradient that it has sent back go when it has the next one.
+    # Sequence parallelism gathers the inputs of its products into a buffer that stays.
     gathered = hidden if parallel.sequence and t > 1 else 0
-    besides = gathered + (0 if first else own)
+    # The schedule lets the gradient that it has sent back go when it has the next one. Interleaved, messages
+    # arrive and leave while a chunk is computed: as many as were counted in runs with p and v of 2 and 4.
+    v = parallel.virtual_pipeline
+    under_way = (0 if first else 1) if v is None else (v if first else v + 4)
+    besides = gathered + under_way * own
     rows = padded_rows(spec.vocabulary_size, t) // t
     embedding = rows * spec.hidden_size * e
     # Autograd holds the gradient of a tied output matrix until it has that of the embedding.

@@ -4,7 +4,9 @@ Order of trust: byte order mark, strict UTF-8, what the page or its server decla
 UTF-8 comes before the declaration because text that decodes as UTF-8 with non-ASCII characters is
 practically never anything else, while declarations are wrong often enough. The declared name is
 read as browsers do (WHATWG: ``gb2312`` means GB18030, ``shift_jis`` means CP932, ``tis-620`` means
-CP874, ``iso-8859-1`` means CP1252).
+CP874, ``iso-8859-1`` means CP1252, and a page that says in ASCII that it is UTF-16 is UTF-8). A
+declared Western encoding is the template's default as often as the truth: where bytes above 127 come
+in runs, which accents do not, detection and the language's own encodings go first.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ _META_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_:.-]{2,40})""", re.I)
 _HEADER_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{2,40})", re.I)
 _MAXIMUM_BAD_SHARE = 0.002
+_ASCII = bytes(range(128))
+_HIGH_RUN = re.compile(rb"[\x80-\xff]{2,}")
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -99,15 +103,17 @@ def decode_page(data: bytes, *, content_type: str | None = None, language: str |
             return text
     except UnicodeDecodeError:
         pass
-    candidates = [declared] if declared else []
     detected = _detected(data)
-    if detected is not None:
-        candidates.append(detected)
-    candidates.extend(_LANGUAGE_ENCODINGS.get((language or "").split("-")[0], ()))
+    own = _LANGUAGE_ENCODINGS.get((language or "").split("-")[0], ())
+    order: list[str | None] = [declared, detected, *own]
+    if declared is not None and _is_western(declared) and _high_bytes_in_runs(data):
+        order = [*(name for name in (detected, *own) if name and not _is_western(name)), declared]
+    candidates = [name for name in order if name is not None]
+    high_bytes = len(data.translate(None, _ASCII))
     best: tuple[float, str] | None = None
     for name in dict.fromkeys(candidates):
         text = data.decode(name, errors="replace")
-        bad = text.count("\ufffd") / max(1, sum(byte > 127 for byte in data[:100_000]) or len(text))
+        bad = text.count("\ufffd") / max(1, high_bytes or len(text))
         if bad <= _MAXIMUM_BAD_SHARE:
             return text
         if best is None or bad < best[0]:
@@ -139,12 +145,25 @@ def decode_text(data: bytes, encoding: str | None, language: str | None = None) 
 
 def _declared(data: bytes, content_type: str | None) -> str | None:
     head = data[:4096]
-    for match in (_META_CHARSET.search(head), _XML_ENCODING.search(head)):
-        if match is not None and (name := _python_codec(match[1].decode("ascii"))) is not None:
-            return name
+    inside = [_META_CHARSET.search(head), _XML_ENCODING.search(head)]
+    labels = [match[1].decode("ascii") for match in inside if match is not None]
     if content_type and (found := _HEADER_CHARSET.search(content_type)) is not None:
-        return _python_codec(found[1])
+        labels.append(found[1])
+    for label in labels:
+        if (name := _python_codec(label)) is not None:
+            wide = name.replace("_", "-").startswith(("utf-16", "utf-32"))
+            return "utf-8" if wide and b"\0" not in head else name
     return None
+
+
+def _is_western(name: str) -> bool:
+    return name.startswith(("cp125", "iso8859")) and name not in ("cp1258", "cp1256", "cp1255", "cp1251")
+
+
+def _high_bytes_in_runs(data: bytes) -> bool:
+    """Whether most bytes above 127 stand beside another one, as in scripts that are not Latin."""
+    high = len(data.translate(None, _ASCII))
+    return 2 * sum(map(len, _HIGH_RUN.findall(data))) > high
 
 
 def _detected(data: bytes) -> str | None:

@@ -14,6 +14,7 @@ import pytest
 from test_corpus_readers import dropped, parts_of, read
 from test_corpus_stage import config, documents, run
 
+from data.decoding import decode_page
 from data.execution import ProcessExecutor, _run_task
 from experiment.errors import DataError
 
@@ -283,3 +284,42 @@ def test_conversation_of_empty_answers_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
     documents, ledger = read(tmp_path / "a.jsonl", kind="instruction")
     assert not documents and dropped(ledger) == {"read.wrong_type": 1}
+
+
+LEGACY = {
+    "cp874": ("th", "ประเทศไทยเป็นประเทศที่ตั้งอยู่ในเอเชียตะวันออกเฉียงใต้ "),
+    "cp932": ("ja", "これは日本語の文章です。東京都に住んでいる人々の生活について書いてある。"),
+    "euc_jp": ("ja", "これは日本語の文章です。東京都に住んでいる人々の生活について書いてある。"),
+    "gb18030": ("zh", "中华人民共和国是一个国家，首都是北京。这里有很多人。"),
+    "big5": ("zh", "中華民國是一個國家，首都是臺北。這裡有很多人。"),
+}
+
+
+@pytest.mark.parametrize("encoding", LEGACY)
+@pytest.mark.parametrize("declared", ["iso-8859-1", "windows-1252", "utf-16", "utf-8", "us-ascii", "klingon"])
+def test_wrong_declarations_of_legacy_pages(encoding: str, declared: str) -> None:
+    language, text = LEGACY[encoding]
+    body = (text * 20).encode(encoding)
+    inside = f'<html><head><meta charset="{declared}"></head><body>'.encode() + body
+    assert text * 20 in decode_page(inside, language=language)
+    header = f"text/html; charset={declared}"
+    assert text * 20 in decode_page(b"<html><body>" + body, content_type=header, language=language)
+
+
+def test_western_pages_keep_their_declaration() -> None:
+    text = "Les élèves français étudient à Montréal où l'été est déjà très agréable. "
+    page = f'<html><head><meta charset="iso-8859-1"></head><body>{text * 10}'
+    for language in ("th", "ja", "en"):
+        assert decode_page(page.encode("cp1252"), language=language) == page
+    wide = f"<html><body>{text}"
+    assert decode_page(wide.encode("utf-16-le"), content_type="text/html; charset=utf-16le") == wide
+
+
+def test_few_broken_bytes_of_a_long_page() -> None:
+    text = "これは日本語の文章です。東京都に住んでいる人々の生活について書いてある。\n"
+    data = bytearray((text * 20_000).encode("cp932"))  # 1.4 MB
+    for place in range(70 * 20, len(data) - 2, 2000):  # one in a thousand, all over the page
+        data[place : place + 2] = b"\xff\xff"
+    page = b'<html><head><meta charset="shift_jis"></head><body>' + bytes(data)
+    found = decode_page(page, language="ja")
+    assert found.count("東京都") > 19_000 and 300 < found.count("\ufffd") < 1000

@@ -163,6 +163,28 @@ def test_switched_off_and_unreachable(run_dir: Path) -> None:
         open_run(TrackingConfig(uri="sqlite:////dev/null/folder/mlflow.db"), run_dir, "x")
 
 
+def test_a_run_that_goes_on_is_not_stopped_by_its_store(
+    run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but a curve, which its thread sends again, raises; every process says it once."""
+    config = TrackingConfig(uri="sqlite:////dev/null/folder/mlflow.db")
+    tracker = open_run(config, run_dir, "x", run_id="0" * 32)
+    assert tracker is not None and tracker.info is not None
+    assert tracker.info.run_id == "0" * 32, "the store may come back"
+    other = attach(tracker.info)
+    assert isinstance(other, MlflowTracker)
+    for each in (tracker, other):
+        each.log_params({"lr": 1})
+        each.set_tags({"tag": "x"})
+        each.log_metrics({"train/loss": 1.0})
+        each.log_final({"train/loss": 1.0})
+        each.log_artifact(tmp_path)
+        each.terminate("KILLED")
+        with pytest.raises(Exception, match="/dev/null"):
+            each.log_points([line(1, loss=1.0)])
+    assert capfd.readouterr().err.count("tracking fails, the work goes on:") == 2
+
+
 def test_vanished_run_is_replaced(run_dir: Path) -> None:
     tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "again", run_id="0" * 32)
     assert isinstance(tracker, MlflowTracker) and tracker.info is not None

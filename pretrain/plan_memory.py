@@ -110,8 +110,8 @@ class _Layer(NamedTuple):
     kept: float
     recomputed: float
     """Exists only while the layer is recomputed in the backward pass."""
-    feed_forward: float
-    """Of what is kept, or recomputed, that which is gone when attention is walked backwards."""
+    attention: float
+    """Gradients while attention is walked backwards, less what is gone by then; may be negative."""
 
 
 def _layer_activations(spec: ModelSpec, train: TrainConfig, kernels: Kernels) -> _Layer:
@@ -141,6 +141,7 @@ def _layer_activations(spec: ModelSpec, train: TrainConfig, kernels: Kernels) ->
         attention = rotated + output
     else:
         # v is a view into qkv, which stays whole unless v was repeated; q and k are copied when rotated.
+        attended = 2 * q
         rotated, output = (3 * q if repeated else q + k), q
         attention = rotated + output + (0 if repeated else mixed)
     mask = 0.0
@@ -149,18 +150,20 @@ def _layer_activations(spec: ModelSpec, train: TrainConfig, kernels: Kernels) ->
     fused_activation = kernels.fused_activation and train.compile
     feed_forward = (3 if fused_activation else 5) * f * e / t
     everything = stream + attention * e / t + log_sums + mask + feed_forward
-    walked_first = feed_forward + stream / 2
+    # Gradients of output, query, keys and values (of one of these from both halves of the queries, until they
+    # are added up); the feed-forward half of the layer is gone.
+    walked = (2 * q + attended * (1.5 if c > 1 else 1)) * e / t - feed_forward - stream / 2
     if train.recompute == "full":
         # The input of a fused norm is what is kept of the layer.
         own = h * e / between
-        return _Layer(own, everything - (own if kernels.fused_norm else 0), walked_first)
+        return _Layer(own, everything - (own if kernels.fused_norm else 0), walked)
     if train.recompute == "selective":
         # Rotation and core attention run again from q, k, v, which are views into qkv (q is copied out of
         # it where the rank has several groups); the output stays as the input of the next product.
         inputs = mixed + q + (q if grouped and spec.kv_heads > t else 0)
         again = (rotated + output - q) * e / t + log_sums + mask
-        return _Layer(stream + inputs * e / t + feed_forward, again, walked_first)
-    return _Layer(everything, 0.0, walked_first)
+        return _Layer(stream + inputs * e / t + feed_forward, again, walked)
+    return _Layer(everything, 0.0, walked)
 
 
 def chunks_in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> int:
@@ -207,7 +210,6 @@ def _workspace(spec: ModelSpec, train: TrainConfig, tokens: int, layer: _Layer, 
     released = 1 if kernels.fused_activation and train.compile else 3
     recomputed = layer.recomputed * tokens
     first = recomputed + own if train.recompute == "full" else 0.0  # with the layer's output
-    q = spec.heads * spec.head_dim * e / t
     moments = (
         # fc2: the gradient of its output (gathered), of its input and of its weight.
         first + own + (hidden if parallel.sequence else 0) + inner + matrix,
@@ -215,8 +217,7 @@ def _workspace(spec: ModelSpec, train: TrainConfig, tokens: int, layer: _Layer, 
         first + own + 2 * inner,
         # fc1: of what the activation kept only the gradient of its input remains.
         first + own + hidden + scattered + 2 * matrix - released * inner,
-        # Attention, with the gradients of its output and of q, k and v.
-        recomputed + own + tokens * (4 * q - layer.feed_forward),
+        recomputed + own + tokens * layer.attention,
     )
     return max(moments)
 

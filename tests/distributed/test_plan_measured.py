@@ -97,7 +97,14 @@ def held() -> list[tuple[str, Any, Any]]:
     llama = [case("llama", recompute) for recompute in RECOMPUTE]
     fast = [case(model, recompute, fast=True) for model in ("llama", "gemma") for recompute in RECOMPUTE]
     return measure(
-        {"tp2": every, "tp2-sp": every + fast, "pp2": every, "tp2-pp2-sp": every, "vpp": llama, "cp2": llama},
+        {
+            "tp2": every,
+            "tp2-sp": every + fast,
+            "pp2": every,
+            "tp2-pp2-sp": every,
+            "vpp": llama,
+            "cp2": [*llama, case("gemma", "none")],
+        },
         alone=False,
     )
 
@@ -108,7 +115,7 @@ def test_kept_activations_on_every_rank(held: list[tuple[str, Any, Any]]) -> Non
     Real processes exchange them over gloo. Within 1 %; with context parallelism, where the masks of a CPU
     are not counted, within 2 %.
     """
-    assert len(held) == 7 * (2 + 2 + 2 + 4) + 6 * 2 + 3 * 2 + 3 * 2
+    assert len(held) == 7 * (2 + 2 + 2 + 4) + 6 * 2 + 3 * 2 + 4 * 2
     for layout, item, rank in held:
         plan = planned(layout, item, rank["stage"], HALF_FAST if item["fast"] else CPU_KERNELS)
         expected = plan.activations + scores(layout, item, rank["stage"])
@@ -159,9 +166,11 @@ def test_peak_of_a_step() -> None:
     wanted = {
         "tp1": single, "tp2-sp": divided, "tp2-pp2": divided, "pp2": [*divided, case("llama", "full", **few)],
         "pp4": divided[:2], "vpp": divided[:2],
+        # Here attention is the fullest moment: its keys and values are those of the whole sequence.
+        "cp2": [case("gemma", "selective", precision="fp32")],
     }  # fmt: skip
     found = measure(wanted, alone=True)
-    assert len(found) == len(single) + 4 * (2 + 4 + 2) + 2 + 2 * 4 + 2 * 2
+    assert len(found) == len(single) + 4 * (2 + 4 + 2) + 2 + 2 * 4 + 2 * 2 + 2
     largest = set()
     for layout, item, rank in found:
         plan = planned(layout, item, rank["stage"], CPU_KERNELS)

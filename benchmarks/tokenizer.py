@@ -18,13 +18,14 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
-from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
+from experiment.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
 from experiment.stage import StageContext
 from tokenizer.base import BaseTokenizer, load_base
 from tokenizer.config import ExtendConfig, TokenizerConfig
@@ -34,6 +35,8 @@ from tokenizer.stage import run
 from tokenizer.vocabulary import merge_sentencepiece
 
 HELD_OUT_ONE_IN = 20
+EVEN_BYTES = 5_000_000
+"""Text of each language for the second pair of naive rows."""
 JOINT = ("zh", "vi", "th", "id", "ms", "km", "lo", "my", "tl")
 
 _SEALLM = {
@@ -101,14 +104,29 @@ def build_corpus(text_dir: Path, languages: tuple[str, ...], target: Path) -> Co
 
 
 def naive_pieces(
-    base: BaseTokenizer, corpus: CorpusText, languages: tuple[str, ...], count: int
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    languages: tuple[str, ...],
+    count: int,
+    bytes_per_language: int | None = None,
+    keep: Callable[[str], bool] = lambda piece: True,
 ) -> list[str]:
-    """New pieces of an independent joint SentencePiece BPE model, no quotas: what most projects do."""
+    """New pieces of an independent joint SentencePiece BPE model, no quotas: what most projects do.
+
+    Args:
+        base: whose pieces are left out.
+        corpus: training text.
+        languages: in the order in which their text is read.
+        count: pieces wanted.
+        bytes_per_language: take only so much text from the beginning of each language, which makes the shares
+            of the languages more even.
+        keep: which pieces are wanted.
+    """
     lines = (
         line
         for language in languages
-        for document in corpus.index.documents(corpus.directory, "train", language=language)
-        for line in document["text"].split("\n")
+        for document in _beginning(corpus, language, bytes_per_language)
+        for line in document.split("\n")
     )
     known = {piece.piece for piece in base.proto.pieces}
     # The trainer writes merges in the order they were learned and the alphabet after them: a smaller model is
@@ -116,9 +134,19 @@ def naive_pieces(
     found = train_candidates(
         lines, 2 * count + 12_000, {"split_digits": True}, threads=2, maximum_piece_characters=16
     )
-    merges = [piece for piece in found if len(piece) > 1 and piece not in known]
-    characters = [piece for piece in found if len(piece) == 1 and piece not in known]
+    found = [piece for piece in found if piece not in known and keep(piece)]
+    merges = [piece for piece in found if len(piece) > 1]
+    characters = [piece for piece in found if len(piece) == 1]
     return [*merges[: count - len(characters)], *characters]
+
+
+def _beginning(corpus: CorpusText, language: str, size: int | None) -> Iterator[str]:
+    taken = 0
+    for document in corpus.index.documents(corpus.directory, "train", language=language):
+        taken += len(document["text"].encode())
+        if size is not None and taken > size:
+            return
+        yield document["text"]
 
 
 def ratios(
@@ -171,10 +199,18 @@ def table(
     naive = naive_pieces(base, corpus, languages, count)
     seconds = f"{time.perf_counter() - started:.0f}"
     rows: dict[str, Row] = {}
-    for name, pieces in (
-        ("naive, all pieces", naive),
-        ("naive, no ASCII letters", [p for p in naive if not any(c.isascii() and c.isalpha() for c in p)]),
-    ):
+    variants = {
+        "naive, all pieces": naive,
+        "naive, no ASCII letters": [p for p in naive if not any(c.isascii() and c.isalpha() for c in p)],
+    }
+    if len(languages) > 1:
+        variants |= {
+            "naive, 5 MB a language, all": naive_pieces(base, corpus, languages, count, EVEN_BYTES),
+            "naive, 5 MB a language, none of ASCII alone": naive_pieces(
+                base, corpus, languages, count, EVEN_BYTES, lambda piece: not piece.strip(SPACE).isascii()
+            ),
+        }
+    for name, pieces in variants.items():
         proto = merge_sentencepiece(base, pieces, base.size + len(pieces))
         row, changed = ratios(base, proto.SerializeToString(), corpus, args.parallel, languages)
         rows[name] = (f"{len(pieces):,}", row, changed, seconds)

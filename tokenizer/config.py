@@ -78,12 +78,15 @@ class ExtendConfig(StrictModel):
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
     scripts: dict[str, list[str]] = Field(default_factory=dict)
     """Unicode scripts of a language that is not in the built-in table, e.g. ``{xx: [Cyrillic]}``."""
-    size_exponent: float = Field(default=0.6, ge=0, le=1)
+    size_exponent: float = Field(default=0.5, ge=0, le=1)
     """Languages also count by their amount of training text to this power: 0 not at all, 1 as plain BPE
     on the joint text does."""
     character_factor: float = Field(default=3.0, gt=0)
     """How much more a token counts that is saved by giving a character its own row than one saved by a merge:
     characters carry over to other kinds of text better than words do."""
+    everyday_share: float = Field(default=0.02, ge=0, lt=1)
+    """Characters of everyday use (of a national standard, or the whole alphabet) count as if this share of
+    the letters were drawn evenly from them: other text holds them even where the sample does not."""
     balance: float = Field(default=0.0, ge=0, le=1)
     """What is maximised: 0 the sum over languages of the proportion of tokens saved; 1 the sum of its
     logarithms, which goes on serving languages that are already short."""

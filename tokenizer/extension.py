@@ -27,7 +27,7 @@ from tokenizer.config import ExtendConfig
 from tokenizer.efficiency import byte_surface
 from tokenizer.learn import Learned, LearnedPiece, MergeLearner
 from tokenizer.sample import available_bytes, byte_budgets, draw, normalise
-from tokenizer.scripts import LANGUAGE_LETTERS, ScriptRule, scripts_of
+from tokenizer.scripts import LANGUAGE_LETTERS, ScriptRule, everyday_characters, scripts_of
 from tokenizer.segments import LatinGuard, PieceJudge, build_segments, count_runs
 from tokenizer.sentencepiece_trainer import PRETOKENISATION_DELIMITER, train_candidates
 from tokenizer.vocabulary import neighbour_concatenations, select_reachable
@@ -199,6 +199,8 @@ def _by_merges(
     }
     forbidden = _forbidden(extend, base, corpus, every)
     guard = latin_guard(extend, corpus, runs) if extend.protect and extend.protect_unseen else None
+    for language, counter in runs.items():
+        counter.update(_everyday(extend, language, rules[language], counter))
     segments, surfaces, byte_cost = build_segments(
         base, runs, _importance(extend, corpus), damping=extend.damping, threads=workers
     )
@@ -220,6 +222,16 @@ def _by_merges(
         learned = learner.learn(count, progress.advance)
     kept = set(select_reachable(base, [item.piece for item in learned.pieces], count))
     return [item for item in learned.pieces if item.piece in kept], learned
+
+
+def _everyday(
+    extend: ExtendConfig, language: str, rule: ScriptRule, runs: Mapping[str, int]
+) -> dict[str, int]:
+    """Characters of everyday use, as often as if ``everyday_share`` of the letters were drawn from them."""
+    characters = everyday_characters(language, rule.scripts)
+    letters = sum(len(run) * count for run, count in runs.items())
+    count = round(extend.everyday_share * letters / max(len(characters), 1))
+    return dict.fromkeys(characters, count) if count else {}
 
 
 def latin_guard(

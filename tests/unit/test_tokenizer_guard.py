@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from tokenizer.sample import normalise
-from tokenizer.scripts import ScriptRule, scripts_of
+from tokenizer.scripts import ScriptRule, everyday_characters, scripts_of
 from tokenizer.segments import LatinGuard
 
 
@@ -74,3 +76,37 @@ guard = LatinGuard(
 )
 def test_what_could_turn_up_in_unseen_english(piece, reason):
     assert guard(piece) == reason
+
+
+def test_zero_width_space_may_begin_a_piece():
+    rule = ScriptRule(scripts_of("km"))
+    assert rule.runs("ok ភ្នំ\u200bពេញ ១២") == [" ភ្នំ\u200bពេញ", " ១២"]
+    assert rule.allows("\u200bពេញ") and not rule.allows("ភ្នំ\u200bពេញ") and not rule.allows("ពេញ\u200b")
+    assert not rule.allows("\u200b") and not rule.allows("\u200b\u200b") and not rule.is_foreign("a\u200bb")
+    assert not ScriptRule(scripts_of("id")).allows("\u200bada")
+    assert ScriptRule(scripts_of("fa")).allows("می\u200cخواهم")
+
+
+def test_digits_of_a_script_stay_single():
+    rule = ScriptRule(scripts_of("km"))
+    assert rule.allows("១") and rule.is_foreign("១")
+    assert not rule.allows("១២") and not rule.allows("ភ១") and not rule.allows("▁១")
+
+
+@pytest.mark.parametrize(
+    ("language", "count", "frequent"),
+    [("zh", 3755, "猪杰癌"), ("ja", 2965, "猪傑癌"), ("ko", 2350, "한국어"), ("zh-TW", 5338, "豬傑癌")],
+)
+def test_everyday_characters_are_level_1_of_the_standard(language, count, frequent):
+    found = everyday_characters(language, scripts_of(language))
+    written = [c for c in found if unicodedata.name(c).startswith(("CJK UNIFIED", "HANGUL SYLLABLE"))]
+    assert len(set(written)) == len(written) == count and set(frequent) <= set(found)
+
+
+def test_everyday_characters_of_an_alphabet_are_its_block():
+    block = {chr(code) for code in range(0x1000, 0x10A0)}
+    assert set(everyday_characters("my", scripts_of("my"))) == {
+        c for c in block if unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "Nd"
+    }
+    assert "Ế" in everyday_characters("vi", scripts_of("vi"))
+    assert everyday_characters("id", scripts_of("id")) == []

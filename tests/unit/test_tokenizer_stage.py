@@ -26,6 +26,7 @@ from experiment.errors import ConfigError, DataError
 from experiment.stage import StageContext
 from tokenizer.base import exact_processor, load_base
 from tokenizer.config import TokenizerConfig
+from tokenizer.scripts import everyday_characters
 from tokenizer.stage import run
 from tokenizer.vocabulary import merge_sentencepiece, scores_below, unreachable
 
@@ -307,3 +308,16 @@ def test_gate_failure_stops_and_can_be_waived(base_dir, corpus_dir, tmp_path):
     with pytest.raises(DataError, match="a line"):
         enforce([failed], [])
     assert enforce([failed], ["protected"])[0].waived
+
+
+def test_characters_that_the_sample_lacks_need_no_bytes(tmp_path, base_dir, corpus_dir):
+    alphabet = "".join(everyday_characters("km", ["Khmer"]))
+    assert not set(alphabet) <= set("".join(TEXTS["km"]))
+    spelled = []
+    for share in (0.0, 0.5):
+        out = tmp_path / str(share)
+        out.mkdir()
+        config = extend(languages={"km": 1.0}, everyday_share=share)
+        run(config, {"base": base_dir, "corpus": corpus_dir}, out, StageContext(workers=1))
+        spelled.append([piece for piece in load(out).encode(alphabet, out_type=str) if piece[:3] == "<0x"])
+    assert spelled[0] and not spelled[1]

@@ -2,10 +2,10 @@
 
     python benchmarks/corpus.py --text ja=texts/ja/*.jsonl.zst --tokenizer DIR
 
-Filters: ours is the shipped profile of the language and our MinHash signatures; stock is datatrove's
-GopherRepetition, GopherQuality, C4Quality and MinHash stage 1 with its own word segmentation (for
-Japanese ``pip install 'spacy[ja]'``). Both see every document: a filter's verdict does not spare the
-next one its work, so that the two do the same amount. Tokens: our encoding step against datatrove's
+Filters: ours is normalisation, the shipped profile of the language and our MinHash signatures; stock is
+datatrove's GopherRepetition, GopherQuality, C4Quality and MinHash stage 1 with its own word segmentation
+(for Japanese ``pip install 'spacy[ja]'``). Both see every document: a filter's verdict does not spare
+the next one its work, so that the two do the same amount. Tokens: our encoding step against datatrove's
 MegatronDocumentTokenizer, both from the same compressed shard to a file of ids on disk, caches cold.
 
 Times are CPU seconds of this process, single-threaded, so other load on the machine does not count.
@@ -65,16 +65,20 @@ def our_steps(language: str) -> dict[str, Callable[[str], object]]:
 
     from data.config import MinhashSettings
     from data.dedup import FastSignature, minhash_config
+    from data.extraction import normalise
     from data.filters import build_filters
     from data.ledger import Ledger
     from data.profiles import load_profile
     from data.segmentation import tokenizer_for
+    from data.text_rules import Cleaner
 
     profile = load_profile(language, ["configs/filters"])
     steps = build_filters(profile, Ledger(0), identify=True, minimum_score=None, model=None)
-    named: dict[str, Callable[[str], object]] = {}
+    named: dict[str, Callable[[str], object]] = {"normalise": normalise}
     for step in steps:
-        if isinstance(step, BaseFilter):
+        if isinstance(step, Cleaner):
+            named[step.name] = step.cleaned
+        elif isinstance(step, BaseFilter):
             named[step.exclusion_writer.step] = lambda text, step=step: step.filter(Document(text, ""))
     words = tokenizer_for(profile.segmentation)
     signature = FastSignature("unused", minhash_config(MinhashSettings(), profile.units_per_word), words)

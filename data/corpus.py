@@ -32,6 +32,7 @@ from data.finalise import FinaliseShards, shard_paths
 from data.heldout import SelectHeldout
 from data.language import require_model
 from data.ledger import Ledger
+from data.pii import masked
 from data.profiles import Profile, load_profile
 from data.segmentation import Segmentation, default_segmentation
 from data.shardfile import ShardWriter, atomic_file, read_json
@@ -201,6 +202,11 @@ def _collect(
     for shard in shards:
         for phase, total in zip(("filtered", "final"), result[shard.source], strict=True):
             total.merge(Ledger.from_json(read_json(workspace.ledger(phase, shard)), limit))
+    if config.pii.enabled:  # what was dropped was so before masking
+        kinds = tuple(config.pii.kinds)
+        for source in config.sources:
+            for ledger in result[source.name]:
+                ledger.change_samples(partial(masked, language=source.language, kinds=kinds))
     return result
 
 

@@ -7,6 +7,7 @@ killed and continued is the same as that of one that was not.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -106,6 +107,12 @@ class Ledger:
         return [
             entry[2] for rule in sorted(self._samples) for entry in sorted(self._samples[rule], reverse=True)
         ]
+
+    def change_samples(self, change: Callable[[str], str]) -> None:
+        """Rewrite the texts of the samples."""
+        for heap in self._samples.values():
+            for _, _, record in heap:
+                record |= {key: change(record[key]) for key in ("text", "detail") if key in record}
 
     def merge(self, other: Ledger) -> None:
         """Add the counts and samples of another shard."""

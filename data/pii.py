@@ -2,6 +2,7 @@
 
 Addresses become reserved ones (``email@example.com``, ``192.0.2.1`` of RFC 5737, ``2001:db8::1`` of
 RFC 3849); in phone and identity numbers every digit becomes ``0``, so the text keeps its shape.
+Full-width, Thai, Lao, Khmer and Burmese digits count as digits.
 Formats are those the authorities publish; a number with a check digit is masked only if the digit
 is right, a number with a date only if the date exists, so years, prices and part numbers stay.
 """
@@ -43,19 +44,48 @@ class Mask:
     valid: Callable[[str], bool] = lambda text: True
     replacement: str | None = None
 
-    def apply(self, text: str) -> tuple[str, int]:
-        """Masked text and the number of replacements."""
-        count = 0
+    def apply(self, text: str, plain: str) -> tuple[str, str, int]:
+        """Masked text, its plain form, and the number of replacements.
+
+        Args:
+            text: the text.
+            plain: the same with ASCII digits, hyphens and brackets, character by character; matched.
+        """
+        spans: list[tuple[int, int]] = []
 
         def replace(match: re.Match[str]) -> str:
-            nonlocal count
             found = match[0]
             if not self.valid(found):
                 return found
-            count += 1
+            spans.append(match.span())
             return _DIGIT.sub("0", found) if self.replacement is None else self.replacement
 
-        return self.pattern.sub(replace, text), count
+        changed = self.pattern.sub(replace, plain)
+        if not spans:
+            return text, plain, 0
+        if text is plain:
+            return changed, changed, len(spans)
+        pieces, last = [], 0
+        for start, end in spans:
+            hidden = _DIGIT.sub("0", text[start:end]) if self.replacement is None else self.replacement
+            pieces += [text[last:start], hidden]
+            last = end
+        return "".join([*pieces, text[last:]]), changed, len(spans)
+
+
+_OTHER_FORMS = {
+    ord(other): str(value)
+    for digits in ("０１２３４５６７８９", "๐๑๒๓๔๕๖๗๘๙", "໐໑໒໓໔໕໖໗໘໙", "០១២៣៤៥៦៧៨៩", "၀၁၂၃၄၅၆၇၈၉")
+    for value, other in enumerate(digits)
+} | {ord(other): ascii_form for other, ascii_form in zip("－‐‑−（）＋", "----()+", strict=True)}
+_OTHER_FORM = re.compile(f"[{''.join(map(chr, _OTHER_FORMS))}]")
+
+
+def plain_form(text: str) -> str:
+    """The text with ASCII digits, hyphens and brackets; as long as before, the same object if it has them."""
+    if text.isascii() or not _OTHER_FORM.search(text):
+        return text
+    return _OTHER_FORM.sub(lambda found: _OTHER_FORMS[ord(found[0])], text)
 
 
 def _digits(text: str) -> list[int]:
@@ -165,7 +195,12 @@ _SEPARATED = r"(?:[ .-]?\(?\d{1,4}\)?){2,5}"
 
 
 def _is_international(text: str) -> bool:
-    return 8 <= len(_digits(text)) <= 15  # E.164
+    return 8 <= len(_digits(text)) <= 15 and _is_number(text)  # E.164
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is not what masking leaves."""
+    return any(_digits(text))
 
 
 _PHONE = {
@@ -173,21 +208,30 @@ _PHONE = {
         r"(?:0[5789]0-\d{4}-\d{4}|0[5789]0\d{8}|0\d{1,4}-\d{1,4}-\d{4}"
         r"|0\d{1,3}\(\d{1,4}\)\d{4}|\(0\d{1,3}\)\d{2,4}-\d{4})"
     ),
-    "zh": r"(?:1[3-9]\d{9}|1[3-9]\d[ -]\d{4}[ -]\d{4}|0\d{2,3}-\d{7,8}|\(0\d{2,3}\)\d{7,8})",
-    "vi": r"0[235789]\d{1,2}[ .-]?\d{3}[ .-]?\d{3,4}",
+    # The last two are Taiwan's.
+    "zh": (
+        r"(?:1[3-9]\d{9}|1[3-9]\d[ -]\d{4}[ -]\d{4}|0\d{2,3}-\d{7,8}|\(0\d{2,3}\)\d{7,8}"
+        r"|09\d\d-\d{3}-\d{3}|0[2-8]-\d{3,4}-\d{4})"
+    ),
+    "vi": r"(?:02\d{1,2}[ .-]?\d{3,4}[ .-]?\d{3,4}|0[35789]\d{1,2}[ .-]?\d{3}[ .-]?\d{3,4})",
     "id": r"(?:08\d{2}[ .-]?\d{3,4}[ .-]?\d{3,5}|\(0\d{2,3}\) ?\d{5,8}|0\d{2,3}-\d{6,8})",
-    "th": r"(?:0[689]\d-?\d{3}-?\d{4}|0[2-7]-?\d{3}-?\d{4}|0[3-7]\d-\d{3}-\d{3})",
+    "th": r"(?:0[689]\d[ -]?\d{3}[ -]?\d{4}|0[2-7][ -]?\d{3}[ -]?\d{4}|0[3-7]\d[ -]\d{3}[ -]\d{3})",
     "ms": r"(?:01\d-?\d{3,4} ?\d{4}|0[3-9]-\d{4} ?\d{4}|08\d-\d{6})",
     "km": r"0\d{2}[ -]?\d{3}[ -]?\d{3,4}",
     "lo": r"(?:020[ -]?\d{4}[ -]?\d{4}|021[ -]?\d{6})",
     "my": r"0(?:9[ -]?\d{3}[ -]?\d{3}[ -]?\d{3}|9[ -]?\d{7,9}|1[ -]\d{6,7})",
     "tl": r"(?:09\d{2}[ -]?\d{3}[ -]?\d{4}|\(0\d{1,2}\) ?\d{3,4}-?\d{4})",
-    "en": r"(?:\(\d{3}\) ?\d{3}-\d{4}|[2-9]\d{2}[.-][2-9]\d{2}[.-]\d{4})",
+    # Between spaces, three groups of digits are a phone number only where the text says so.
+    "en": (
+        r"(?:\(\d{3}\) ?\d{3}-\d{4}|[2-9]\d{2}[.-][2-9]\d{2}[.-]\d{4}"
+        r"|(?i:tel|telephone|phone|call|fax|mobile|cell|text|contact|dial)\b[^\d\n]{0,20}"
+        r"\d{3}[ .-]\d{3}[ .-]\d{4})"
+    ),
 }
 # Burmese citizenship card: region/township(status)number, in Latin or Burmese letters and digits.
 _NRC = (
     r"(?:1[0-4]|[1-9])/[A-Z][A-Za-z]{2,11}\((?:N|C|E|P|Naing|naing|NAING)\) ?\d{6}"
-    r"|[၁-၉][၀-၄]?/[\u1000-\u109f]{3,18}\([\u1000-\u109f]{1,12}\) ?[၀-၉]{6}"
+    r"|[1-9][0-4]?/[\u1000-\u109f]{3,18}\([\u1000-\u109f]{1,12}\) ?\d{6}"
 )
 _NATIONAL = {
     "ja": [_mask("national_id", r"(?:\d{12}|\d{4}[ -]\d{4}[ -]\d{4})", is_my_number)],
@@ -212,18 +256,24 @@ def masks(language: str, kinds: tuple[PiiKind, ...]) -> tuple[Mask, ...]:
     found = [_EMAIL, _IPV4, _IPV6, *_NATIONAL.get(base, [])]
     found.append(_mask("phone", rf"\+\d{{1,3}}{_SEPARATED}", _is_international))
     if base in _PHONE:
-        found.append(_mask("phone", _PHONE[base]))
+        found.append(_mask("phone", _PHONE[base], _is_number))
     return tuple(mask for mask in found if mask.kind in kinds)
 
 
 def mask_text(text: str, language: str, kinds: tuple[PiiKind, ...]) -> tuple[str, dict[PiiKind, int]]:
     """Text with personal data masked, and how many of each kind there were."""
     counts: dict[PiiKind, int] = {}
+    plain = plain_form(text)
     for mask in masks(language, kinds):
-        text, count = mask.apply(text)
+        text, plain, count = mask.apply(text, plain)
         if count:
             counts[mask.kind] = counts.get(mask.kind, 0) + count
     return text, counts
+
+
+def masked(text: str, language: str, kinds: tuple[PiiKind, ...]) -> str:
+    """Text with personal data masked."""
+    return mask_text(text, language, kinds)[0]
 
 
 class PiiMasker(PipelineStep):

@@ -10,9 +10,11 @@ import hashlib
 import heapq
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -58,7 +60,8 @@ class InputFile:
         path: local path or fsspec URL.
         name: path relative to the fixed part of the source's pattern: goes into document ids.
         size_bytes: size on disk, compressed.
-        modified: modification time in ns (0 for URLs): a changed file is a changed plan.
+        modified: modification time in ns, for URLs a hash of what the store says about the file (its
+            ETag, its time): a changed file is a changed plan.
         part: what is read of it, None for everything.
     """
 
@@ -161,7 +164,28 @@ def find_files(source: SourceConfig) -> list[InputFile]:
                 fix=f"relative paths start at {Path.cwd()}" if not Path(path).is_absolute() else None,
             )
         found.update((file.path, file) for file in files)
-    return sorted(found.values(), key=lambda file: (file.name, file.path))
+    return sorted(_named_apart(list(found.values())), key=lambda file: (file.name, file.path))
+
+
+def _named_apart(files: list[InputFile]) -> list[InputFile]:
+    """The files, with as many of their folders before names that several have as tell them apart."""
+    clashing = {name for name, count in Counter(file.name for file in files).items() if count > 1}
+    if not clashing:
+        return files
+    steps = 0
+    names = [file.name for file in files]
+    while len(set(names)) < len(names):
+        steps += 1
+        names = [_longer(file, steps) if file.name in clashing else file.name for file in files]
+    return [replace(file, name=name) for file, name in zip(files, names, strict=True)]
+
+
+def _longer(file: InputFile, steps: int) -> str:
+    """The name with that many more of the path's parts before it."""
+    parts = file.path.split("/")
+    count = len(file.name.split("/"))
+    folders = "/".join(parts[max(0, len(parts) - count - steps) : len(parts) - count])
+    return f"{os.fsencode(folders).decode(errors='backslashreplace')}/{file.name}"
 
 
 def _one_document_per_file(source: SourceConfig) -> bool:
@@ -229,4 +253,12 @@ def _remote_files(url: str) -> Iterator[InputFile]:
             continue
         relative = name.removeprefix(root).lstrip("/")
         address = filesystem.unstrip_protocol(name)
-        yield InputFile(address, relative or name, int(entry.get("size") or 0), 0)
+        yield InputFile(address, relative or name, int(entry.get("size") or 0), _version(filesystem, name))
+
+
+def _version(filesystem: Any, name: str) -> int:
+    """What a store knows a file's content by, as a number; 0 where it does not say."""
+    try:
+        return name_hash(str(filesystem.ukey(name))) >> 1
+    except (NotImplementedError, OSError, KeyError):
+        return 0

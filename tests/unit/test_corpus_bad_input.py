@@ -14,8 +14,10 @@ import pytest
 from test_corpus_readers import dropped, parts_of, read
 from test_corpus_stage import config, documents, run
 
+from data.config import SourceConfig
 from data.decoding import decode_page
 from data.execution import ProcessExecutor, _run_task
+from data.sources import find_files
 from experiment.errors import DataError
 
 # warcio leaves its own temporary files to the garbage collector.
@@ -323,3 +325,33 @@ def test_few_broken_bytes_of_a_long_page() -> None:
     page = b'<html><head><meta charset="shift_jis"></head><body>' + bytes(data)
     found = decode_page(page, language="ja")
     assert found.count("東京都") > 19_000 and 300 < found.count("\ufffd") < 1000
+
+
+def test_equal_names_in_several_folders_give_different_ids(tmp_path: Path) -> None:
+    for folder in ("a/x", "a/y", "b/y", "c"):
+        path = tmp_path / folder / ("f.jsonl" if folder != "c" else "g.jsonl")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"text": folder}) + "\n")
+    patterns = [str(tmp_path / folder / "*.jsonl") for folder in ("a/x", "a/y", "b/y", "c")]
+    source = SourceConfig.model_validate({"name": "s", "language": "en", "format": "jsonl", "path": patterns})
+    assert [file.name for file in find_files(source)] == [
+        "a/x/f.jsonl",
+        "a/y/f.jsonl",
+        "b/y/f.jsonl",
+        "g.jsonl",
+    ]
+
+
+def test_changed_remote_file_is_a_changed_plan() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    source = SourceConfig.model_validate(
+        {"name": "s", "language": "en", "format": "jsonl", "path": "memory://bucket/*.jsonl"}
+    )
+    memory.pipe("/bucket/a.jsonl", b'{"text": "one"}')
+    before = find_files(source)
+    assert find_files(source) == before
+    memory.pipe("/bucket/a.jsonl", b'{"text": "two"}')  # as many bytes
+    after = find_files(source)
+    assert [file.name for file in after] == ["a.jsonl"] and after != before

@@ -19,6 +19,7 @@ from data.dedup import ExactFilter
 from data.ledger import Ledger
 from data.sources import Shard
 from data.workspace import Workspace
+from experiment.corpus_index import read_jsonl_zst
 from experiment.errors import ConfigError
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig, open_run
@@ -178,3 +179,19 @@ def test_numbers_in_mlflow_are_those_of_the_report(tmp_path: Path) -> None:
     assert found["corpus/web/dropped_bytes/length.few_letters"] == 5
     assert found["corpus/web/masked_email"] == 1 and found["corpus/web/boilerplate_lines"] == 12
     assert found["corpus/web/dropped/contaminated.eval _1_.jsonl"] == 1
+
+
+def test_samples_of_what_was_dropped_are_masked(tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [
+        {"text": text(random.Random(1))},
+        {"text": "mail me@corp.org, (415) 555-2671"},
+    ]
+    write_jsonl(tmp_path / "in/a.jsonl", [*records, {"body": "you@corp.org"}])
+    run(config(tmp_path / "in"), tmp_path / "out")
+    samples = {
+        item["metadata"]["rule"]: item for item in read_jsonl_zst(tmp_path / "out/web/dropped.jsonl.zst")
+    }
+    assert samples["length.few_letters"]["text"] == "mail email@example.com, (000) 000-0000"
+    assert "email@example.com" in samples["read.missing_field"]["text"]
+    for name in ("report.json", "report.html"):
+        assert "corp.org" not in (tmp_path / "out" / name).read_text()

@@ -29,6 +29,22 @@ KINDS = ("email", "ip", "phone", "national_id")
         ("tl", "0917 123 4567", "0000 000 0000"),
         ("km", "ទូរស័ព្ទ 012 345 678", "ទូរស័ព្ទ 000 000 000"),
         ("lo", "ໂທ 020 5555 1234", "ໂທ 000 0000 0000"),
+        ("ja", "電話０３－１２３４－５６７８です", "電話00－0000－0000です"),
+        (
+            "ja",
+            "電話（03）1234-5678、番号は１２３４５６７８９０１８",
+            "電話（00）0000-0000、番号は000000000000",
+        ),
+        ("my", "ဖုန်း ၀၉ ၁၂၃ ၄၅၆ ၇၈၉", "ဖုန်း 00 000 000 000"),
+        ("th", "โทร 02 123 4567 หรือ ๐๘๑-๒๓๔-๕๖๗๘", "โทร 00 000 0000 หรือ 000-000-0000"),
+        ("km", "ទូរស័ព្ទ ០១២ ៣៤៥ ៦៧៨", "ទូរស័ព្ទ 000 000 000"),
+        ("vi", "ĐT 028 3822 1234, 0236 3822 123", "ĐT 000 0000 0000, 0000 0000 000"),
+        (
+            "en",
+            "Call us at 555 123 4567. Phone: 555-123-4567",
+            "Call us at 000 000 0000. Phone: 000-000-0000",
+        ),
+        ("zh-Hant", "手機0912-345-678，電話02-2345-6789", "手機0000-000-000，電話00-0000-0000"),
     ],
 )
 def test_masked(language: str, before: str, after: str) -> None:
@@ -44,6 +60,10 @@ def test_masked(language: str, before: str, after: str) -> None:
         ("en", "On 2024-01-15 at 10:30:00 version 3.11 cost 1,234,567"),
         ("en", "SSN 000-12-3456 and 666-12-3456 do not exist"),
         ("en", "already email@example.com"),
+        ("en", "of 200 300 4000 and 555 123 4567 pages we call none a number"),
+        ("th", "ปี ๒๕๖๗ ราคา 1 250 000 บาท"),
+        ("zh-Hant", "09-12 到 09-15，共 0912 人"),
+        ("ja", "（１）２０２４年１月１５日"),
         ("ja", "123456789012は検査数字が違う"),
         ("ja", "2024-01-15に発売、型番 A03-1234-5678"),
         ("zh", "110105194912310021 校验位错误"),
@@ -55,6 +75,14 @@ def test_masked(language: str, before: str, after: str) -> None:
 )
 def test_left_alone(language: str, text: str) -> None:
     assert mask_text(text, language, KINDS) == (text, {})  # type: ignore[arg-type]
+
+
+def test_each_number_is_counted_once() -> None:
+    text = "+1 (555) 123-4567 and (415) 555-2671, mail a@b.co"
+    masked, counts = mask_text(text, "en", KINDS)  # type: ignore[arg-type]
+    assert masked == "+0 (000) 000-0000 and (000) 000-0000, mail email@example.com"
+    assert counts == {"phone": 2, "email": 1}
+    assert mask_text(masked, "en", KINDS) == (masked, {})  # type: ignore[arg-type]
 
 
 def test_kinds_are_chosen() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datatrove.data import Document
-from test_corpus_stage import WORDS, config, run, text, write_jsonl
+from test_corpus_stage import ROOT, WORDS, config, run, text, write_jsonl
 
 from data import corpus
 from data.boilerplate import LINE_TYPE, LineCounter, host_hash, line_hash
@@ -23,6 +23,7 @@ from experiment.corpus_index import read_jsonl_zst
 from experiment.errors import ConfigError
 from experiment.stage import StageContext
 from experiment.tracking import TrackingConfig, open_run
+from pipeline import load_experiment, stages
 
 
 @pytest.mark.parametrize("expression", ["//div[@id=", "//x:div", "count(//p)"])
@@ -128,6 +129,19 @@ def test_what_later_passes_need_is_asked_for_before_the_first(
     with pytest.raises(ConfigError, match=message):
         run(config(tmp_path / "in", **extra), tmp_path / "out")
     assert not (tmp_path / "out/.work").exists()
+
+
+def test_dry_run_names_what_the_corpus_will_look_for_in_vain() -> None:
+    overrides = [
+        'corpus.decontamination.paths=["/nowhere/eval.jsonl"]',
+        "corpus.language_identification.model=/nowhere/lid.bin",
+    ]
+    experiment = load_experiment(ROOT / "configs/smoke.yaml", overrides)
+    missing = experiment.missing_inputs(stages(experiment.config)[:1])
+    assert missing == [
+        (("corpus", "decontamination", "paths", 0), "/nowhere/eval.jsonl"),
+        (("corpus", "language_identification", "model"), "/nowhere/lid.bin"),
+    ]
 
 
 def test_translation_pairs_are_counted_in_documents(tmp_path: Path) -> None:

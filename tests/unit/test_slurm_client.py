@@ -104,11 +104,11 @@ def test_record_lists_every_job_before_the_next_is_submitted(slurm: Slurm, tmp_p
     """A submission that is killed leaves no job that `status`, `cancel` and `submit` do not know."""
     run_dir = tmp_path / "run"
     slurm.set(
-        "sbatch", 'n=$(wc -l <"$0.calls"); [ "$n" -lt 5 ] || { kill -HUP "$PPID"; sleep 0.2; }; echo "$n"'
+        "sbatch", 'n=$(wc -l <"$0.calls"); [ "$n" -lt 5 ] || { kill -KILL "$PPID"; sleep 0.2; }; echo "$n"'
     )
     command = [sys.executable, "-m", "tsugiki", "submit", "configs/smoke.yaml", "--cluster", "local"]
     answer = subprocess.run([*command, "--set", f"run_dir={run_dir}"], capture_output=True, check=False)
-    assert answer.returncode == -signal.SIGHUP
+    assert answer.returncode == -signal.SIGKILL
     listed = JobRecord.load(run_dir).jobs
     assert [(job.job_id, job.stage) for job in listed] == list(enumerate(STAGES[:4], 1))
 

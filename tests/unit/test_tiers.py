@@ -3,6 +3,7 @@
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
 
     (tmp_path / "checkpoint").mkdir()
     monkeypatch.setattr(train.ModelSpec, "load", lambda _: None)
-    monkeypatch.setattr(train.Mixture, "load", lambda _: None)
+    monkeypatch.setattr(train.Mixture, "load", lambda _: SimpleNamespace(total_tokens=10**9))
     monkeypatch.setattr(train, "check", lambda *_: None)
     with pytest.raises(ConfigError, match=r"train\.tier"):
         train.run(

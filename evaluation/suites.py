@@ -15,7 +15,7 @@ import yaml
 from evaluation.benchmark_data import find_file
 from evaluation.config import HarnessConfig
 from experiment.config import expand_path
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, DataError
 
 _HERE = Path(__file__).parent
 
@@ -149,8 +149,18 @@ def is_installed() -> bool:
 
 
 def has_chat_template(directory: Path) -> bool:
-    """Whether a Hugging Face model directory carries a chat template."""
+    """Whether a Hugging Face model directory carries a chat template.
+
+    Raises:
+        DataError: an unreadable ``tokenizer_config.json``.
+    """
     settings = directory / "tokenizer_config.json"
     if (directory / "chat_template.jinja").is_file():
         return True
-    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    try:
+        return settings.is_file() and bool(json.loads(settings.read_bytes()).get("chat_template"))
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            "unreadable settings of the tokenizer", where=settings, got=error, expected="a JSON object",
+            fix="download the base model again",
+        ) from error  # fmt: skip

@@ -231,6 +231,7 @@ def make_plan(
             where="--gpus",
             got=world_size,
             expected=f"a multiple of tensor x pipeline x context = {replica}",
+            fix="say --gpus N, or change train.nodes in the cluster file (--set cluster.train.nodes=N)",
         )
     data = world_size // replica if world_size is not None else (train.parallel.data or 1)
     if world_size is None and train.parallel.data is None:

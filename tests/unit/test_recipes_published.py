@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from evaluation.suites import has_chat_template
+from experiment.errors import DataError
 from pipeline import ExperimentConfig, load_experiment
 from pretrain.context_extension import extended_context
 from pretrain.plan_compute import Gpu
@@ -358,6 +360,17 @@ def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         done: Any = CliRunner().invoke(tsugiki.app, ["run", str(path), "--dry-run"])
         assert done.exit_code == 0, (path.name, done.output, done.exception)
         assert "is valid" in done.output
+
+
+def test_an_unreadable_tokenizer_of_the_base_is_named(tmp_path: Path) -> None:
+    assert not has_chat_template(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    for broken in ("{broken", "[]", b"\xff\xfe"):
+        settings.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+        with pytest.raises(DataError, match=r"(?s)tokenizer_config\.json.*expected: a JSON object"):
+            has_chat_template(tmp_path)
+    settings.write_text('{"chat_template": "x"}')
+    assert has_chat_template(tmp_path)
 
 
 def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

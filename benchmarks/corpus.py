@@ -19,7 +19,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,6 @@ def read_texts(pattern: str, maximum_bytes: int) -> list[str]:
                 if size > maximum_bytes // len(files):
                     break
     return texts
-
-
-def cpu_seconds(work: Callable[[str], object], texts: Sequence[str]) -> float:
-    start = time.process_time()
-    for text in texts:
-        work(text)
-    return time.process_time() - start
 
 
 def our_steps(language: str) -> dict[str, Callable[[str], object]]:

@@ -391,19 +391,6 @@ class CheckpointStore:
         return "", False
 
 
-def read_mark(directory: Path) -> dict[str, Any]:
-    """Contents of a checkpoint's checkpoint.json.
-
-    Raises:
-        CheckpointError: the checkpoint is not whole.
-    """
-    try:
-        mark: dict[str, Any] = json.loads((directory / MARK_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("not a whole checkpoint", where=directory, got=error) from error
-    return mark
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write atomically and durably."""
     temporary = path.with_name(path.name + ".partial")

@@ -174,10 +174,12 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     ]  # fmt: skip
     if config.base.scratch is not None:
         graph.append(Stage("base", config.base, ("corpus",), "pretrain.base:run"))
+    # Only the initialisation that learns from text depends on the corpus.
+    graft_inputs = ("base", "tokenizer", *(("corpus",) if config.graft.init == "distillation" else ()))
     graph += [
         Stage("tokenizer", config.tokenizer, ("corpus", "base"), "tokenizer.stage:run", external),
         Stage("tokens", config.tokens, ("corpus", "tokenizer"), "data.tokens:run", keep_partial=True),
-        Stage("graft", config.graft, ("base", "tokenizer"), "pretrain.graft:run", external),
+        Stage("graft", config.graft, graft_inputs, "pretrain.graft:run", external),
         Stage(
             "train", config.train, ("graft", "tokens", "tokenizer"), "pretrain.train:run",
             keep_partial=True, precious=True,

@@ -41,6 +41,15 @@ Cosmetic = _Cosmetic()
 """``Annotated[int, Cosmetic]``: a field that cannot change what the stage produces (log interval,
 number of workers), so a new value does not redo the stage."""
 
+
+class _OmittedIfNull:
+    """Marker for :data:`OmittedIfNull`."""
+
+
+OmittedIfNull = _OmittedIfNull()
+"""``Annotated[Options | None, OmittedIfNull]``: an option that was added to a stage later. Null is how the
+stage worked before, so results made without the option stay valid."""
+
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
@@ -58,6 +67,10 @@ def _essential(value: Any) -> Any:
             name: _essential(getattr(value, name))
             for name, field in type(value).model_fields.items()
             if not any(isinstance(item, _Cosmetic) for item in field.metadata)
+            and not (
+                getattr(value, name) is None
+                and any(isinstance(item, _OmittedIfNull) for item in field.metadata)
+            )
         }
     if isinstance(value, Mapping):
         return {str(key): _essential(item) for key, item in value.items()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiment.config import Cosmetic, StrictModel
+from experiment.config import Cosmetic, OmittedIfNull, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
-InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random"]
+InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random", "distillation"]
 
 
 class RopeScalingConfig(StrictModel):
@@ -52,6 +52,37 @@ _ROPE_SETTINGS = {
 }
 
 
+class DistillationConfig(StrictModel):
+    """Token Distillation (arXiv 2505.20133): the new input rows are trained until the base gives the same
+    hidden states with a new piece in the text as with the base tokens it is made of. Defaults without
+    another source are those of the authors' code (github.com/konstantinjdobler/token-distillation)."""
+
+    contexts_per_piece: int = Field(default=100, ge=1)
+    """Contexts looked for per piece. A context counts for every piece in it, so far fewer are read than this
+    times the pieces. The paper sees little gain beyond 100."""
+    context_tokens: int = Field(default=50, ge=8)
+    """Length of a context in tokens of the base, without BOS. The paper sees little gain beyond 50."""
+    corpus_bytes_per_language: int = Field(default=50_000_000, ge=1)
+    """UTF-8 bytes of training documents searched for contexts, drawn from all sources of a language."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the contexts."""
+    learning_rate: float = Field(default=1.0e-4, gt=0)
+    """Of AdamW, constant, without weight decay. The authors' for models of billions of parameters; small ones
+    need more (docs/graft.md)."""
+    batch: int = Field(default=16, ge=1)
+    """Contexts per optimizer step."""
+    output_rows: Literal["mean", "next_token"] = "mean"
+    """Rows of the output layer, which the method does not give: the mean of the base tokens' rows, or trained
+    from there on predicting the next token of the same contexts, as the authors' code does by default.
+    `next_token` is refused where input and output share one matrix."""
+    dtype: WeightDtype | None = None
+    """Type the base computes in; rows, loss and optimizer are fp32. Null is bf16 on a GPU, fp32 on a CPU."""
+    device: Annotated[str | None, Cosmetic] = None
+    """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Of the choice of documents and the order of contexts; null is the experiment's."""
+
+
 class GraftConfig(StrictModel):
     """Hugging Face base -> Megatron checkpoint with the extended vocabulary."""
 
@@ -59,7 +90,10 @@ class GraftConfig(StrictModel):
     """How the rows of added pieces start, input and output alike: the mean of the rows of the base
     tokens a piece is made of (mean), later tokens counting more (weighted), moved towards similar
     pieces (similarity); or drawn from the distribution of the base rows (multivariate) or from
-    N(0, 0.02) (random, an ablation)."""
+    N(0, 0.02) (random, an ablation). Or the mean first, then input rows trained on text of the corpus to
+    stand for those base tokens (distillation)."""
+    distillation: Annotated[DistillationConfig | None, OmittedIfNull] = None
+    """Settings of `init: distillation`; null is their defaults there."""
     dtype: WeightDtype | None = None
     """Type of the weights in the checkpoint; null keeps the type of every tensor of the base."""
     trim_padding_rows: bool = False
@@ -72,6 +106,19 @@ class GraftConfig(StrictModel):
     """Base of the rotary frequencies; null keeps the base model's."""
     rope_scaling: RopeScalingConfig | None = None
     """Scaling of the rotary frequencies; null keeps the base model's, if it has one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("init") == "distillation":
+            return {**values, "distillation": values.get("distillation") or {}}
+        return values
+
+    @model_validator(mode="after")
+    def _of_its_init(self) -> Self:
+        if self.distillation is not None and self.init != "distillation":
+            raise ValueError(f"distillation belongs to init: distillation, not to init: {self.init}")
+        return self
 
 
 class ExportConfig(StrictModel):

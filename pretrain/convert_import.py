@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import CheckpointError, DataError, EnvironmentError_
+from experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from pretrain.context_extension import extended_context, with_context
-from pretrain.convert_config import GraftConfig
+from pretrain.convert_config import DistillationConfig, GraftConfig
 from pretrain.convert_source import Source, row_blocks
 from pretrain.dist_writer import DistWriter, Slot
 from pretrain.hf_files import torch_dtype, write_json
@@ -23,6 +23,7 @@ from pretrain.spec import ModelSpec
 from pretrain.weights import (
     EMBEDDING,
     EXTRA_STATE_MODULES,
+    OUTPUT,
     Weight,
     hf_tensors,
     weight_table,
@@ -52,14 +53,20 @@ class Block:
 
 
 def write_import(
-    hf_dir: Path, output_dir: Path, *, tokenizer_dir: Path | None, config: GraftConfig, workers: int = 2,
-    seed: int = 1234,
+    hf_dir: Path, output_dir: Path, *, tokenizer_dir: Path | None, config: GraftConfig,
+    corpus_dir: Path | None = None, workers: int = 2, seed: int = 1234,
 ) -> dict[str, Any]:  # fmt: skip
     """Import into an existing directory; see :func:`pretrain.convert.import_checkpoint`.
 
     Writes ``checkpoint/``, ``model.json``, ``hf_config.json`` and ``graft.json``; returns the
-    contents of the latter.
+    contents of the latter. ``corpus_dir`` is the text that ``init: distillation`` learns from.
     """
+    if config.distillation is not None and corpus_dir is None:
+        raise ConfigError(
+            "distillation learns from a corpus, and there is none", where="graft.init", got=config.init,
+            expected="mean, weighted, multivariate, similarity or random",
+            fix="`tsugiki run` gives the graft stage the corpus of the experiment",
+        )  # fmt: skip
     source = Source(hf_dir)
     pieces = read_pieces(tokenizer_dir) if tokenizer_dir is not None else []
     rows = _vocabulary_rows(source, tokenizer_dir, pieces, trim=config.trim_padding_rows)
@@ -70,8 +77,13 @@ def write_import(
     target = output_dir / CHECKPOINT_NAME
     target.mkdir(exist_ok=True)
     writer, blocks = _layout(source, spec, target, config.dtype)
+    distilled: dict[str, Any] = {}
     with journal:
         require_space(output_dir, writer.total_bytes)
+        if pieces and config.distillation is not None:
+            assert tokenizer_dir is not None and corpus_dir is not None
+            folders = (source.directory, tokenizer_dir, corpus_dir)
+            distilled = _distil(source.spec, folders, pieces, new_rows, config.distillation, seed)
         with writer:
             _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
             writer.write_metadata()
@@ -94,11 +106,31 @@ def write_import(
         "dtype": config.dtype or source.dtype,
         "bytes": writer.total_bytes,
         "row_norms": new_rows.norms(),
+        **distilled,
     }
     write_json(output_dir / REPORT_NAME, report)
     journal.finish()
     source.reader.close()
     return report
+
+
+def _distil(
+    spec: ModelSpec,
+    folders: tuple[Path, Path, Path],
+    pieces: Sequence[Piece],
+    new_rows: NewRows,
+    config: DistillationConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Put trained rows in the place of the means; folders are base, tokenizer and corpus."""
+    from pretrain.distill import distil_rows
+
+    output_rows = None if spec.tied_embeddings else new_rows.all_rows(OUTPUT)
+    distilled = distil_rows(*folders, pieces, new_rows.all_rows(EMBEDDING), output_rows, config, seed)
+    new_rows.replace(EMBEDDING, distilled.input_rows)
+    if distilled.output_rows is not None:
+        new_rows.replace(OUTPUT, distilled.output_rows)
+    return {"distillation": distilled.report}
 
 
 def _vocabulary_rows(

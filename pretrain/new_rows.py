@@ -21,6 +21,8 @@ from pretrain.convert_config import InitMethod
 if TYPE_CHECKING:
     import torch
 
+    from pretrain.initialise import Method
+
 PIECES_NAME = "pieces.tsv"
 _HEADER = ["id", "piece", "score", "base_ids"]
 _BLOCK_PIECES = 1024
@@ -90,7 +92,7 @@ class NewRows:
         read: ``read(name, start, stop)`` gives rows of a base matrix.
         base_rows: rows of the base matrices.
         pieces: the added pieces.
-        method: see :data:`pretrain.initialise.Method`.
+        method: see :data:`pretrain.initialise.Method`; ``distillation`` starts from the mean.
         seed: of random draws.
 
     Raises:
@@ -105,7 +107,8 @@ class NewRows:
         method: InitMethod,
         seed: int,
     ) -> None:
-        self._read, self._pieces, self._method, self._seed = read, pieces, method, seed
+        self._read, self._pieces, self._seed = read, pieces, seed
+        self._method: Method = "mean" if method == "distillation" else method
         self.first_id = pieces[0].id if pieces else _NO_ID
         # Rows above the first new id are padding of the base matrix and carry no meaning.
         self._known_rows = min(base_rows, self.first_id)
@@ -124,6 +127,15 @@ class NewRows:
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """fp32 rows of the new ids ``start`` to ``stop`` of the matrix ``name``: [stop - start, h]."""
         return self._matrix(name)[start - self.first_id : stop - self.first_id]
+
+    def all_rows(self, name: str) -> torch.Tensor:
+        """fp32 rows of all new ids of the matrix ``name``: [pieces, h]."""
+        return self._matrix(name)
+
+    def replace(self, name: str, rows: torch.Tensor) -> None:
+        """Use these rows [pieces, h] for the matrix ``name`` instead of the initial ones."""
+        with self._lock:
+            self._matrices[name] = rows
 
     def _matrix(self, name: str) -> torch.Tensor:
         with self._lock:

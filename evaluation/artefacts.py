@@ -24,6 +24,7 @@ class Artefacts:
         corpus: ``corpus/report.json``.
         tokenizer: ``tokenizer/report.json``.
         mixture: ``tokens/mixture.json``.
+        graft: ``graft/graft.json``.
         metrics: lines of ``train/metrics.jsonl``, ascending in step.
         verification: ``export/verify.json``.
         results: ``evaluate/results.json``.
@@ -38,6 +39,7 @@ class Artefacts:
     corpus: dict[str, Any] | None
     tokenizer: dict[str, Any] | None
     mixture: dict[str, Any] | None
+    graft: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     verification: dict[str, Any] | None
     results: dict[str, Any] | None
@@ -67,6 +69,7 @@ class Artefacts:
             corpus=_document(path("corpus", "report.json")),
             tokenizer=_document(path("tokenizer", "report.json")),
             mixture=_document(path("tokens", "mixture.json")),
+            graft=_document(path("graft", "graft.json")),
             metrics=sorted(metrics, key=lambda line: int(line["step"])),
             verification=_document(path("export", "verify.json")),
             results=_document(path("evaluate", "results.json")),

@@ -233,6 +233,8 @@ def tokenizer_section(artefacts: Artefacts) -> Section:
         parts.append(_efficiency(tokenizers))
     if report.get("gates"):
         parts.append(_gates(report["gates"]))
+    if artefacts.graft is not None and artefacts.graft.get("init"):
+        parts.append(_new_rows(artefacts.graft))
     longest = sorted(
         (piece["piece"] for piece in artefacts.pieces if piece.get("base_ids")),
         key=lambda piece: (-len(piece), piece),
@@ -241,6 +243,25 @@ def tokenizer_section(artefacts: Artefacts) -> Section:
         listed = join((tag("code", piece) for piece in longest[:60]), " ")
         parts.append(details(f"The longest of {len(longest):,} new pieces", tag("p", listed, dir="auto")))
     return Section("vocabulary", "Vocabulary", join(parts))
+
+
+def _new_rows(graft: Mapping[str, Any]) -> Markup:
+    """How the rows of the new pieces started."""
+    pairs: dict[str, Any] = {"new rows": f"{graft['new_rows']:,}, init: {graft['init']}"}
+    done = graft.get("distillation")
+    if done is not None:
+        loss = done["hidden_loss"]
+        pairs["trained"] = f"{done['pieces_trained']:,} pieces in {done['contexts']:,} contexts"
+        pairs["in no context"] = f"{done['pieces_without_context']:,} pieces, which keep the mean"
+        pairs["hidden states, mean squared difference"] = f"{loss['before']:.4g} → {loss['after']:.4g}"
+        if "next_token_loss" in done:
+            loss = done["next_token_loss"]
+            pairs["output rows, nats per predicted token"] = f"{loss['before']:.3f} → {loss['after']:.3f}"
+    for name, norms in graft["row_norms"].items():
+        pairs[f"mean length of rows of {name}"] = (
+            f"{norms['base_mean']:.3f} in the base, {norms['new_mean']:.3f} new"
+        )
+    return facts(pairs)
 
 
 def _efficiency(tokenizers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:

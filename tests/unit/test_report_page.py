@@ -213,6 +213,31 @@ def test_the_page_says_what_the_artefacts_say(stages: dict[str, Path], tmp_path:
     assert re.findall(r"\bNo \S+", page.text) == ["No manifests:"]
 
 
+def test_the_page_says_how_new_rows_started(stages: dict[str, Path], tmp_path: Path) -> None:
+    norms = {"base_mean": 1.25, "new_mean": 0.5, "new_min": 0.25, "new_max": 1.0}
+    report: dict[str, Any] = {"new_rows": 1100, "init": "mean", "row_norms": {"embed": norms}}
+    graft = tmp_path / "graft"
+    graft.mkdir()
+    (graft / "graft.json").write_text(json.dumps(report))
+    found = Page(render({**stages, "graft": graft}, tmp_path / "mean")).text
+    assert "1,100, init: mean" in found and "1.250 in the base, 0.500 new" in found
+    assert "hidden states" not in found
+    report["init"] = "distillation"
+    report["distillation"] = {
+        "pieces_trained": 1000, "pieces_without_context": 97, "contexts": 5000,
+        "hidden_loss": {"before": 0.5, "after": 0.125}, "next_token_loss": {"before": 9.5, "after": 4.25},
+    }  # fmt: skip
+    (graft / "graft.json").write_text(json.dumps(report))
+    found = Page(render({**stages, "graft": graft}, tmp_path / "distillation")).text
+    for expected in (
+        "1,000 pieces in 5,000 contexts",
+        "97 pieces, which keep the mean",
+        "0.5 → 0.125",
+        "9.500 → 4.250",
+    ):
+        assert expected in found, expected
+
+
 def test_a_kept_vocabulary_is_said_so(stages: dict[str, Path], tmp_path: Path) -> None:
     # What the vocabulary stage writes with `extend: null`.
     kept = {"pieces": 0, "vocabulary_size": 32000, "gates": []}

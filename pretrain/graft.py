@@ -66,6 +66,8 @@ def _distillation_lines(done: Mapping[str, Any]) -> list[str]:
         f" steps; {done['pieces_without_context']:,} pieces in no context keep the mean",
         f"mean squared difference of hidden states {loss['before']:.4g} before, {loss['after']:.4g} after",
     ]
+    if loss["after"] >= loss["before"]:
+        lines.append("the trained rows are worse than the mean: lower graft.distillation.learning_rate")
     if "next_token_loss" in done:
         loss = done["next_token_loss"]
         lines.append(f"nats per predicted token {loss['before']:.3f} before, {loss['after']:.3f} after")

@@ -277,6 +277,18 @@ def test_output_rows_learn_to_predict(inputs: dict[str, Path], tmp_path: Path) -
         graft(inputs, tied, tmp_path / "refused", output_rows="next_token")
 
 
+def test_a_learning_rate_that_is_too_high_is_told(inputs: dict[str, Path], tmp_path: Path) -> None:
+    base = make_model(CASE["llama"], tmp_path / "base")
+    good, _, _ = graft(inputs, base, tmp_path / "good")
+    bad, report, _ = graft(inputs, base, tmp_path / "bad", learning_rate=3.0)
+    loss = report["distillation"]["hidden_loss"]
+    assert loss["after"] > loss["before"]
+    assert [any("worse than the mean" in line for line in result.summary) for result in (good, bad)] == [
+        False,
+        True,
+    ]
+
+
 def test_bf16_base_keeps_its_type(inputs: dict[str, Path], tmp_path: Path) -> None:
     base = make_model(CASE["llama-mha-bf16"], tmp_path / "base")
     _, report, after = graft(inputs, base, tmp_path / "graft", dtype="bf16")

@@ -247,7 +247,7 @@ def tokenizer_section(artefacts: Artefacts) -> Section:
 
 def _new_rows(graft: Mapping[str, Any]) -> Markup:
     """How the rows of the new pieces started."""
-    pairs: dict[str, Any] = {"new rows": f"{graft['new_rows']:,}, init: {graft['init']}"}
+    pairs: dict[str, Any] = {"rows": f"{graft['new_rows']:,}", "init": graft["init"]}
     done = graft.get("distillation")
     if done is not None:
         loss = done["hidden_loss"]
@@ -258,10 +258,9 @@ def _new_rows(graft: Mapping[str, Any]) -> Markup:
             loss = done["next_token_loss"]
             pairs["output rows, nats per predicted token"] = f"{loss['before']:.3f} → {loss['after']:.3f}"
     for name, norms in graft["row_norms"].items():
-        pairs[f"mean length of rows of {name}"] = (
-            f"{norms['base_mean']:.3f} in the base, {norms['new_mean']:.3f} new"
-        )
-    return facts(pairs)
+        lengths = f"{norms['base_mean']:.3f} in the base, {norms['new_mean']:.3f} new"
+        pairs[f"mean length of rows of {name}"] = lengths
+    return join([tag("h3", "New rows"), facts(pairs)])
 
 
 def _efficiency(tokenizers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:

@@ -220,7 +220,7 @@ def test_the_page_says_how_new_rows_started(stages: dict[str, Path], tmp_path: P
     graft.mkdir()
     (graft / "graft.json").write_text(json.dumps(report))
     found = Page(render({**stages, "graft": graft}, tmp_path / "mean")).text
-    assert "1,100, init: mean" in found and "1.250 in the base, 0.500 new" in found
+    assert "rows 1,100 init mean" in found and "1.250 in the base, 0.500 new" in found
     assert "hidden states" not in found
     report["init"] = "distillation"
     report["distillation"] = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,16 @@ def _spells_bytes(surface: str, byte_level: bool) -> bool:
     return False
 
 
-def measure(tokenizer: AnyTokenizer, lines: Sequence[str], language: str) -> Measured:
+def measure(
+    tokenizer: AnyTokenizer, lines: Sequence[str], language: str, words: WordSample | None = None
+) -> Measured:
     """All measures of a tokenizer on the lines of a text.
+
+    Args:
+        tokenizer: any.
+        lines: the text.
+        language: chooses the word segmenter.
+        words: what :func:`sample_words` gives for these lines; for several tokenizers it is made once.
 
     Raises:
         DataError: the text is empty.
@@ -150,12 +158,14 @@ def measure(tokenizer: AnyTokenizer, lines: Sequence[str], language: str) -> Mea
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"the text for '{language}' is empty", fix="give a file with at least one line")
+    words = words or sample_words(lines, language)
     usage = np.zeros(tokenizer.size, dtype=np.int64)
     per_line: list[int] = []
     for batch in _batches(lines):
         encoded = tokenizer.ids(batch)
-        per_line.extend(map(len, encoded))
-        flat = np.fromiter((index for ids in encoded for index in ids), dtype=np.int64)
+        counts = list(map(len, encoded))
+        per_line.extend(counts)
+        flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(counts))
         usage += np.bincount(flat, minlength=tokenizer.size)
     tokens = int(usage.sum())
     characters = sum(map(len, lines))
@@ -170,8 +180,8 @@ def measure(tokenizer: AnyTokenizer, lines: Sequence[str], language: str) -> Mea
         "bytes_per_token": size / tokens,
         "byte_fallback_rate": float(usage[tokenizer.is_byte].sum()) / tokens,
     }
-    word_metrics, words = _word_metrics(tokenizer, lines, language)
-    return Measured(metrics | word_metrics, np.array(per_line, dtype=np.int32), usage, words)
+    per_line_array = np.array(per_line, dtype=np.int32)
+    return Measured(metrics | _word_metrics(tokenizer, words), per_line_array, usage, words.segmenter)
 
 
 def _batches(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -187,40 +197,61 @@ def _batches(lines: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _word_metrics(
-    tokenizer: AnyTokenizer, lines: Sequence[str], language: str
-) -> tuple[dict[str, float], str]:
-    """Fertility and word integrity, from the offsets of tokens against the spans of words."""
+@dataclass(frozen=True)
+class WordSample:
+    """The words of the beginning of a text.
+
+    Attributes:
+        lines: those lines that hold a word.
+        spans: [W, 2] start and end of each word, in characters of the lines joined by newlines.
+        segmenter: name of the word segmenter.
+    """
+
+    lines: list[str]
+    spans: NDArray[np.int64]
+    segmenter: str
+
+
+def sample_words(lines: Sequence[str], language: str) -> WordSample:
+    """Cut the beginning of a text into words."""
     splitter = word_splitter(language)
-    sample: list[str] = []
-    size = 0
+    kept: list[str] = []
+    spans = [np.empty((0, 2), dtype=np.int64)]
+    size = start = 0
     for line in lines:
-        sample.append(line)
+        found = word_spans(line, splitter.split(line))
+        if len(found):
+            kept.append(line)
+            spans.append(found + start)
+            start += len(line) + 1
         size += len(line.encode())
         if size >= _WORD_SAMPLE_BYTES:
             break
-    words = tokens = single = 0
-    histogram: Counter[int] = Counter()
-    for line, encoding in zip(sample, tokenizer.encode(sample), strict=True):
-        spans = word_spans(line, splitter.split(line))
-        if not len(spans):
-            continue
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        overlapping = np.searchsorted(offsets[:, 0], spans[:, 1], side="left") - np.searchsorted(
-            offsets[:, 1], spans[:, 0], side="right"
-        )
-        histogram.update(overlapping.tolist())
-        words += len(spans)
-        tokens += len(offsets)
-        single += int((overlapping <= 1).sum())
-    if not words:
-        return {}, splitter.name
+    return WordSample(kept, np.concatenate(spans), splitter.name)
+
+
+def _word_metrics(tokenizer: AnyTokenizer, words: WordSample) -> dict[str, float]:
+    """Fertility and word integrity, from the offsets of tokens against the spans of words."""
+    if not words.lines:
+        return {}
+    found: list[NDArray[np.int64]] = []
+    start = 0
+    for line, encoding in zip(words.lines, tokenizer.encode(words.lines), strict=True):
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int64)
+        found.append(offsets.reshape(-1, 2) + start)
+        start += len(line) + 1
+    tokens = np.concatenate(found)  # [T, 2]
+    overlapping = np.searchsorted(tokens[:, 0], words.spans[:, 1], side="left") - np.searchsorted(
+        tokens[:, 1], words.spans[:, 0], side="right"
+    )
+    count = len(words.spans)
+    single = int((overlapping <= 1).sum())
     return {
-        "words_sampled": words,
-        "fertility": tokens / words,
-        "continued_words": 1 - single / words,
-        "single_token_retention": single / words,
-    }, splitter.name
+        "words_sampled": count,
+        "fertility": len(tokens) / count,
+        "continued_words": 1 - single / count,
+        "single_token_retention": single / count,
+    }
 
 
 def word_spans(line: str, words: Sequence[str]) -> NDArray[np.int64]:

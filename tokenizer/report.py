@@ -14,7 +14,7 @@ from experiment.errors import ConfigError
 from experiment.progress import Progress
 from tokenizer import html, plots
 from tokenizer.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
-from tokenizer.efficiency import AnyTokenizer, Measured, measure, read_lines
+from tokenizer.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words
 from tokenizer.gates import Gate
 
 _RARE = 10
@@ -105,11 +105,12 @@ def measure_all(
     metrics: dict[str, dict[str, dict[str, float]]] = {item.name: {} for item in tokenizers}
     raw: dict[str, dict[str, Measured]] = {item.name: {} for item in tokenizers}
     size = sum(len(line.encode()) for lines in texts.values() for line in lines) * len(tokenizers)
+    words = {language: sample_words(lines, language) for language, lines in texts.items()}
     with Progress("measure tokenizers", size / 1e6, "MB") as progress:
         for tokenizer in tokenizers:
             english = _total(tokenizer, parallel["en"]) if parallel else 0
             for language, lines in texts.items():
-                found = measure(tokenizer, lines, language)
+                found = measure(tokenizer, lines, language, words[language])
                 row = found.metrics
                 reference = metrics[tokenizers[0].name].get(language, row)
                 row["relative_to_reference"] = row["tokens"] / reference["tokens"]

@@ -48,6 +48,10 @@ def test_words_by_hand(base):
     assert found["fertility"] == len(pieces) / 4
     assert found["continued_words"] == cut / 4
     assert found["single_token_retention"] == 1 - cut / 4
+    several = measure(tokenizer, [line, "...", "", line], "en").metrics
+    assert several["words_sampled"] == 8
+    assert several["fertility"] == found["fertility"]
+    assert several["continued_words"] == found["continued_words"]
 
 
 def test_word_spans_skip_punctuation():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import mistral_common
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from experiment.errors import ConfigError
 from experiment.stage import StageContext
+from pretrain.distill_contexts import Expansion
+from pretrain.new_rows import read_pieces
 from tokenizer.byte_level import whole_characters
 from tokenizer.config import TokenizerConfig
 from tokenizer.stage import run
@@ -108,6 +111,15 @@ def test_every_gate_and_every_language(directories, both):
             assert new.decode(ids, skip_special_tokens=False) == text
     for text in fixture_texts("en"):
         assert new.encode(text).ids == old.encode(text).ids
+
+
+def test_expanding_new_pieces_is_the_segmentation_of_the_base(directories, both):
+    pieces = read_pieces(directories[0] / "out")
+    old, new = both
+    for language in LANGUAGES:
+        for text in fixture_texts(language):
+            ids = np.array(new.encode(text).ids, np.int32)
+            assert Expansion(pieces).expand(ids).tolist() == old.encode(text).ids
     for token, index in old.get_vocab(with_added_tokens=True).items():
         assert new.token_to_id(token) == index, "ids of the base, those of added tokens too, stay"
     gates = json.loads((root / "out" / "report.json").read_text())["gates"]

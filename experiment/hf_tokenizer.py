@@ -8,7 +8,8 @@ loads ``tokenizer.json`` as it stands.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def write_hf_tokenizer(model_path: Path, output_dir: Path, *, inherit_from: Path
         model_path: a SentencePiece BPE model.
         output_dir: existing directory; files of those names are replaced.
         inherit_from: Hugging Face directory of the base model, whose special tokens, chat template,
-            post-processor, normaliser and merges are kept; its ids must be the first ids of the model.
+            post-processor, normaliser and merges are kept (of the merges those that can happen, if pieces
+            are added); its ids must be the first ids of the model.
 
     Raises:
         DataError: the model is missing or corrupt, or ``inherit_from`` has other ids.
@@ -136,6 +138,34 @@ def merges_of(pieces: Iterable[tuple[str, float]], vocabulary: Mapping[str, int]
                 ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
     ranked.sort()
     return [(left, right) for _, _, _, left, right in ranked]
+
+
+def effective_merges(merges: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The merges that can ever happen, in the same order: at most one for each piece.
+
+    A span of text becomes one token only if no merge across its two ends came first. So what happened within
+    it is what happens when the span is encoded alone, and every token is always joined from the same two
+    parts. The other merges of a piece, about half of all, only fill the queue and the hash table.
+
+    Args:
+        merges: left and right parts, best first.
+    """
+    pairs = [(left, right) for left, right in merges]
+    rank = {pair: index for index, pair in enumerate(pairs)}
+    return [list(pair) for pair in pairs if _last_merge("".join(pair), rank) == pair]
+
+
+def _last_merge(piece: str, rank: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
+    """The merge that completes a piece when it is encoded alone; None if it is not reached."""
+    parts = list(piece)
+    while len(parts) > 2:
+        ranks = [rank.get(pair, len(rank)) for pair in pairwise(parts)]
+        best = min(ranks)
+        if best == len(rank):
+            return None
+        at = ranks.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return (parts[0], parts[1])
 
 
 def mergeable(proto: Any) -> dict[str, int]:
@@ -289,7 +319,9 @@ def _extend_document(base: dict[str, Any], proto: Any, where: str) -> dict[str, 
     new_merges = merges_of(((p.piece, p.score) for _, p in fresh if p.type == _NORMAL), parts)
     merges = [_merge_pair(merge) for merge in model.get("merges") or []]
     model["vocab"] = old
-    model["merges"] = merges + [list(merge) for merge in new_merges]
+    merges += [list(merge) for merge in new_merges]
+    # With dropout, merges that never happen otherwise do.
+    model["merges"] = merges if model.get("dropout") or not new_merges else effective_merges(merges)
     return {**base, "model": model}
 
 

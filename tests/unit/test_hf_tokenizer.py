@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections import Counter
 
 import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_material import fixture_texts, mistral_base, mistral_proto, processor, train_model
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from experiment.errors import ConfigError, DataError
-from experiment.hf_tokenizer import mistral_v1_model, tokenizer_document, write_hf_tokenizer
+from experiment.hf_tokenizer import effective_merges, mistral_v1_model, tokenizer_document, write_hf_tokenizer
 
 LANGUAGES = ["en", "ja", "zh", "vi", "th", "km", "my", "lo", "id"]
 
@@ -124,6 +127,66 @@ def test_byte_pieces_are_not_spelled_from_text():
     slow = processor(mistral_proto())
     fast = Tokenizer.from_str(json.dumps(tokenizer_document(mistral_proto())))
     assert fast.encode("<0x41>", add_special_tokens=False).ids == slow.encode("<0x41>")
+
+
+def bpe(vocabulary, merges):
+    model = models.BPE({piece: index for index, piece in enumerate(vocabulary)}, [tuple(m) for m in merges])
+    return Tokenizer(model)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merges_left_out_never_happen_on_any_short_string(seed):
+    choose = random.Random(seed)
+    strings = ["".join(letters) for size in range(1, 10) for letters in itertools.product("ab", repeat=size)]
+    pieces = choose.sample([s for s in strings if 2 <= len(s) <= 6], 25)
+    vocabulary = ["a", "b", *pieces]
+    merges = [(p[:cut], p[cut:]) for p in pieces for cut in range(1, len(p))]
+    merges = [(left, right) for left, right in merges if left in vocabulary and right in vocabulary]
+    choose.shuffle(merges)
+    kept = effective_merges(merges)
+    assert len(kept) < len(merges)
+    full, fewer = bpe(vocabulary, merges), bpe(vocabulary, kept)
+    for text in strings:
+        assert fewer.encode(text).ids == full.encode(text).ids, text
+    # One merge for each piece that a text can give, and no more.
+    assert len(kept) == sum(len(full.encode(piece).ids) == 1 for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def extended(mistral, tmp_path_factory):
+    """Added pieces; the extended model, its ``tokenizer.json``, and one with the merges of every split."""
+    from tokenizer.base import load_base
+    from tokenizer.vocabulary import merge_sentencepiece, select_reachable
+
+    base, out = load_base(mistral), tmp_path_factory.mktemp("extended")
+    text = [t.replace(" ", "▁") for language in ("th", "ja", "vi", "km") for t in fixture_texts(language)[:4]]
+    counts = Counter(t[at : at + size] for t in text for size in range(1, 9) for at in range(len(t) - size))
+    pieces = select_reachable(base, [piece for piece, _ in counts.most_common(3000)], 1000)
+    proto = merge_sentencepiece(base, pieces, base.size + len(pieces))
+    (out / "m.model").write_bytes(proto.SerializeToString())
+    write_hf_tokenizer(out / "m.model", out, inherit_from=mistral)
+    full = Tokenizer.from_str(json.dumps(tokenizer_document(proto)))
+    return pieces, processor(proto), Tokenizer.from_file(str(out / "tokenizer.json")), full
+
+
+def test_an_extended_tokenizer_has_one_merge_for_each_piece(extended):
+    pieces, _, fast, full = extended
+    merges, every = (json.loads(item.to_str())["model"]["merges"] for item in (fast, full))
+    joined = {"".join(merge) for merge in merges}
+    assert len(joined) == len(merges) < len(every) / 1.8
+    assert {piece for piece in pieces if len(piece) > 1} <= joined
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_an_extended_tokenizer_segments_as_with_every_merge(extended, data):
+    pieces, slow, fast, full = extended
+    part = st.one_of(st.sampled_from(pieces), st.integers(259, 31999).map(slow.id_to_piece), texts)
+    text = "".join(data.draw(st.lists(part, max_size=12))).replace("▁", " ")
+    ids = fast.encode(text, add_special_tokens=False).ids
+    assert ids == full.encode(text, add_special_tokens=False).ids
+    if "   " not in text and "\0" not in text and "<" not in text:
+        assert ids == slow.encode(text)
 
 
 def test_added_tokens_of_the_base_keep_their_ids_when_the_vocabulary_grows(tmp_path):

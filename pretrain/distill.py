@@ -193,7 +193,7 @@ class Student:
         with torch.no_grad():
             teacher = self._hidden(input_ids=base_ids)  # [B, T, H]
         target = teacher.gather(1, ends.unsqueeze(2).expand(-1, -1, teacher.shape[2]))  # [B, S, H]
-        states = self._hidden(inputs_embeds=self._embed(ids))  # [B, S, H]
+        states = self.states(ids)  # [B, S, H]
         hidden = functional.mse_loss(states[real].float(), target[real].float())
         if self.output_rows is None:
             return Losses(hidden, None)
@@ -203,6 +203,10 @@ class Student:
         predicts = real[:, 1:]
         logits = functional.linear(states[:, :-1][predicts].detach(), weight).float()  # [P, V + N]
         return Losses(hidden, functional.cross_entropy(logits, ids[:, 1:][predicts]))
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Final hidden states [B, S, H] over tokens of the extended vocabulary [B, S]."""
+        return self._hidden(inputs_embeds=self._embed(ids))
 
     def _hidden(self, **inputs: Tensor) -> Tensor:
         """States after the final norm, which the output layer reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.encoding import Encoder, PartEncoder, PlainEncoder, can_be_cut
 from experiment.errors import DataError
 from experiment.hf_tokenizer import load_sentencepiece_proto, tokenizer_document
 from tokenizer.base import is_byte_level, read_tokenizer_json
@@ -60,6 +62,7 @@ class AnyTokenizer:
             raise DataError("this tokenizer cannot be loaded", where=path, got=error) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._can_be_cut = can_be_cut(document)
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values()) + 1
         self.surfaces = [""] * self.size
@@ -72,10 +75,13 @@ class AnyTokenizer:
         """Encodings with offsets, without special tokens."""
         return list(self._tokenizer.encode_batch(list(lines), add_special_tokens=False))
 
-    def ids(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids, without special tokens; quicker than :meth:`encode`."""
-        encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
-        return [item.ids for item in encoded]
+    def ids(self, lines: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of all lines one after another, and how many each line has; no special tokens."""
+        return self._encoder.encode(lines)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return PartEncoder(self._tokenizer) if self._can_be_cut else PlainEncoder(self._tokenizer)
 
     def text_of(self, index: int) -> str:
         """The text that a token stands for."""
@@ -160,13 +166,11 @@ def measure(
         raise DataError(f"the text for '{language}' is empty", fix="give a file with at least one line")
     words = words or sample_words(lines, language)
     usage = np.zeros(tokenizer.size, dtype=np.int64)
-    per_line: list[int] = []
+    per_line: list[NDArray[np.int64]] = []
     for batch in _batches(lines):
-        encoded = tokenizer.ids(batch)
-        counts = list(map(len, encoded))
-        per_line.extend(counts)
-        flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(counts))
-        usage += np.bincount(flat, minlength=tokenizer.size)
+        ids, counts = tokenizer.ids(batch)
+        per_line.append(counts)
+        usage += np.bincount(ids, minlength=tokenizer.size)
     tokens = int(usage.sum())
     characters = sum(map(len, lines))
     size = sum(len(line.encode()) for line in lines)
@@ -180,8 +184,8 @@ def measure(
         "bytes_per_token": size / tokens,
         "byte_fallback_rate": float(usage[tokenizer.is_byte].sum()) / tokens,
     }
-    per_line_array = np.array(per_line, dtype=np.int32)
-    return Measured(metrics | _word_metrics(tokenizer, words), per_line_array, usage, words.segmenter)
+    tokens_per_line = np.concatenate(per_line).astype(np.int32)
+    return Measured(metrics | _word_metrics(tokenizer, words), tokens_per_line, usage, words.segmenter)
 
 
 def _batches(lines: Sequence[str]) -> Iterator[list[str]]:

@@ -40,7 +40,7 @@ def test_words_by_hand(base):
     # ▁The ▁light house ▁w arns ▁ships: pieces of the genuine model are asked for, words are counted here.
     line = "The lighthouse warns ships."
     tokenizer = AnyTokenizer("base", base)
-    pieces = [tokenizer.surfaces[index] for index in tokenizer.ids([line])[0]]
+    pieces = [tokenizer.surfaces[index] for index in tokenizer.ids([line])[0].tolist()]
     words = " ".join(pieces).replace("▁", "\n").split("\n")[1:]
     cut = sum(len(word.split()) > 1 + word.rstrip().endswith(".") for word in words)
     found = measure(tokenizer, [line], "en").metrics

@@ -23,9 +23,11 @@ PACKAGES = {
     "lao": ("laonlp",),
     "burmese": ("pyidaungsu",),
 }
+_BLANK = " \t\n\r\f\v\u3000\u200b"
 _ON_PYPI = {"unidic_lite": "unidic-lite", "khmernltk": "khmer-nltk", "pyidaungsu": "pyidaungsu-numpy2"}
 _FOR_LANGUAGE = {"ja": "mecab", "zh": "jieba", "th": "thai", "km": "khmer", "lo": "lao", "my": "burmese"}
-_UNSPACED = frozenset({"ja", "zh", "yue", "th", "km", "lo", "my"})
+UNSPACED = frozenset({"ja", "zh", "yue", "th", "km", "lo", "my"})
+"""Languages that write no space between words."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +81,22 @@ def _segmenter(name: str) -> Split:
 
 
 def keep_everything(split: Split) -> Split:
-    """A splitter whose words, joined, are the text: what a segmenter swallows goes to the word before."""
+    """A splitter whose words, joined, are the text.
+
+    What a segmenter swallows or gives as a word of its own (a space, the zero-width space of Khmer) goes to
+    the word after it: pieces may begin with it, and never end so.
+    """
 
     def exact(text: str) -> list[str]:
         words: list[str] = []
         end = 0
         for word in split(text):
-            at = text.find(word, end) if word.strip() else -1
-            if at < 0:
-                continue
-            if words and at > end:
-                words[-1] += text[end:at]
-            elif at > end:
-                word = text[end:at] + word
-                at = end
-            words.append(word)
-            end = at + len(word)
+            at = text.find(word, end) if word.strip(_BLANK) else -1
+            if at >= 0:
+                words.append(text[end:at] + word)
+                end = at + len(word)
         if end < len(text):
-            if words:
-                words[-1] += text[end:]
-            else:
-                words.append(text)
+            words[-1:] = ["".join([*words[-1:], text[end:]])]
         return words
 
     return exact
@@ -113,7 +110,7 @@ def word_splitter(language: str) -> WordSplitter:
         return WordSplitter(name, _segmenter(name))
     import regex
 
-    if code in _UNSPACED:
+    if code in UNSPACED:
         # Katakana and kanji runs are words by themselves, other scripts go by grapheme clusters.
         pattern = regex.compile(r"\p{Katakana}+|\p{Latin}+|\p{Nd}+|\p{Han}|\p{Hiragana}+|\X")
         return WordSplitter("script runs and grapheme clusters", pattern.findall)

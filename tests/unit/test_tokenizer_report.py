@@ -61,8 +61,15 @@ def test_word_spans_skip_punctuation():
 
 def test_a_splitter_that_swallows_characters_is_mended():
     split = keep_everything(lambda text: text.split())
-    for text in ["  a b  c ", "abc", " ", "x\n y"]:
+    for text in ["  a b  c ", "abc", " ", "", "x\n y"]:
         assert "".join(split(text)) == text
+    assert split(" a b  c ") == [" a", " b", "  c "]
+    # Words of their own, too, go to the word that they stand before.
+    assert keep_everything(lambda text: ["ក", "\u200b", "ខ", " ", "គ"])("ក\u200bខ គ") == [
+        "ក",
+        "\u200bខ",
+        " គ",
+    ]
 
 
 def test_cost_by_hand():

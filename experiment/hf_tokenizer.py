@@ -152,7 +152,8 @@ def effective_merges(merges: Iterable[Sequence[str]]) -> list[list[str]]:
     """
     pairs = [(left, right) for left, right in merges]
     rank = {pair: index for index, pair in enumerate(pairs)}
-    return [list(pair) for pair in pairs if _last_merge("".join(pair), rank) == pair]
+    happen = {_last_merge(piece, rank) for piece in {left + right for left, right in pairs}}
+    return [list(pair) for pair in pairs if pair in happen]
 
 
 def _last_merge(piece: str, rank: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:

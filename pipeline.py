@@ -26,6 +26,7 @@ from pretrain.layout import check as check_layout
 from pretrain.plan import base_spec
 from pretrain.schedule import check_schedule
 from tokenizer.config import TokenizerConfig
+from tokenizer.word_lists import is_file, word_list_files
 
 STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 
@@ -103,6 +104,13 @@ class Experiment:
             model = corpus.language_identification.model
             if model is not None and not _matches(model):
                 missing.append((("corpus", "language_identification", "model"), model))
+        extend = self.config.tokenizer.extend
+        if extend is not None and any(stage.name == "tokenizer" for stage in stages):
+            missing += [
+                (("tokenizer", "extend", "word_lists", language), setting)
+                for language, setting in extend.word_lists.items()
+                if is_file(setting) and not expand_path(setting).is_file()
+            ]
         base = self.config.base.path
         if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
             missing.append((("base", "path"), base))
@@ -164,6 +172,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     """The stages of an experiment, each after its inputs."""
     external: dict[str, Path] = {}
     harness = config.evaluate.harness
+    extend = config.tokenizer.extend
     if config.base.path is not None:
         external["base"] = expand_path(config.base.path)
     graph = [
@@ -177,7 +186,10 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     # Only the initialisation that learns from text depends on the corpus.
     graft_inputs = ("base", "tokenizer", *(("corpus",) if config.graft.init == "distillation" else ()))
     graph += [
-        Stage("tokenizer", config.tokenizer, ("corpus", "base"), "tokenizer.stage:run", external),
+        Stage(
+            "tokenizer", config.tokenizer, ("corpus", "base"), "tokenizer.stage:run", external,
+            sources=(lambda: word_list_files(extend.word_lists)) if extend and extend.word_lists else None,
+        ),
         Stage("tokens", config.tokens, ("corpus", "tokenizer"), "data.tokens:run", keep_partial=True),
         Stage("graft", config.graft, graft_inputs, "pretrain.graft:run", external),
         Stage(

@@ -56,9 +56,9 @@ class ExtendConfig(StrictModel):
     protect_bytes: int = Field(default=20_000_000, ge=0)
     """UTF-8 bytes of protected text that candidates are tested on."""
     protect_unseen: bool = True
-    """Also refuse Latin pieces that occur anywhere inside a protected word, and names. Without it about 2 of
-    1,000 lines of *unseen* English were segmented differently, with it none; Indonesian, Malay and Tagalog
-    then need about a tenth more tokens."""
+    """Also test Latin pieces on the words that the protected languages use at large (wordfreq), and refuse
+    those from inside of words that occur in any protected word, and names: for English that the stage has
+    not seen. Indonesian, Malay and Tagalog then need 4-7 % more tokens."""
     protect_code: bool = True
     """Also protect program code and numbers (a built-in sample plus any protected source)."""
     multiple_of: int = Field(default=128, ge=8)
@@ -78,15 +78,23 @@ class ExtendConfig(StrictModel):
     """Exponent on the count of a repeated segment: 1 counts plainly, less plays boilerplate down."""
     scripts: dict[str, list[str]] = Field(default_factory=dict)
     """Unicode scripts of a language that is not in the built-in table, e.g. ``{xx: [Cyrillic]}``."""
-    size_exponent: float = Field(default=0.5, ge=0, le=1)
+    size_exponent: float = Field(default=0.4, ge=0, le=1)
     """Languages also count by their amount of training text to this power: 0 not at all, 1 as plain BPE
     on the joint text does."""
     character_factor: float = Field(default=3.0, gt=0)
     """How much more a token counts that is saved by giving a character its own row than one saved by a merge:
     characters carry over to other kinds of text better than words do."""
     everyday_share: float = Field(default=0.02, ge=0, lt=1)
-    """Characters of everyday use (of a national standard, or the whole alphabet) count as if this share of
-    the letters were drawn evenly from them: other text holds them even where the sample does not."""
+    """Where a language has no word list: characters of everyday use (of a national standard, or the whole
+    alphabet) count as if this share of the letters were drawn evenly from them, for other text holds them
+    even where the sample does not."""
+    word_lists: dict[str, str] = Field(default_factory=dict)
+    """How often words are used at large, counted in beside the sample so that pieces carry over to other
+    kinds of text, e.g. ``{th: pythainlp, km: lists/khmer.tsv, vi: none}``: ``wordfreq``, ``pythainlp``
+    (Thai), a file with a word, a tab and its count on each line, or ``none``. A language that is not named
+    has wordfreq's list where there is one."""
+    word_list_share: float = Field(default=0.2, ge=0, lt=1)
+    """Part of a language's letters that comes from its word list."""
     balance: float = Field(default=0.0, ge=0, le=1)
     """What is maximised: 0 the sum over languages of the proportion of tokens saved; 1 the sum of its
     logarithms, which goes on serving languages that are already short."""
@@ -110,6 +118,7 @@ class ExtendConfig(StrictModel):
             ("pretokenise", self.pretokenise),
             ("phrases", self.phrases or []),
             ("scripts", self.scripts),
+            ("word_lists", self.word_lists),
         ):
             unknown = sorted(set(keys) - set(self.languages))
             if unknown:

@@ -31,10 +31,13 @@ from tokenizer.scripts import LANGUAGE_LETTERS, ScriptRule, everyday_characters,
 from tokenizer.segments import LatinGuard, PieceJudge, build_segments, count_runs
 from tokenizer.sentencepiece_trainer import PRETOKENISATION_DELIMITER, train_candidates
 from tokenizer.vocabulary import neighbour_concatenations, select_reachable
+from tokenizer.word_lists import default_list, describe, load_word_list, word_runs
 from tokenizer.words import Split as Splitter
 from tokenizer.words import keep_everything, pretokeniser
 
 _MINIMUM_SCRIPT_SHARE = 0.1
+_PROTECTED_FREQUENCY = 1e-6
+"""Words that are rarer in a protected language are not looked for: a list of them is mostly names."""
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -123,15 +126,16 @@ def learn_extension(
         for language, name in extend.pretokenise.items()
         if name != "none"
     }
+    words = word_lists(extend)
     if extend.method == "sentencepiece":
         pieces, learned = (
             _by_sentencepiece(extend, base, corpus, rules, every, splitters, count, workers),
             None,
         )
     elif base.kind == "sentencepiece":
-        pieces, learned = _by_merges(extend, base, corpus, rules, every, splitters, count, workers)
+        pieces, learned = _by_merges(extend, base, corpus, rules, every, words, splitters, count, workers)
     else:
-        pieces, learned = _by_byte_merges(extend, base, corpus, rules, every, count)
+        pieces, learned = _by_byte_merges(extend, base, corpus, rules, every, words, count)
     if not pieces:
         raise DataError(
             "no piece is left to add",
@@ -139,7 +143,12 @@ def learn_extension(
             got=f"no repeated text in the scripts of {', '.join(extend.languages)}",
             fix="check that the corpus holds text in those languages; raise sample_bytes",
         )
-    facts = {} if learned is None else {"refused": learned.rejected, "exhausted": learned.exhausted}
+    facts: dict[str, Any] = {}
+    if learned is not None:
+        lists = {
+            language: f"{describe(name)}, {len(found):,} words" for language, (name, found) in words.items()
+        }
+        facts = {"refused": learned.rejected, "exhausted": learned.exhausted, "word_lists": lists}
     return Extension(pieces, facts, every.is_foreign)
 
 
@@ -153,6 +162,28 @@ def script_rules(extend: ExtendConfig, phrases: bool) -> tuple[dict[str, ScriptR
         rules[language] = ScriptRule(scripts, phrases=phrases and wanted, letters=letters[language])
     every = (script for rule in rules.values() for script in rule.scripts)
     return rules, ScriptRule(every, letters="".join(letters.values()))
+
+
+def word_lists(extend: ExtendConfig) -> dict[str, tuple[str, dict[str, float]]]:
+    """Name and words of the list of each language that has one.
+
+    Raises:
+        ConfigError, DataError, EnvironmentError_: see :func:`~tokenizer.word_lists.load_word_list`.
+    """
+    if extend.method == "sentencepiece" or not extend.word_list_share:
+        if extend.word_lists and extend.method == "sentencepiece":
+            raise ConfigError(
+                "word lists go with continued merges only",
+                where="tokenizer.extend.word_lists",
+                got="method: sentencepiece",
+                fix="leave word_lists out, or take method: continued",
+            )
+        return {}
+    names = {
+        language: extend.word_lists.get(language) or default_list(language) for language in extend.languages
+    }
+    found = {language: (name, load_word_list(language, name)) for language, name in names.items()}
+    return {language: (name, words) for language, (name, words) in found.items() if words}
 
 
 def _samples(
@@ -187,6 +218,7 @@ def _by_merges(
     corpus: CorpusText,
     rules: dict[str, ScriptRule],
     every: ScriptRule,
+    words: Mapping[str, tuple[str, Mapping[str, float]]],
     splitters: dict[str, Splitter],
     count: int,
     workers: int,
@@ -197,10 +229,15 @@ def _by_merges(
         )
         for language, sample in _samples(extend, corpus, rules).items()
     }
-    forbidden = _forbidden(extend, base, corpus, every)
-    guard = latin_guard(extend, corpus, runs) if extend.protect and extend.protect_unseen else None
+    small = {language: _small_words(counter) for language, counter in runs.items()}
+    forbidden = _forbidden(extend, base, corpus, every, small)
+    guard = latin_guard(extend, corpus, small) if extend.protect and extend.protect_unseen else None
     for language, counter in runs.items():
-        counter.update(_everyday(extend, language, rules[language], counter))
+        letters = sum(len(run) * times for run, times in counter.items())
+        if language in words:
+            counter.update(_listed(extend, language, rules[language], words[language][1], letters))
+        else:
+            counter.update(_everyday(extend, language, rules[language], letters))
     segments, surfaces, byte_cost = build_segments(
         base, runs, _importance(extend, corpus), damping=extend.damping, threads=workers
     )
@@ -224,25 +261,30 @@ def _by_merges(
     return [item for item in learned.pieces if item.piece in kept], learned
 
 
-def _everyday(
-    extend: ExtendConfig, language: str, rule: ScriptRule, runs: Mapping[str, int]
-) -> dict[str, int]:
+def _everyday(extend: ExtendConfig, language: str, rule: ScriptRule, letters: int) -> dict[str, int]:
     """Characters of everyday use, as often as if ``everyday_share`` of the letters were drawn from them."""
     characters = everyday_characters(language, rule.scripts)
-    letters = sum(len(run) * count for run, count in runs.items())
     count = round(extend.everyday_share * letters / max(len(characters), 1))
     return dict.fromkeys(characters, count) if count else {}
 
 
+def _listed(
+    extend: ExtendConfig, language: str, rule: ScriptRule, words: Mapping[str, float], letters: int
+) -> dict[str, int]:
+    """Words of a language's list, as often as makes them ``word_list_share`` of the letters."""
+    wanted = extend.word_list_share / (1 - extend.word_list_share) * letters
+    return word_runs(words, language, rule, lambda text: normalise(text, extend.normalize), wanted)
+
+
 def latin_guard(
-    extend: ExtendConfig, corpus: CorpusText, runs: Mapping[str, Mapping[str, int]]
+    extend: ExtendConfig, corpus: CorpusText, small_words: Mapping[str, Mapping[str, int]]
 ) -> LatinGuard:
     """The guard of :class:`~tokenizer.segments.LatinGuard` for the words of a corpus.
 
     Args:
         extend: configuration.
         corpus: gives the protected text.
-        runs: counted runs of each target language, see :func:`~tokenizer.segments.count_runs`.
+        small_words: how often each word in small letters occurs in a target language's sample.
     """
     held_out = (line for lines in corpus.protected(extend).values() for line in lines)
     protected: set[str] = set()
@@ -250,8 +292,8 @@ def latin_guard(
         protected.update(_WORD.findall(text))
     common = (
         word
-        for counter in runs.values()
-        for word, count in _small_words(counter).items()
+        for counter in small_words.values()
+        for word, count in counter.items()
         if count >= extend.minimum_count
     )
     return LatinGuard(protected, common)
@@ -278,13 +320,49 @@ def _importance(extend: ExtendConfig, corpus: CorpusText) -> dict[str, float]:
     }
 
 
-def _forbidden(extend: ExtendConfig, base: BaseTokenizer, corpus: CorpusText, every: ScriptRule) -> set[str]:
+def _forbidden(
+    extend: ExtendConfig,
+    base: BaseTokenizer,
+    corpus: CorpusText,
+    every: ScriptRule,
+    small_words: Mapping[str, Mapping[str, int]],
+) -> set[str]:
     """Pieces that would change protected text."""
     processor = base.exact_processor()
     lines = (line for found in corpus.protected(extend).values() for line in found)
-    return neighbour_concatenations(
-        processor, corpus.protected_training(extend), every.is_foreign
-    ) | neighbour_concatenations(processor, lines, every.is_foreign)
+    texts = chain(corpus.protected_training(extend), lines, protected_words(extend, small_words))
+    return neighbour_concatenations(processor, texts, every.is_foreign)
+
+
+def protected_words(extend: ExtendConfig, small_words: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Words that the protected languages use at large: protected text that the corpus need not hold.
+
+    A list of English words holds those of other languages that English texts quote, so a word counts only
+    where English has it more often than the target languages, by their lists and by their samples.
+
+    Args:
+        extend: configuration.
+        small_words: how often each word in small letters occurs in a target language's sample.
+
+    Returns:
+        Each word in small letters and with a capital; nothing with ``protect_unseen: false``.
+    """
+    if not extend.protect_unseen:
+        return []
+    elsewhere: dict[str, float] = {}
+    for language in extend.languages:
+        sample = small_words.get(language, {})
+        total = max(sum(sample.values()), 1)
+        own = {word: count / total for word, count in sample.items() if count >= extend.minimum_count}
+        for frequencies in (load_word_list(language, default_list(language)), own):
+            for word, frequency in frequencies.items():
+                elsewhere[word] = max(elsewhere.get(word, 0.0), frequency)
+    found: dict[str, None] = {}
+    for language in extend.protect:
+        for word, frequency in load_word_list(language, default_list(language)).items():
+            if frequency >= max(_PROTECTED_FREQUENCY, elsewhere.get(word, 0.0)):
+                found |= dict.fromkeys((word, word.capitalize()))
+    return list(found)
 
 
 def _by_sentencepiece(
@@ -311,7 +389,7 @@ def _by_sentencepiece(
         threads=workers,
         maximum_piece_characters=extend.maximum_piece_characters,
     )
-    forbidden = _forbidden(extend, base, corpus, every)
+    forbidden = _forbidden(extend, base, corpus, every, {})
     allowed = [
         piece
         for piece in candidates
@@ -326,6 +404,7 @@ def _by_byte_merges(
     corpus: CorpusText,
     rules: dict[str, ScriptRule],
     every: ScriptRule,
+    words: Mapping[str, tuple[str, Mapping[str, float]]],
     count: int,
 ) -> tuple[list[LearnedPiece], Learned]:
     assert base.document is not None
@@ -336,16 +415,21 @@ def _by_byte_merges(
         )
         for language, sample in _samples(extend, corpus, rules).items()
     }
-    protected = [line for lines in corpus.protected(extend).values() for line in lines]
-    forbidden = byte_neighbours(encoder, corpus.protected_training(extend), every.is_foreign)
-    forbidden |= byte_neighbours(encoder, protected, every.is_foreign)
-    guard = None
-    if extend.protect and extend.protect_unseen:
-        written = {
-            language: {byte_surface(run).decode(errors="ignore"): count for run, count in counter.items()}
-            for language, counter in runs.items()
-        }
-        guard = latin_guard(extend, corpus, written)
+    small = {
+        language: _small_words({byte_surface(run).decode(errors="ignore"): n for run, n in counter.items()})
+        for language, counter in runs.items()
+    }
+    protected = (line for lines in corpus.protected(extend).values() for line in lines)
+    words_at_large = (f"{space}{word}" for word in protected_words(extend, small) for space in ("", " "))
+    texts = chain(corpus.protected_training(extend), protected, words_at_large)
+    forbidden = byte_neighbours(encoder, texts, every.is_foreign)
+    guard = latin_guard(extend, corpus, small) if extend.protect and extend.protect_unseen else None
+    for language, (_, frequencies) in words.items():
+        counter = runs[language]
+        letters = sum(len(byte_surface(run).decode(errors="ignore")) * n for run, n in counter.items())
+        for run, times in _listed(extend, language, rules[language], frequencies, letters).items():
+            for pretoken in encoder.pretokens(run):
+                counter[pretoken] += times
     segments, surfaces = build_byte_segments(base, encoder, runs, _importance(extend, corpus), extend.damping)
     judge = BytePieceJudge(
         encoder,

@@ -160,11 +160,11 @@ def _name_characters(
 class LatinGuard:
     """Keeps Latin pieces out of English that the stage has not seen.
 
-    Neighbouring base tokens of protected text are tested exactly elsewhere. What that misses by chance in one
-    word turns up in another word of unseen text, so a piece must not occur inside any protected word; of a
+    Neighbouring base tokens of protected text, and of the words that its language uses at large, are tested
+    exactly elsewhere; that is enough for a piece that begins a word. What it misses by chance in one word
+    turns up inside another, so a piece from inside of words must not occur in any protected word at all; of a
     phrase, one of its words must not. And names travel between languages (▁LibreOffice, ▁Jakarta): a capital
-    is allowed only at the beginning of a word that the target languages write in small letters too, and that
-    is not protected in small letters either.
+    is allowed only at the beginning of a word that the target languages write in small letters too.
 
     Args:
         protected: words of protected text.
@@ -182,7 +182,10 @@ class LatinGuard:
         words = [
             surface[start : end + 1] for start, end in zip([0, *cuts], [*cuts, len(surface)], strict=True)
         ]
-        if all(word in self._protected or word.lower() in self._protected for word in words):
+        begins_word = surface.startswith(SPACE) and len(words) == 1
+        if not begins_word and all(
+            word in self._protected or word.lower() in self._protected for word in words
+        ):
             return "protected"
         for word in words:
             if word == word.lower():

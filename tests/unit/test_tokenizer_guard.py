@@ -59,9 +59,10 @@ guard = LatinGuard(
         ("▁yang", None),
         ("▁Yang", None),  # written in small letters too: the beginning of a sentence
         ("andin", "protected"),  # inside Kandinsky
-        ("▁Kan", "protected"),
+        ("▁Kan", "name"),
+        ("▁sana", None),  # begins a protected word, whose neighbours are tested exactly
         ("kan", None),  # in Kandinsky with a capital only
-        ("▁Tin", "protected"),  # the beginning of a sentence
+        ("▁Tin", "name"),  # no target language writes it in small letters
         ("▁Jakarta", "name"),
         ("▁TIDAK", "name"),
         ("Yang", "name"),

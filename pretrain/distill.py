@@ -109,7 +109,7 @@ def distil_rows(
         "contexts": len(contexts.snippets),
         "steps": steps,
         "hidden_loss": {"before": float(before.hidden), "after": float(after.hidden)},
-        "output_rows": config.output_rows,
+        "output_rows": "tied" if output_rows is None else config.output_rows,
     }
     if before.next_token is not None and after.next_token is not None:
         report["next_token_loss"] = {"before": float(before.next_token), "after": float(after.next_token)}

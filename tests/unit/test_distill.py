@@ -250,6 +250,7 @@ def test_only_new_input_rows_change_and_the_loss_falls(
     mean = read_weights(tmp_path / "mean-export")
     assert (after[TABLE][ROWS : ROWS + 3] != mean[TABLE][ROWS : ROWS + 3]).any(dim=1).all()
     assert same_bits(after[TABLE][ROWS + 3 :].clone(), mean[TABLE][ROWS + 3 :].clone())
+    assert done["output_rows"] == ("mean" if HEAD in mean else "tied")
     if HEAD in mean:
         assert same_bits(after[HEAD], mean[HEAD])
     assert report["row_norms"][TABLE]["new_mean"] == pytest.approx(

@@ -14,7 +14,7 @@ from experiment.hf_tokenizer import mistral_v1_model
 from tokenizer.cost import MISTRAL_7B, relative_cost, shape_of
 from tokenizer.efficiency import AnyTokenizer, measure, read_lines, word_spans
 from tokenizer.report import run_report
-from tokenizer.words import keep_everything, word_splitter
+from tokenizer.words import PACKAGES, keep_everything, pretokeniser, word_splitter
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,23 @@ def test_a_splitter_that_swallows_characters_is_mended():
         "\u200bខ",
         " គ",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mecab", "東京 に 行き ます"),
+        ("jieba", "我 爱 北京 天安门"),
+        ("thai", "ฉัน ไป โรงเรียน"),
+        ("khmer", "ខ្ញុំ ទៅ សាលារៀន"),
+        ("lao", "ຂ້ອຍ ໄປ ໂຮງຮຽນ"),
+        ("burmese", "ကျွန်တော် ကျောင်း သွား တယ်"),
+    ],
+)
+def test_word_segmenters_find_the_words_of_a_plain_sentence(name, words):
+    for package in PACKAGES[name]:
+        pytest.importorskip(package)
+    assert keep_everything(pretokeniser(name))(words.replace(" ", "")) == words.split()
 
 
 def test_cost_by_hand():

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +31,7 @@ from experiment.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
 from experiment.stage import StageContext
 from tokenizer.base import BaseTokenizer, load_base
 from tokenizer.config import ExtendConfig, TokenizerConfig
-from tokenizer.extension import CorpusText, script_rules
+from tokenizer.extension import CorpusText, learn_extension, script_rules
 from tokenizer.sentencepiece_trainer import train_candidates
 from tokenizer.stage import run
 from tokenizer.vocabulary import merge_sentencepiece
@@ -53,6 +54,19 @@ _SEALLM = {
     "en": (1.19, 1.19),
 }
 """Tokens relative to ChatGPT's tokenizer on English, Llama 2 and SeaLLM (arXiv 2312.00738)."""
+OTHER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "ja": {"tsugiki, without word list": {"word_list_share": 0.0}},
+    "joint": {
+        "tsugiki, without word lists": {"word_list_share": 0.0},
+        "tsugiki, languages weighted": {
+            "languages": {
+                **{"zh": 1.1, "vi": 0.85, "th": 0.55, "id": 1.05, "ms": 1.05},
+                **{"km": 1.6, "lo": 1.1, "my": 1.6, "tl": 0.95},
+            }
+        },
+    },
+}
+"""Further rows of ours. Weights say which language matters; these ask for what naive merging gives each."""
 Row = tuple[str, dict[str, str], str, str]
 PUBLISHED: dict[str, dict[str, Row]] = {
     "ja": {"Swallow on Llama 2 (published)": ("11,176", {"ja": ".562"}, "", "")},
@@ -234,6 +248,13 @@ def table(
     model = (output / "tokenizer.model").read_bytes()
     row, changed = ratios(base, model, corpus, args.parallel, languages)
     rows["tsugiki"] = (f"{result.counts['added_pieces']:,}", row, changed, seconds)
+    for name, other in OTHER_SETTINGS[title].items():
+        started = time.perf_counter()
+        extend = ExtendConfig.model_validate({**settings, **other})
+        pieces = learn_extension(extend, base, corpus, count, workers=2).surfaces
+        proto = merge_sentencepiece(base, pieces, base.size + len(pieces))
+        row, changed = ratios(base, proto.SerializeToString(), corpus, args.parallel, languages)
+        rows[name] = (f"{len(pieces):,}", row, changed, f"{time.perf_counter() - started:.0f}")
     rows |= PUBLISHED[title]
     lines = [f"## {title}: {', '.join(languages)}", ""]
     lines.append(

@@ -38,6 +38,7 @@ from tokenizer.words import keep_everything, pretokeniser
 _MINIMUM_SCRIPT_SHARE = 0.1
 _PROTECTED_FREQUENCY = 1e-6
 """Words that are rarer in a protected language are not looked for: a list of them is mostly names."""
+_ZERO_WIDTH_SPACE = "\u200b"
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -233,6 +234,7 @@ def _by_merges(
     forbidden = _forbidden(extend, base, corpus, every, small)
     guard = latin_guard(extend, corpus, small) if extend.protect and extend.protect_unseen else None
     for language, counter in runs.items():
+        counter.update(_without_zero_width_spaces(counter))
         letters = sum(len(run) * times for run, times in counter.items())
         if language in words:
             counter.update(_listed(extend, language, rules[language], words[language][1], letters))
@@ -259,6 +261,18 @@ def _by_merges(
         learned = learner.learn(count, progress.advance)
     kept = set(select_reachable(base, [item.piece for item in learned.pieces], count))
     return [item for item in learned.pieces if item.piece in kept], learned
+
+
+def _without_zero_width_spaces(runs: Mapping[str, int]) -> Counter[str]:
+    """Runs with zero-width spaces as other people write them, without, counted half.
+
+    Khmer, Lao, Burmese and Thai texts mark words with them or do not; pieces must serve both.
+    """
+    found: Counter[str] = Counter()
+    for run, count in runs.items():
+        if _ZERO_WIDTH_SPACE in run:
+            found[run.replace(_ZERO_WIDTH_SPACE, "")] += (count + 1) // 2
+    return found
 
 
 def _everyday(extend: ExtendConfig, language: str, rule: ScriptRule, letters: int) -> dict[str, int]:

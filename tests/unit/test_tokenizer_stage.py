@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pytest
 import sentencepiece
@@ -321,3 +322,17 @@ def test_characters_that_the_sample_lacks_need_no_bytes(tmp_path, base_dir, corp
         run(config, {"base": base_dir, "corpus": corpus_dir}, out, StageContext(workers=1))
         spelled.append([piece for piece in load(out).encode(alphabet, out_type=str) if piece[:3] == "<0x"])
     assert spelled[0] and not spelled[1]
+
+
+def test_text_with_zero_width_spaces_serves_text_without(tmp_path, base_dir):
+    first, *words = ("ព្យាបាល", "ជំងឺ", "ក្រុង", "សត្វ", "ទឹក")
+    draw = random.Random(0)
+    documents = ["\u200b".join([first, *draw.choices(words, k=9)]) + f" {n}" for n in range(60)]
+    corpus = write_corpus(tmp_path / "corpus", {"km": documents, "en": TEXTS["en"]})
+    out = tmp_path / "out"
+    out.mkdir()
+    run(extend(languages={"km": 1.0}), {"base": base_dir, "corpus": corpus}, out, StageContext(workers=1))
+    new = load(out)
+    for word in words:
+        assert word in new.encode(f"x{word}", out_type=str)
+        assert "\u200b" + word in new.encode(f"x\u200b{word}", out_type=str)

@@ -16,7 +16,7 @@ from experiment.errors import ConfigError, DataError
 from experiment.stage import StageContext
 from pipeline import load_experiment, stages
 from tokenizer.config import TokenizerConfig
-from tokenizer.extension import script_rules, word_lists
+from tokenizer.extension import protected_words, script_rules, word_lists
 from tokenizer.sample import normalise
 from tokenizer.stage import run
 from tokenizer.word_lists import default_list, load_word_list, read_word_list, word_runs
@@ -177,3 +177,33 @@ def test_another_word_list_is_another_vocabulary(tmp_path):
     path.write_text("ក\t3\n", encoding="utf-8")
     assert chosen[0].sources() == [path]
     assert place not in [found for found, _ in experiment.missing_inputs(chosen)]
+
+
+def test_words_of_english_at_large_are_protected():
+    extend = config(languages={"id": 1.0, "km": 1.0}).extend
+    found = set(protected_words(extend, {"id": {"banana": 9, "apple": 1, "yang": 0}}))
+    assert {"kangaroo", "Kangaroo", "apple"} <= found
+    # English has the first less often than Indonesian at large, the second less often than this sample.
+    assert wordfreq.word_frequency("dengan", "en") > 1e-6
+    assert not {"dengan", "Dengan", "banana"} & found
+    assert wordfreq.word_frequency("sesquipedalian", "en") < 1e-6 and "sesquipedalian" not in found
+    assert protected_words(config(languages={"id": 1.0}, protect_unseen=False).extend, {}) == []
+
+
+def test_an_english_word_that_the_corpus_lacks_does_not_change(tmp_path):
+    base = mistral_base(tmp_path / "base")
+    words = ["tulis", "tulisan", "tulus", "tulang", "penulis"]
+    texts = {"id": [f"{' '.join(words)} {n} {' '.join(words[::-1])}" for n in range(40)]}
+    texts["en"] = fixture_texts("en")
+    assert not any("tulip" in text for text in texts["en"])
+    corpus = write_corpus(tmp_path / "corpus", texts)
+    tokens = {}
+    for unseen in (True, False):
+        out = tmp_path / str(unseen)
+        out.mkdir()
+        settings = config(languages={"id": 1.0}, protect_unseen=unseen)
+        run(settings, {"base": base, "corpus": corpus}, out, StageContext(workers=1))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
+        tokens[unseen] = processor.encode("He can fit 6 red tulips", out_type=str)
+    old = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
+    assert tokens[True] == old.encode("He can fit 6 red tulips", out_type=str) != tokens[False]

@@ -352,7 +352,8 @@ def protected_words(extend: ExtendConfig, small_words: Mapping[str, Mapping[str,
     """Words that the protected languages use at large: protected text that the corpus need not hold.
 
     A list of English words holds those of other languages that English texts quote, so a word counts only
-    where English has it more often than the target languages, by their lists and by their samples.
+    where English has it more often than the target languages, by their lists, or by the sample of a language
+    without a list.
 
     Args:
         extend: configuration.
@@ -365,12 +366,13 @@ def protected_words(extend: ExtendConfig, small_words: Mapping[str, Mapping[str,
         return []
     elsewhere: dict[str, float] = {}
     for language in extend.languages:
-        sample = small_words.get(language, {})
-        total = max(sum(sample.values()), 1)
-        own = {word: count / total for word, count in sample.items() if count >= extend.minimum_count}
-        for frequencies in (load_word_list(language, default_list(language)), own):
-            for word, frequency in frequencies.items():
-                elsewhere[word] = max(elsewhere.get(word, 0.0), frequency)
+        frequencies = load_word_list(language, default_list(language))
+        if not frequencies:
+            sample = small_words.get(language, {})
+            total = max(sum(sample.values()), 1)
+            frequencies = {word: n / total for word, n in sample.items() if n >= extend.minimum_count}
+        for word, frequency in frequencies.items():
+            elsewhere[word] = max(elsewhere.get(word, 0.0), frequency)
     found: dict[str, None] = {}
     for language in extend.protect:
         for word, frequency in load_word_list(language, default_list(language)).items():

@@ -127,7 +127,7 @@ def learn_extension(
         for language, name in extend.pretokenise.items()
         if name != "none"
     }
-    words = word_lists(extend)
+    words = word_lists(extend, rules)
     if extend.method == "sentencepiece":
         pieces, learned = (
             _by_sentencepiece(extend, base, corpus, rules, every, splitters, count, workers),
@@ -165,11 +165,14 @@ def script_rules(extend: ExtendConfig, phrases: bool) -> tuple[dict[str, ScriptR
     return rules, ScriptRule(every, letters="".join(letters.values()))
 
 
-def word_lists(extend: ExtendConfig) -> dict[str, tuple[str, dict[str, float]]]:
-    """Name and words of the list of each language that has one.
+def word_lists(
+    extend: ExtendConfig, rules: Mapping[str, ScriptRule]
+) -> dict[str, tuple[str, dict[str, float]]]:
+    """Name and words of the list of each language that has one in its script.
 
     Raises:
-        ConfigError, DataError, EnvironmentError_: see :func:`~tokenizer.word_lists.load_word_list`.
+        ConfigError, DataError, EnvironmentError_: see :func:`~tokenizer.word_lists.load_word_list`; a list
+            asked for has no word in the script.
     """
     if extend.method == "sentencepiece" or not extend.word_list_share:
         if extend.word_lists and extend.method == "sentencepiece":
@@ -180,11 +183,20 @@ def word_lists(extend: ExtendConfig) -> dict[str, tuple[str, dict[str, float]]]:
                 fix="leave word_lists out, or take method: continued",
             )
         return {}
-    names = {
-        language: extend.word_lists.get(language) or default_list(language) for language in extend.languages
-    }
-    found = {language: (name, load_word_list(language, name)) for language, name in names.items()}
-    return {language: (name, words) for language, (name, words) in found.items() if words}
+    found: dict[str, tuple[str, dict[str, float]]] = {}
+    for language, rule in rules.items():
+        name = extend.word_lists.get(language) or default_list(language)
+        words = load_word_list(language, name)
+        if any(map(rule.letters, words)):
+            found[language] = name, words
+        elif words and language in extend.word_lists:
+            raise DataError(
+                f"the word list has no word of '{language}'",
+                where=f"tokenizer.extend.word_lists.{language}",
+                got=f"{name}: {', '.join(list(words)[:5])}",
+                expected=f"words in {', '.join(rule.scripts)}",
+            )
+    return found
 
 
 def _samples(

@@ -122,13 +122,20 @@ def test_words_are_normalised_as_the_text_is():
     assert runs == {"\u30ac": 10}
 
 
-def test_languages_without_a_list_are_left_out():
-    found = word_lists(config(languages={"ja": 1.0, "vi": 1.0, "km": 1.0}, word_lists={"vi": "none"}).extend)
-    assert list(found) == ["ja"]
-    assert word_lists(config(word_list_share=0.0).extend) == {}
-    assert word_lists(config(method="sentencepiece").extend) == {}
+def lists(**settings):
+    extend = config(**settings).extend
+    return word_lists(extend, script_rules(extend, phrases=True)[0])
+
+
+def test_languages_without_a_list_are_left_out(tmp_path):
+    languages = {"ja": 1.0, "vi": 1.0, "km": 1.0, "sr": 1.0}  # wordfreq's Serbian is in Latin letters
+    assert list(lists(languages=languages, word_lists={"vi": "none"})) == ["ja"]
+    assert lists(word_list_share=0.0) == lists(method="sentencepiece") == {}
     with pytest.raises(ConfigError, match="continued merges only"):
-        word_lists(config(method="sentencepiece", word_lists={"ja": "wordfreq"}).extend)
+        lists(method="sentencepiece", word_lists={"ja": "wordfreq"})
+    (tmp_path / "words.tsv").write_text("hello\t3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no word of 'km'[\s\S]*hello[\s\S]*Khmer"):
+        lists(languages={"km": 1.0}, word_lists={"km": str(tmp_path / "words.tsv")})
 
 
 @pytest.mark.parametrize("language", list(NEW_WORDS))

@@ -327,6 +327,10 @@ def stage_report(
     """
     shape = _model_shape(None, base)
     lead = [html.Section("", html.cards({key: str(value) for key, value in facts["headline"].items()}))]
+    if by_language := facts.get("pieces_by_language"):
+        lists = facts.get("word_lists", {})
+        rows = [[key, f"{count:,}", lists.get(key, "none")] for key, count in by_language.items()]
+        lead.append(html.Section("Languages", html.table(["language", "pieces", "word list"], rows)))
     if curve is not None:
         sizes, ratios = curve
         figure = plots.curve(sizes, ratios, output_dir / "curve.png", facts.get("pieces"))

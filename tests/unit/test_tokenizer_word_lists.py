@@ -151,6 +151,9 @@ def test_a_word_that_the_text_lacks_becomes_a_piece(inputs, tmp_path, language):
         tokens.append(processor.encode(f"x {NEW_WORDS[language]}", out_type=str)[1:])
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["word_lists"] == ({} if setting == "none" else {language: f"{setting}, 1 words"})
+        page = (out / "report.html").read_text(encoding="utf-8")
+        pieces = report["pieces_by_language"][language]
+        assert f"<td>{language}</td><td>{pieces}</td><td>{setting}" in page
     assert len(tokens[0]) > 2
     assert "".join(tokens[1]).replace("▁", "") == NEW_WORDS[language] and len(tokens[1]) <= 2
 

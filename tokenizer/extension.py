@@ -244,7 +244,7 @@ def _by_merges(
     }
     small = {language: _small_words(counter) for language, counter in runs.items()}
     forbidden = _forbidden(extend, base, corpus, every, small)
-    guard = latin_guard(extend, corpus, small) if extend.protect and extend.protect_unseen else None
+    guard = latin_guard(extend, corpus, small, every.is_foreign)
     for language, counter in runs.items():
         counter.update(_without_zero_width_spaces(counter))
         letters = sum(len(run) * times for run, times in counter.items())
@@ -303,18 +303,23 @@ def _listed(
 
 
 def latin_guard(
-    extend: ExtendConfig, corpus: CorpusText, small_words: Mapping[str, Mapping[str, int]]
-) -> LatinGuard:
-    """The guard of :class:`~tokenizer.segments.LatinGuard` for the words of a corpus.
+    extend: ExtendConfig,
+    corpus: CorpusText,
+    small_words: Mapping[str, Mapping[str, int]],
+    is_foreign: Callable[[str], bool],
+) -> LatinGuard | None:
+    """The guard of :class:`~tokenizer.segments.LatinGuard` for the words of a corpus, if one is wanted.
 
     Args:
         extend: configuration.
         corpus: gives the protected text.
         small_words: how often each word in small letters occurs in a target language's sample.
+        is_foreign: whether a text holds characters of a target language only.
     """
-    held_out = (line for lines in corpus.protected(extend).values() for line in lines)
+    if not (extend.protect and extend.protect_unseen):
+        return None
     protected: set[str] = set()
-    for text in chain(corpus.protected_training(extend), held_out):
+    for text in _protected_texts(extend, corpus, is_foreign):
         protected.update(_WORD.findall(text))
     common = (
         word
@@ -354,10 +359,28 @@ def _forbidden(
     small_words: Mapping[str, Mapping[str, int]],
 ) -> set[str]:
     """Pieces that would change protected text."""
-    processor = base.exact_processor()
-    lines = (line for found in corpus.protected(extend).values() for line in found)
-    texts = chain(corpus.protected_training(extend), lines, protected_words(extend, small_words))
-    return neighbour_concatenations(processor, texts, every.is_foreign)
+    texts = _protected_texts(extend, corpus, every.is_foreign)
+    words = protected_words(extend, small_words)
+    return neighbour_concatenations(base.exact_processor(), chain(texts, words), every.is_foreign)
+
+
+def _protected_texts(
+    extend: ExtendConfig, corpus: CorpusText, is_foreign: Callable[[str], bool]
+) -> Iterator[str]:
+    """Protected text, training and held-out, without what it quotes in a target language.
+
+    A line that holds characters of a target language is meant to change; its words in other than ASCII ("Hà"
+    beside "Nội") are left out.
+    """
+    held_out = (line for lines in corpus.protected(extend).values() for line in lines)
+    for text in chain(corpus.protected_training(extend), held_out):
+        if not is_foreign(text):
+            yield text
+            continue
+        lines = text.split("\n")
+        yield "\n".join(
+            " ".join(filter(str.isascii, line.split(" "))) if is_foreign(line) else line for line in lines
+        )
 
 
 def protected_words(extend: ExtendConfig, small_words: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -447,11 +470,10 @@ def _by_byte_merges(
         language: _small_words({byte_surface(run).decode(errors="ignore"): n for run, n in counter.items()})
         for language, counter in runs.items()
     }
-    protected = (line for lines in corpus.protected(extend).values() for line in lines)
     words_at_large = (f"{space}{word}" for word in protected_words(extend, small) for space in ("", " "))
-    texts = chain(corpus.protected_training(extend), protected, words_at_large)
-    forbidden = byte_neighbours(encoder, texts, every.is_foreign)
-    guard = latin_guard(extend, corpus, small) if extend.protect and extend.protect_unseen else None
+    texts = _protected_texts(extend, corpus, every.is_foreign)
+    forbidden = byte_neighbours(encoder, chain(texts, words_at_large), every.is_foreign)
+    guard = latin_guard(extend, corpus, small, every.is_foreign)
     for language, (_, frequencies) in words.items():
         counter = runs[language]
         letters = sum(len(byte_surface(run).decode(errors="ignore")) * n for run, n in counter.items())

@@ -336,3 +336,18 @@ def test_text_with_zero_width_spaces_serves_text_without(tmp_path, base_dir):
     for word in words:
         assert word in new.encode(f"x{word}", out_type=str)
         assert "\u200b" + word in new.encode(f"x\u200b{word}", out_type=str)
+
+
+def test_foreign_names_in_english_text_protect_nothing(tmp_path, base_dir):
+    words = ["không", "được", "Rhône"]
+    draw = random.Random(0)
+    documents = [" ".join(draw.choices(words, k=12)) + f" {n}" for n in range(60)]
+    for quoted, free in (("He lives in Hà Nội, not in Đông Hà.", True), ("The sông of Không.", False)):
+        english = [*TEXTS["en"], f"One day {quoted} And so on.\nThe Rhône."]
+        out = tmp_path / str(free)
+        corpus = write_corpus(out / "corpus", {"vi": documents, "en": english}, heldout=0)
+        config = extend(languages={"vi": 1.0}, word_lists={"vi": "none"})
+        run(config, {"base": base_dir, "corpus": corpus}, out, StageContext(workers=1))
+        new = load(out)
+        assert ("▁không" in new.encode("không", out_type=str)) == free
+        assert new.encode("The Rhône.") == load(base_dir).encode("The Rhône.")

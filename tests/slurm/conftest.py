@@ -90,6 +90,14 @@ def breakable(cluster: None) -> Iterator[None]:
         assert up(**SIZE) is None
 
 
+@pytest.fixture
+def whole(cluster: None) -> Iterator[None]:
+    """The cluster with every node, for a test that needs them all: no other process breaks one meanwhile."""
+    with _mending():
+        assert up(**SIZE) is None
+        yield
+
+
 @pytest.fixture(scope="module")
 def accounting() -> Iterator[None]:
     """Another Slurm of two nodes with slurmdbd, beside the one without, for the tests of one module."""

@@ -154,7 +154,7 @@ def test_array_larger_than_slurm_allows(tmp_path: Path) -> None:
         executor.submit()
 
 
-def test_dry_run_of_a_recipe_on_32_nodes_with_8_gpus(tmp_path: Path) -> None:
+def test_dry_run_of_a_recipe_on_32_nodes_with_8_gpus(whole: None, tmp_path: Path) -> None:
     """The published 70B recipe with the shipped GPU cluster file; Slurm itself judges every script."""
     lines: list[str] = []
     recipe = ROOT / "configs" / "recipes" / "swallow-70b.yaml"

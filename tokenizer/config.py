@@ -58,7 +58,7 @@ class ExtendConfig(StrictModel):
     protect_unseen: bool = True
     """Also test Latin pieces on the words that the protected languages use at large (wordfreq), and refuse
     those from inside of words that occur in any protected word, and names: for English that the stage has
-    not seen. Indonesian, Malay and Tagalog then need 4-7 % more tokens."""
+    not seen. Indonesian, Malay and Tagalog then need 3-7 % more tokens."""
     protect_code: bool = True
     """Also protect program code and numbers (a built-in sample plus any protected source)."""
     multiple_of: int = Field(default=128, ge=8)

@@ -218,3 +218,25 @@ def test_an_english_word_that_the_corpus_lacks_does_not_change(tmp_path):
         tokens[unseen] = processor.encode("He can fit 6 red tulips", out_type=str)
     old = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     assert tokens[True] == old.encode("He can fit 6 red tulips", out_type=str) != tokens[False]
+
+
+def test_no_english_word_at_large_changes_over_a_byte_level_base(tmp_path):
+    from tokenizers import Tokenizer
+
+    words = ["tulis", "tulisan", "tulus", "kangguru", "kangkung", "pensil", "pensiun"]
+    texts = {"id": [f"{' '.join(words)} {n} {' '.join(words[::-1])}" for n in range(40)]}
+    corpus = write_corpus(tmp_path / "corpus", {**texts, "en": fixture_texts("en")})
+    (tmp_path / "base").mkdir()
+    trained().save(str(tmp_path / "base" / "tokenizer.json"))
+    old = Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
+    changed = {}
+    for unseen in (True, False):
+        out = tmp_path / str(unseen)
+        out.mkdir()
+        settings = config(languages={"id": 1.0}, protect_unseen=unseen)
+        english = [f" {word}" for word in protected_words(config(languages={"id": 1.0}).extend, {})]
+        run(settings, {"base": tmp_path / "base", "corpus": corpus}, out, StageContext(workers=1))
+        new = Tokenizer.from_file(str(out / "tokenizer.json"))
+        pairs = zip(old.encode_batch(english), new.encode_batch(english), strict=True)
+        changed[unseen] = sum(before.ids != after.ids for before, after in pairs)
+    assert changed[True] == 0 < changed[False]

@@ -27,10 +27,16 @@ test: $(VENV)/.installed  ## all tests
 test-unit: $(VENV)/.installed  ## unit and distributed tests only
 	$(PYTEST) tests/unit tests/distributed
 
-check: $(VENV)/.installed  ## lint, formatting, types
+check: $(VENV)/.installed .types  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# mypy does not read the editable install: the package as a tree of links.
+.types: setup.py
+	rm -rf .types && mkdir -p .types/tsugiki
+	ln -s ../../tsugiki/* .types/tsugiki/
+	for room in data tokenizer pretrain evaluation experiment slurm; do ln -s ../../$$room .types/tsugiki/$$room; done
 
 format: $(VENV)/.installed  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
@@ -47,5 +53,5 @@ $(VENV)/.installed: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@touch $@
 
 clean:  ## remove the environment, caches and runs of the quick start and the tests
-	rm -rf $(VENV) .venv312 .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build runs/quickstart runs/smoke
+	rm -rf $(VENV) .venv312 .mypy_cache .ruff_cache .pytest_cache .hypothesis .types *.egg-info build runs/quickstart runs/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

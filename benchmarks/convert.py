@@ -34,9 +34,9 @@ def write_model(directory: Path, shape: str) -> int:
     """A Llama of random bf16 weights; returns its bytes."""
     import torch
 
-    from pretrain.hf_files import HfWriter, write_json
-    from pretrain.spec import ModelSpec
-    from pretrain.weights import hf_tensors
+    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.pretrain.conversion.weights import hf_tensors
+    from tsugiki.pretrain.formats.safetensors_files import HfWriter, write_json
 
     config = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
@@ -79,8 +79,8 @@ def write_tokenizer(directory: Path, rows: int, pieces: int) -> None:
 
 def child(action: str, source: Path, target: Path, workers: int) -> None:
     """One conversion, in this process."""
-    from pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
-    from pretrain.convert_config import ExportConfig
+    from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
+    from tsugiki.pretrain.convert_config import ExportConfig
 
     if action == "import":
         tokenizer = target.parent / "tokenizer"

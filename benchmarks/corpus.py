@@ -33,8 +33,8 @@ STOCK_LANGUAGES = {
 
 def read_texts(pattern: str, maximum_bytes: int) -> list[str]:
     """Texts of JSONL files, the files in turn, up to a number of bytes."""
-    from data.extraction import normalise
-    from data.streams import open_stream
+    from tsugiki.data.common.streams import open_stream
+    from tsugiki.data.formatters.extraction import normalise
 
     files = sorted(str(path) for path in Path(pattern).parent.glob(Path(pattern).name))
     if not files:
@@ -56,14 +56,14 @@ def our_steps(language: str) -> dict[str, Callable[[str], object]]:
     from datatrove.data import Document
     from datatrove.pipeline.filters.base_filter import BaseFilter
 
-    from data.config import MinhashSettings
-    from data.dedup import FastSignature, minhash_config
-    from data.extraction import normalise
-    from data.filters import build_filters
-    from data.ledger import Ledger
-    from data.profiles import load_profile
-    from data.segmentation import tokenizer_for
-    from data.text_rules import Cleaner
+    from tsugiki.data.common.segmentation import tokenizer_for
+    from tsugiki.data.common.stats import Ledger
+    from tsugiki.data.config import MinhashSettings
+    from tsugiki.data.dedup.duplicates import FastSignature, minhash_config
+    from tsugiki.data.filters.heuristics import Cleaner
+    from tsugiki.data.filters.profiles import load_profile
+    from tsugiki.data.filters.steps import build_filters
+    from tsugiki.data.formatters.extraction import normalise
 
     profile = load_profile(language, ["configs/filters"])
     steps = build_filters(profile, Ledger(0), identify=True, minimum_score=None, model=None)
@@ -132,9 +132,9 @@ def compare_tokens(texts: list[str], tokenizer_dir: Path) -> dict[str, Any]:
     import numpy as np
     from datatrove.pipeline.tokens import MegatronDocumentTokenizer
 
-    from data.config import TokensConfig
-    from data.encode_shards import EncodeShards, EncodeTask, Vocabulary
-    from data.shardfile import ShardWriter, read_documents
+    from tsugiki.data.common.jsonl_shards import ShardWriter, read_documents
+    from tsugiki.data.config import TokensConfig
+    from tsugiki.data.encoding.encode_shards import EncodeShards, EncodeTask, Vocabulary
 
     vocabulary = Vocabulary.load(tokenizer_dir)
     config = TokensConfig.model_validate({"mixture": {"total_tokens": 1}, "add_bos": False})

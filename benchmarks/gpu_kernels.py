@@ -13,9 +13,9 @@ def kernels(device: str, shape: str, vocabularies: list[int]) -> list[dict[str, 
     import torch
     from train_gpu import SHAPES
 
-    from pretrain.fused import compiled, rms_norm
-    from pretrain.fused_loss import linear_cross_entropy
-    from pretrain.loss import vocabulary_parallel_loss
+    from tsugiki.pretrain.model.fused_loss import linear_cross_entropy
+    from tsugiki.pretrain.model.kernels import compiled, rms_norm
+    from tsugiki.pretrain.model.loss import vocabulary_parallel_loss
 
     fast = device == "cuda"
     dtype = torch.bfloat16 if fast else torch.float32

@@ -16,7 +16,7 @@ from typing import Any
 
 def acceleration_of(side: str, device: str) -> Any:
     """What a side uses; on a CPU the fast paths without the compiler."""
-    from pretrain.tiers import REFERENCE, Acceleration, resolve
+    from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, resolve
 
     if side == "ours-plain":
         return REFERENCE
@@ -42,19 +42,19 @@ class Bench:
     """
 
     def __init__(self, spec: Any, sequence: int, options: argparse.Namespace, side: str) -> None:
-        from pretrain.megatron_cpu import import_megatron
+        from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
         import_megatron()
         import torch
         from megatron.core.pipeline_parallel import get_forward_backward_func
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        from pretrain.config import OptimizerConfig, ParallelConfig
-        from pretrain.data import Batch
-        from pretrain.distributed import finalize_gradients, initialise
-        from pretrain.model import build_model
-        from pretrain.optimizer import Optimizer, wrap_models
-        from pretrain.world import World
+        from tsugiki.pretrain.config import OptimizerConfig, ParallelConfig
+        from tsugiki.pretrain.model.gpt import build_model
+        from tsugiki.pretrain.runtime.process_groups import finalize_gradients, initialise
+        from tsugiki.pretrain.runtime.world import World
+        from tsugiki.pretrain.training.batches import Batch
+        from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -88,7 +88,7 @@ class Bench:
         """One optimizer step as in the training loop; returns its seconds."""
         from train_gpu import synchronize
 
-        from pretrain.loop import _forward_step
+        from tsugiki.pretrain.training.trainer import _forward_step
 
         synchronize(self.options.device)
         start = time.perf_counter()
@@ -136,7 +136,7 @@ def _profiled(path: Path) -> Iterator[None]:
 
 def checkpoint_blocking(spec: Any, sequence: int, options: argparse.Namespace) -> dict[str, Any]:
     """How long an asynchronous checkpoint keeps the loop from training, against the time of a step."""
-    from pretrain.checkpoint import CheckpointStore, TrainingState
+    from tsugiki.pretrain.checkpoint.store import CheckpointStore, TrainingState
 
     sys.stdout.flush()
     bench = Bench(spec, sequence, options, "ours")

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-import pretrain.graft
-from evaluation.heldout import Document, heldout_documents
-from evaluation.language_model import LanguageModel, load_language_model
-from evaluation.scoring import bits_per_byte, score_documents
-from experiment.corpus_index import CorpusIndex
-from experiment.stage import StageContext
-from pretrain.convert import export_checkpoint
-from pretrain.convert_config import DistillationConfig, ExportConfig, GraftConfig
-from pretrain.distill import Student, load_network
-from pretrain.distill_contexts import Expansion, Ids, collate
-from pretrain.new_rows import Piece, read_pieces
+import tsugiki.pretrain.graft
+from tsugiki.evaluation.scoring.bits_per_byte import bits_per_byte, score_documents
+from tsugiki.evaluation.scoring.heldout import Document, heldout_documents
+from tsugiki.evaluation.scoring.language_model import LanguageModel, load_language_model
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.stage import StageContext
+from tsugiki.pretrain.conversion.distill import Student, load_network
+from tsugiki.pretrain.conversion.distill_contexts import Expansion, Ids, collate
+from tsugiki.pretrain.conversion.new_rows import Piece, read_pieces
+from tsugiki.pretrain.convert import export_checkpoint
+from tsugiki.pretrain.convert_config import DistillationConfig, ExportConfig, GraftConfig
 
 _WINDOW = 256
 _BASE_TOKENS = 200
@@ -46,7 +46,7 @@ def graft(run: Path, base: Path, settings: dict[str, Any], work: Path) -> tuple[
     """Graft and export; the directory and ``graft.json``."""
     (work / "graft").mkdir(parents=True)
     inputs = {"base": base, "tokenizer": run / "tokenizer", "corpus": run / "corpus"}
-    pretrain.graft.run(GraftConfig.model_validate(settings), inputs, work / "graft", StageContext())
+    tsugiki.pretrain.graft.run(GraftConfig.model_validate(settings), inputs, work / "graft", StageContext())
     export = ExportConfig(verify=False)
     export_checkpoint(
         work / "graft", work / "hf", tokenizer_dir=run / "tokenizer", base_dir=base, config=export

@@ -26,15 +26,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiment.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
-from experiment.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
-from experiment.stage import StageContext
-from tokenizer.base import BaseTokenizer, load_base
-from tokenizer.config import ExtendConfig, TokenizerConfig
-from tokenizer.extension import CorpusText, learn_extension, script_rules
-from tokenizer.sentencepiece_trainer import train_candidates
-from tokenizer.stage import run
-from tokenizer.vocabulary import merge_sentencepiece
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
+from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.text.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
+from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
+from tsugiki.tokenizer.base.merge import merge_sentencepiece
+from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
+from tsugiki.tokenizer.extend import run
+from tsugiki.tokenizer.learning.extension import CorpusText, learn_extension, script_rules
+from tsugiki.tokenizer.learning.sentencepiece_trainer import train_candidates
 
 HELD_OUT_ONE_IN = 20
 EVEN_BYTES = 5_000_000
@@ -283,7 +283,7 @@ def speed(args: argparse.Namespace, work: Path) -> list[str]:
     Encoding is measured in CPU seconds of one thread (see :func:`encode_seconds`), the report in wall time of
     its first and only pass, word segmentation included.
     """
-    from tokenizer.efficiency import AnyTokenizer, measure
+    from tsugiki.tokenizer.measure.efficiency import AnyTokenizer, measure
 
     lines = [
         "## Speed",

@@ -51,10 +51,10 @@ def prepare(directory: Path, steps: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from experiment.mixture import Mixture, MixtureSource
-    from pretrain.convert_config import GraftConfig
-    from pretrain.convert_import import write_import
-    from pretrain.indexed import write_indexed
+    from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource
+    from tsugiki.pretrain.conversion.import_hf import write_import
+    from tsugiki.pretrain.convert_config import GraftConfig
+    from tsugiki.pretrain.formats.indexed import write_indexed
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory / "hf")
@@ -78,10 +78,10 @@ def prepare(directory: Path, steps: int) -> None:
 
 def ours(directory: Path, steps: int, threads: int, mlflow: bool = False) -> list[float]:
     """Times of finished steps."""
-    from experiment.stage import StageContext
-    from experiment.tracking import NullTracker, TrackingConfig, open_run
-    from pretrain.config import TrainConfig
-    from pretrain.train import run
+    from tsugiki.experiment.stage import StageContext
+    from tsugiki.experiment.tracking import NullTracker, TrackingConfig, open_run
+    from tsugiki.pretrain.config import TrainConfig
+    from tsugiki.pretrain.train import run
 
     config = TrainConfig.model_validate(
         {

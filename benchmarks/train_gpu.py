@@ -53,7 +53,7 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 
 def spec_of(shape: str, layers: int, vocabulary: int) -> Any:
     """The shape as a ModelSpec."""
-    from pretrain.spec import ModelSpec
+    from tsugiki.experiment.model_spec import ModelSpec
 
     facts = {key: value for key, value in SHAPES[shape].items() if key != "sequence"}
     return ModelSpec(
@@ -151,7 +151,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 def skipped(side: str, device: str) -> str | None:
     """Why a side does not run here."""
-    from experiment.accelerators import has_nvidia_apex, has_transformer_engine
+    from tsugiki.experiment.accelerators import has_nvidia_apex, has_transformer_engine
 
     if side.startswith("ours-te") and not (device == "cuda" and has_transformer_engine()):
         return "transformer-engine is not installed"
@@ -189,7 +189,7 @@ def figures(
     shape: str, layers: int, vocabulary: int, step_seconds: float, options: argparse.Namespace
 ) -> dict[str, float]:
     """Tokens/s and TFLOP/s of a step that took so long."""
-    from pretrain.metrics import flops_per_token
+    from tsugiki.pretrain.training.metrics import flops_per_token
 
     sequence = SHAPES[shape]["sequence"]
     rate = options.micro_batch * options.micro_batches * sequence / step_seconds

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from experiment.chat_tokens import ChatConfig
-from experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.text.chat_tokens import ChatConfig
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 """ISO 639 code (``ja``, ``zh``, ``fil``), optionally with a script or region (``zh-Hant``)."""

@@ -22,26 +22,32 @@ from pathlib import Path
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from data.boilerplate import FindBoilerplate
-from data.config import CorpusConfig, SourceConfig
-from data.corpus_report import CorpusReport, write_report
-from data.decontamination import Contamination, load_contamination
-from data.dedup import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
-from data.execution import INLINE_BELOW_BYTES, ProcessExecutor, ShardProgress, Stopwatch, available_workers
-from data.finalise import FinaliseShards, shard_paths
-from data.heldout import SelectHeldout
-from data.language import require_model
-from data.ledger import Ledger
-from data.pii import masked
-from data.profiles import Profile, load_profile
-from data.segmentation import Segmentation, default_segmentation
-from data.shardfile import ShardWriter, atomic_file, read_json
-from data.shards import FilterShards
-from data.sources import Shard, plan_fingerprint, plan_shards
-from data.workspace import Workspace, open_work
-from experiment.corpus_index import CorpusIndex, CorpusSource
-from experiment.errors import DataError
-from experiment.stage import StageContext, StageResult
+from tsugiki.data.common.executor import (
+    INLINE_BELOW_BYTES,
+    ProcessExecutor,
+    ShardProgress,
+    Stopwatch,
+    available_workers,
+)
+from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, read_json
+from tsugiki.data.common.segmentation import Segmentation, default_segmentation
+from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.workspace import Workspace, open_work
+from tsugiki.data.config import CorpusConfig, SourceConfig
+from tsugiki.data.dedup.decontamination import Contamination, load_contamination
+from tsugiki.data.dedup.duplicates import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
+from tsugiki.data.dedup.heldout import SelectHeldout
+from tsugiki.data.dedup.lines import FindBoilerplate
+from tsugiki.data.filters.language import require_model
+from tsugiki.data.filters.profiles import Profile, load_profile
+from tsugiki.data.formatters.pii import masked
+from tsugiki.data.passes.filter import FilterShards
+from tsugiki.data.passes.finalise import FinaliseShards, shard_paths
+from tsugiki.data.readers.planning import Shard, plan_fingerprint, plan_shards
+from tsugiki.data.report.corpus_report import CorpusReport, write_report
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
+from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.stage import StageContext, StageResult
 
 
 def run(

@@ -1,7 +1,7 @@
 """The tokens stage: encodes the corpus into Megatron datasets and plans the mixture.
 
 Shards of the corpus are encoded in parallel into raw parts under ``.work`` (see
-:mod:`data.encode_shards`), then joined in order, so the result does not depend on the number of
+:mod:`tsugiki.data.encoding.encode_shards`), then joined in order, so the result does not depend on the number of
 workers and a killed run continues where it was.
 """
 
@@ -14,18 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import TokensConfig
-from data.encode_shards import SPLITS, EncodeTask, Encoding, Vocabulary, load_chat_encoder, stored_type
-from data.execution import ShardProgress
-from data.indexed_dataset import concatenate
-from data.mixture_plan import Available, plan_tokens
-from data.shardfile import atomic_file
-from experiment.chat_tokens import TEMPLATE_NAME
-from experiment.config import expand_path
-from experiment.corpus_index import CorpusSource
-from experiment.errors import ConfigError, DataError
-from experiment.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
-from experiment.stage import StageContext, StageResult
+from tsugiki.data.common.executor import ShardProgress
+from tsugiki.data.common.jsonl_shards import atomic_file
+from tsugiki.data.config import TokensConfig
+from tsugiki.data.encoding.encode_shards import (
+    SPLITS,
+    EncodeTask,
+    Encoding,
+    Vocabulary,
+    load_chat_encoder,
+    stored_type,
+)
+from tsugiki.data.encoding.mixture_plan import Available, plan_tokens
+from tsugiki.experiment.artefacts.corpus_index import CorpusSource
+from tsugiki.experiment.artefacts.indexed_dataset import concatenate
+from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
+from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
 
 
 def run(

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from evaluation.artefacts import Artefacts, run_directories
-from evaluation.charts import short
-from evaluation.compare_effort import curves, equal_effort, facts
-from evaluation.compare_page import comparison_page
-from evaluation.intervals import Resampler
-from evaluation.results import table, with_interval
-from evaluation.scoring import Score
-from experiment.errors import ConfigError, DataError
+from tsugiki.evaluation.pages.artefacts import Artefacts, run_directories
+from tsugiki.evaluation.pages.compare import comparison_page
+from tsugiki.evaluation.pages.compute_matched import curves, equal_effort, facts
+from tsugiki.evaluation.pages.results import table, with_interval
+from tsugiki.evaluation.scoring.bits_per_byte import Score
+from tsugiki.evaluation.scoring.intervals import Resampler
+from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.pages.charts import short
 
 PAGE_NAME = "index.html"
 JSON_NAME = "comparison.json"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import Cosmetic, StrictModel
 
 
 class SampleConfig(StrictModel):
@@ -50,7 +50,7 @@ class HarnessConfig(StrictModel):
     chat_template: Literal["none", "result", "both"] = "none"
     """Whose questions are written as conversations in the model's chat template, examples as earlier turns:
     nobody's, the result's, or the base's too. Published tables that were measured without
-    (`chat: false` in `evaluation/suites.yaml`) stay without."""
+    (`chat: false` in `evaluation/benchmarks/suites.yaml`) stay without."""
     fewshot: dict[str, int] = Field(default_factory=dict)
     """Examples before a question, by task, where it should not be the published number."""
     limit: int | None = Field(default=None, gt=0)

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.config import EvaluateConfig
-from evaluation.harness import check, check_chat_template, evaluate_benchmarks
-from evaluation.heldout import Document, heldout_documents, measured_languages
-from evaluation.intervals import Interval, Resampler
-from evaluation.language_model import LanguageModel, common_window, load_language_model
-from evaluation.results import markdown
-from evaluation.samples import choose_prompts, continue_greedily
-from evaluation.scoring import Score, bits_per_byte, perplexity, score_documents
-from experiment.corpus_index import CorpusIndex
-from experiment.errors import ConfigError
-from experiment.progress import Progress
-from experiment.stage import StageContext, StageResult
+from tsugiki.evaluation.benchmarks.harness import check, check_chat_template, evaluate_benchmarks
+from tsugiki.evaluation.config import EvaluateConfig
+from tsugiki.evaluation.pages.results import markdown
+from tsugiki.evaluation.scoring.bits_per_byte import Score, bits_per_byte, perplexity, score_documents
+from tsugiki.evaluation.scoring.heldout import Document, heldout_documents, measured_languages
+from tsugiki.evaluation.scoring.intervals import Interval, Resampler
+from tsugiki.evaluation.scoring.language_model import LanguageModel, common_window, load_language_model
+from tsugiki.evaluation.scoring.samples import choose_prompts, continue_greedily
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.stage import StageContext, StageResult
 
 MODELS = ("base", "result")
 _CHATTING: dict[str, tuple[str, ...]] = {"none": (), "result": ("result",), "both": MODELS}

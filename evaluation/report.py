@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from evaluation.artefacts import Artefacts
-from evaluation.config import ReportConfig
-from evaluation.html import page
-from evaluation.report_benchmarks import benchmarks_section
-from evaluation.report_data import corpus_section, mixture_section, tokenizer_section
-from evaluation.report_model import (
+from tsugiki.evaluation.config import ReportConfig
+from tsugiki.evaluation.pages.artefacts import Artefacts
+from tsugiki.evaluation.pages.benchmarks import benchmarks_section
+from tsugiki.evaluation.pages.data import corpus_section, mixture_section, tokenizer_section
+from tsugiki.evaluation.pages.model import (
     environment_section,
     export_section,
     headline,
     quality_section,
     samples_section,
 )
-from evaluation.report_training import training_section
-from experiment.stage import StageContext, StageResult
+from tsugiki.evaluation.pages.training import training_section
+from tsugiki.experiment.pages.html import page
+from tsugiki.experiment.stage import StageContext, StageResult
 
 PAGE_NAME = "index.html"
 

@@ -22,7 +22,8 @@ from typing import Annotated, Any, TypeVar, Union
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from experiment.errors import ConfigError
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.shipped import experiment_path, find
 
 
 class StrictModel(BaseModel):
@@ -168,7 +169,7 @@ def load_raw(path: Path, overrides: Sequence[str] = ()) -> RawConfig:
     Raises:
         ConfigError: unreadable file, circular ``extends``, malformed override.
     """
-    raw = _load_extended(path, ())
+    raw = _load_extended(experiment_path(path), ())
     for override in overrides:
         _apply_override(raw, override)
     return raw
@@ -401,10 +402,12 @@ def dump_yaml(model: BaseModel) -> str:
 def expand_path(text: str) -> Path:
     """A path from a configuration: ``~`` and ``$VARIABLES`` expanded, else relative to the working directory.
 
+    What is not there and ships with Tsugiki (``configs/…``, ``tests/fixtures/…``) is found where it was installed.
+
     Raises:
         ConfigError: a variable is not set.
     """
     expanded = os.path.expandvars(text)
     if "$" in expanded:
         raise ConfigError("a path uses a variable that is not set", got=text)
-    return Path(expanded).expanduser()
+    return find(Path(expanded).expanduser())

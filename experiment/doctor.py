@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from experiment import accelerators
+from tsugiki.experiment import accelerators
 
 State = Literal["ok", "absent", "missing"]
 

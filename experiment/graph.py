@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from experiment.config import fingerprint
-from experiment.digest import ExternalDigests, sha256_json
-from experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
-from experiment.manifest import Manifest, describe_outputs, git_revision, versions
-from experiment.stage import StageContext, StageFunction, StageResult
-from experiment.tracking import (
+from tsugiki.experiment.config import fingerprint
+from tsugiki.experiment.digest import ExternalDigests, sha256_json
+from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
+from tsugiki.experiment.manifest import Manifest, describe_outputs, git_revision, versions
+from tsugiki.experiment.stage import StageContext, StageFunction, StageResult
+from tsugiki.experiment.tracking import (
     MlflowTracker,
     NullTracker,
     RunStatus,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from experiment.config import StrictModel
-from experiment.digest import digest_files, digest_outputs, list_files
+from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.digest import digest_files, digest_outputs, list_files
 
 MANIFEST_NAME = "manifest.json"
 _PACKAGES = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiment.tracking import NullTracker, Tracker
+from tsugiki.experiment.tracking import NullTracker, Tracker
 
 
 @dataclass(frozen=True)

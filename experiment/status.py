@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from experiment.errors import ConfigError
-from experiment.manifest import Manifest
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.manifest import Manifest
 
 _ORDER = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 

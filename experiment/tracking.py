@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol
 
-from experiment.config import StrictModel
-from experiment.errors import EnvironmentError_
+from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.errors import EnvironmentError_
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _METRICS_PER_CALL = 1000

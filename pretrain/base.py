@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from experiment.config import expand_path
-from experiment.corpus_index import CorpusIndex, Split
-from experiment.errors import ConfigError, DataError
-from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
-from experiment.mixture import Mixture, MixtureSource, save_document_bytes
-from experiment.stage import StageContext, StageResult
-from pretrain import train
-from pretrain.config import (
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, Split
+from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
+from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
+from tsugiki.pretrain import train
+from tsugiki.pretrain.config import (
     BaseConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -28,11 +28,11 @@ from pretrain.config import (
     ScratchConfig,
     TrainConfig,
 )
-from pretrain.convert_config import GraftConfig
-from pretrain.convert_export import find_checkpoint, write_export
-from pretrain.convert_import import write_import
-from pretrain.indexed import write_indexed
-from pretrain.job import METRICS_NAME, WORK_NAME
+from tsugiki.pretrain.conversion.export_hf import find_checkpoint, write_export
+from tsugiki.pretrain.conversion.import_hf import write_import
+from tsugiki.pretrain.convert_config import GraftConfig
+from tsugiki.pretrain.formats.indexed import write_indexed
+from tsugiki.pretrain.runtime.job import METRICS_NAME, WORK_NAME
 
 _ENCODED_TOGETHER = 256
 _SHARD_BYTES = 5_000_000_000

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import Cosmetic, StrictModel
 
 
 class ScratchConfig(StrictModel):

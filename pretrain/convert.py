@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import ConfigError, DataError
-from pretrain.convert_config import ExportConfig, GraftConfig
-from pretrain.journal import JOURNAL_NAME
+from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
+from tsugiki.pretrain.formats.journal import JOURNAL_NAME
 
 if TYPE_CHECKING:
-    from pretrain.convert_export import TrainedModel
+    from tsugiki.pretrain.conversion.export_hf import TrainedModel
 
 
 def import_checkpoint(
@@ -55,7 +55,7 @@ def import_checkpoint(
         DataError: tokenizer and matrix do not fit.
         EnvironmentError_: not enough disk space.
     """
-    from pretrain.convert_import import write_import
+    from tsugiki.pretrain.conversion.import_hf import write_import
 
     with _whole_or_nothing(output_dir, overwrite) as target:
         return write_import(
@@ -102,9 +102,9 @@ def export_checkpoint(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    from pretrain.convert_export import remove_finished, while_whole, write_export
-    from pretrain.model_card import write_card
-    from pretrain.verify import VERIFY_NAME, verify_export
+    from tsugiki.pretrain.conversion.export_hf import remove_finished, while_whole, write_export
+    from tsugiki.pretrain.conversion.model_card import write_card
+    from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
 
     settings = config or ExportConfig()
     if settings.verify and tokenizer_dir is None:
@@ -169,15 +169,21 @@ def verify_checkpoint(
 
     Returns:
         ``weights`` (tensors and bytes compared) and, with ``logits``, the figures of
-        :class:`pretrain.verify.LogitsReport`.
+        :class:`tsugiki.pretrain.conversion.verify.LogitsReport`.
 
     Raises:
         ConfigError: no such iteration.
         CheckpointError: the first difference found, or a damaged side.
         DataError: the texts hold nothing, or the tokenizer cannot be read.
     """
-    from pretrain.convert_export import find_checkpoint
-    from pretrain.verify import check_logits, encode_text, pseudo_random_ids, verify_logits, verify_weights
+    from tsugiki.pretrain.conversion.export_hf import find_checkpoint
+    from tsugiki.pretrain.conversion.verify import (
+        check_logits,
+        encode_text,
+        pseudo_random_ids,
+        verify_logits,
+        verify_weights,
+    )
 
     model = find_checkpoint(megatron_dir, iteration)
     result: dict[str, Any] = {"weights": verify_weights(hf_dir, model)}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiment.config import Cosmetic, OmittedIfNull, StrictModel
+from tsugiki.experiment.config import Cosmetic, OmittedIfNull, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
 InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random", "distillation"]

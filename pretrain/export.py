@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment.chat_tokens import TEMPLATE_NAME
-from experiment.corpus_index import CorpusIndex
-from experiment.stage import StageContext, StageResult
-from pretrain.convert_config import ExportConfig
-from pretrain.convert_export import TrainedModel, remove_finished, while_whole, write_export
-from pretrain.model_card import CARD_NAME, write_card
-from pretrain.verify import VERIFY_NAME, verify_export
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
+from tsugiki.pretrain.conversion.export_hf import TrainedModel, remove_finished, while_whole, write_export
+from tsugiki.pretrain.conversion.model_card import CARD_NAME, write_card
+from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
+from tsugiki.pretrain.convert_config import ExportConfig
 
 
 def run(

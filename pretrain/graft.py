@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment.stage import StageContext, StageResult
-from pretrain.convert_config import GraftConfig
-from pretrain.convert_import import REPORT_NAME, write_import
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.pretrain.conversion.import_hf import REPORT_NAME, write_import
+from tsugiki.pretrain.convert_config import GraftConfig
 
 
 def run(

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import CheckpointError, Interrupted
-from experiment.mixture import Mixture
-from experiment.stage import StageContext, StageResult
-from pretrain.config import TrainConfig
-from pretrain.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
-from pretrain.launch import check_world, run_here
-from pretrain.layout import check
-from pretrain.schedule import check_schedule
-from pretrain.signals import StopRequest
-from pretrain.spec import SPEC_NAME, ModelSpec
-from pretrain.world import World
+from tsugiki.experiment.artefacts.mixture import Mixture
+from tsugiki.experiment.errors import CheckpointError, Interrupted
+from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.planning.parallelism import check
+from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
+from tsugiki.pretrain.runtime.signals import StopRequest
+from tsugiki.pretrain.runtime.world import World
+from tsugiki.pretrain.training.launch import check_world, run_here
 
 _HF_CONFIG_NAME = "hf_config.json"
 _GRAFT_FILES = (SPEC_NAME, _HF_CONFIG_NAME)
@@ -62,7 +62,7 @@ def _train(
     check(config, spec, max(replicas, 1))
     check_schedule(config, mixture.total_tokens)
     if config.tier != "auto" or config.precision == "fp8":
-        from pretrain.tiers import acceleration_of
+        from tsugiki.pretrain.model.backend import acceleration_of
 
         acceleration_of(config)
     job = TrainJob(
@@ -93,10 +93,10 @@ def _train(
 
 
 def _run_as_rank(job: TrainJob, world: World, context: StageContext, stop: StopRequest) -> None:
-    from pretrain.megatron_cpu import import_megatron
+    from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()
-    from pretrain.worker import train
+    from tsugiki.pretrain.training.worker import train
 
     if not train(job.model_copy(update={"tracking": context.tracker.info}), world, stop):
         raise Interrupted(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,11 +23,10 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from slurm import client
-from slurm.config import ArrayConfig, ClusterConfig
-from slurm.jobs import FOLDER, locked
-from slurm.scripts import (
-    HOME,
+from tsugiki.slurm import client
+from tsugiki.slurm.config import ArrayConfig, ClusterConfig
+from tsugiki.slurm.jobs import FOLDER, locked
+from tsugiki.slurm.scripts import (
     container_prefix,
     environment_lines,
     expandable,
@@ -39,7 +37,7 @@ from slurm.scripts import (
 )
 
 if TYPE_CHECKING:
-    from experiment.graph import Graph
+    from tsugiki.experiment.graph import Graph
 
 _LAUNCHER = "launch_pickled_pipeline"
 
@@ -137,10 +135,9 @@ class SiteExecutor(SlurmPipelineExecutor):
         _, _, argument = run_script.partition(f"{_LAUNCHER} ")
         flags = ["--export=ALL", "--ntasks=1", f"--cpus-per-task={self.cpus_per_task}"]
         flags += [*srun_flags, *resources.srun_flags]
-        python = [*prefix, *python_command(self._site), "-m", f"datatrove.tools.{_LAUNCHER}"]
+        python = [*prefix, *python_command(self._site), "-P", "-m", f"datatrove.tools.{_LAUNCHER}"]
         lines = ["#!/usr/bin/env bash", *header_lines(sbatch_args, resources), ""]
         lines += environment_lines(self._site.environment)
-        lines.append(f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}")
         # The exit status of a task decides whether what depends on the array may start.
         lines.append(f"exec srun {' '.join(map(expandable, [*flags, *python, argument.strip()]))}")
         return "\n".join(lines) + "\n"
@@ -186,8 +183,8 @@ class EncodeShare(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Encode the share; yields nothing."""
-        from data.encode_shards import Encoding
-        from pipeline import load_experiment
+        from tsugiki.data.encoding.encode_shards import Encoding
+        from tsugiki.pipeline import load_experiment
 
         experiment = load_experiment(self.config_path)
         graph = experiment.graph(announce=lambda line: None)
@@ -231,7 +228,7 @@ def stage_array(
             site, stage, array, [step], array.tasks, folder,
             job_name=name, log=log, after=after, skip_completed=False,
         )  # fmt: skip
-    from data.array import filter_pass
+    from tsugiki.data.passes.job_array import filter_pass
 
     node: Any = graph.stages[stage]
     partial = graph.prepare(node).resolve() if plan_only is None else plan_only / f"{stage}.partial"

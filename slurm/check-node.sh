@@ -3,7 +3,7 @@
 bad() { echo "BAD NODE: $*"; }
 
 [ -w "${TMPDIR:-/tmp}" ] || bad "cannot write to ${TMPDIR:-/tmp}"
-[ -r "$TSUGIKI_HOME/slurm/rank.sh" ] || bad "cannot read $TSUGIKI_HOME: not on a shared file system?"
+[ -r "$TSUGIKI_SCRIPTS/rank.sh" ] || bad "cannot read $TSUGIKI_SCRIPTS: not on a shared file system?"
 [ -w "$TSUGIKI_RUN_DIR" ] || bad "cannot write to $TSUGIKI_RUN_DIR"
 
 if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ] && command -v nvidia-smi >/dev/null; then

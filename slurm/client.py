@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiment.errors import ConfigError, EnvironmentError_
+from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 
 LIVE_STATES = frozenset(
     {

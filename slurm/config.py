@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from experiment.config import RawConfig, StrictModel, load_raw, validate
-from experiment.errors import ConfigError
+from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.shipped import find, shipped_folder
 
 CLUSTERS_FOLDER = Path("configs/clusters")
 OVERRIDE_PREFIX = "cluster."
@@ -135,7 +136,7 @@ class EnvironmentConfig(StrictModel):
     """Python inside the environment. Null = ``python``, and with no modules, conda, venv or container the
     very Python that submits."""
     command: str | None = None
-    """How Tsugiki is started inside the environment; null = ``<python> -m tsugiki``."""
+    """How Tsugiki is started inside the environment; null = ``<python> -P -m tsugiki``."""
     node_scratch: str | None = None
     """Node-local folder for temporary files and compiler caches, made when missing
     (``/scratch/$USER/$SLURM_JOB_ID``)."""
@@ -169,7 +170,7 @@ class RestartConfig(StrictModel):
     """The job gives up after this many restarts that found no newer checkpoint than the one before."""
     exclude_node_after_failures: int = Field(default=2, ge=1)
     """A node whose rank was the first to fail this many times is left out of the next attempt."""
-    node_check: str | None = 'bash "$TSUGIKI_HOME/slurm/check-node.sh"'
+    node_check: str | None = 'bash "$TSUGIKI_SCRIPTS/check-node.sh"'
     """Run once on every node before training; a node where it fails is left out. Null = no check."""
 
 
@@ -237,12 +238,12 @@ def cluster_path(name: str) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    path = Path(name)
+    path = find(Path(name))
     if path.suffix in (".yaml", ".yml") or "/" in name:
         if not path.is_file():
             raise ConfigError("no such cluster file", where=path, fix="see configs/clusters/template.yaml")
         return path
-    folders = dict.fromkeys([CLUSTERS_FOLDER, Path(__file__).resolve().parent.parent / CLUSTERS_FOLDER])
+    folders = dict.fromkeys([CLUSTERS_FOLDER, shipped_folder("configs") / CLUSTERS_FOLDER.name])
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"

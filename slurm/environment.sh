@@ -87,5 +87,5 @@ if [ "$apex" = 1 ] && { [ ! -x "$dir/bin/python" ] || ! "$dir/bin/python" -c "im
   run git -C "$source" checkout -q --force FETCH_HEAD
   run env APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_PARALLEL_BUILD="$MAX_JOBS" "${pip[@]}" --no-build-isolation --no-cache-dir "$source"
 fi
-run "$dir/bin/python" -m tsugiki doctor || true # login nodes have no GPU: for what is installed
+run "$dir/bin/python" -P -m tsugiki doctor || true # login nodes have no GPU: for what is installed
 echo "cluster file:  environment: {venv: $(cd "$dir" 2>/dev/null && pwd || echo "$dir")}"

@@ -2,7 +2,7 @@
 # What every job does around its stage: launch, pass signals on, requeue, give up. Sourced by the .sbatch files.
 #
 # Set by the caller (the .sbatch files give defaults, `tsugiki submit` fills them in):
-#   TSUGIKI_COMMAND   array: how Tsugiki is started, e.g. (python -m tsugiki)
+#   TSUGIKI_COMMAND   array: how Tsugiki is started, e.g. (python -P -m tsugiki)
 #   CONTAINER         array: prefix of every process, e.g. (apptainer exec --nv image.sif); may be empty
 #   SRUN_FLAGS        array: further flags of srun
 #   TSUGIKI_REQUEUE   1: the job may requeue itself; 0: it is followed by another link
@@ -202,7 +202,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   state=$TSUGIKI_RUN_DIR/slurm logs=$TSUGIKI_RUN_DIR/slurm/logs
   mkdir -p "$logs" || exit 1
   export TSUGIKI_RUN_DIR TSUGIKI_CHAIN=${TSUGIKI_CHAIN:-$job} TSUGIKI_TOKEN=$token TSUGIKI_STAGE=$stage
-  export TSUGIKI_NODE_CHECK=${TSUGIKI_NODE_CHECK:-} PYTHONPATH=$TSUGIKI_HOME${PYTHONPATH:+:$PYTHONPATH}
+  export TSUGIKI_NODE_CHECK=${TSUGIKI_NODE_CHECK:-}
   trap 'on_stop USR1' USR1
   trap 'on_stop TERM' TERM
 
@@ -246,7 +246,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05, and where the site submits with
   # --export=NONE it would hand none of our variables on.
   srun --export=ALL --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-    "${SRUN_FLAGS[@]}" bash "$TSUGIKI_HOME/slurm/rank.sh" \
+    "${SRUN_FLAGS[@]}" bash "$TSUGIKI_SCRIPTS/rank.sh" \
     "${CONTAINER[@]}" "${launcher[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
   step=$!
   local status=0 answer

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiment.config import StrictModel
-from experiment.errors import ConfigError, EnvironmentError_
-from experiment.status import JobStatus, RunStatus, read_status
-from slurm import client
+from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.errors import ConfigError, EnvironmentError_
+from tsugiki.experiment.status import JobStatus, RunStatus, read_status
+from tsugiki.slurm import client
 
 FOLDER = "slurm"
 

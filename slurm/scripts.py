@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.config import ClusterConfig, ContainerConfig, EnvironmentConfig, Resources
+from tsugiki.slurm.config import ClusterConfig, ContainerConfig, EnvironmentConfig, Resources
 
-HOME = Path(__file__).resolve().parent.parent
-"""The checkout (or installation) whose scripts the jobs use."""
+SCRIPTS = Path(__file__).resolve().parent
+"""Folder of the scripts the jobs use, of the checkout or installation that submits."""
 
 _HEADER = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
 _SITE = re.compile(r"^# --- site.*?^# --- end of site\n", re.MULTILINE | re.DOTALL)
@@ -49,7 +49,7 @@ def render(
         chain: name of this submission, within which restarts are counted.
     """
     training = stage == "train"
-    template = (HOME / "slurm" / ("train.sbatch" if training else "stage.sbatch")).read_text(encoding="utf-8")
+    template = (SCRIPTS / ("train.sbatch" if training else "stage.sbatch")).read_text(encoding="utf-8")
     resources = cluster.resources(stage)
     text = _HEADER.sub(lambda _: _header(cluster, resources, stage, experiment, run_dir), template, count=1)
     text = _SITE.sub(lambda _: _site(cluster, resources, run_dir, chain, training), text, count=1)
@@ -130,14 +130,14 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
         # Made on every node by the processes: the node of the batch script is only one of them.
         lines.append(f"export TSUGIKI_NODE_SCRATCH={expandable(environment.node_scratch)}")
     prefix, srun_flags = container_prefix(environment.container, resources)
-    command = [*python_command(cluster), "-m", "tsugiki"]
+    command = [*python_command(cluster), "-P", "-m", "tsugiki"]
     if environment.command is not None:
         command = shlex.split(environment.command)
     lines += [
         f"TSUGIKI_COMMAND=({' '.join(map(expandable, command))})",
         f"CONTAINER=({' '.join(map(expandable, prefix))})",
         f"SRUN_FLAGS=({' '.join(map(expandable, [*srun_flags, *resources.srun_flags]))})",
-        f"export TSUGIKI_HOME={shlex.quote(str(HOME))}",
+        f"export TSUGIKI_SCRIPTS={shlex.quote(str(SCRIPTS))}",
         f"export TSUGIKI_RUN_DIR={shlex.quote(str(run_dir))}",
         f"export TSUGIKI_CHAIN={shlex.quote(chain)}",
         f"export TSUGIKI_REQUEUE={int(restart.requeue)}",

@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiment.config import RawConfig, dump_yaml
-from experiment.errors import ConfigError
-from experiment.graph import Graph
-from slurm import client
-from slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
-from slurm.jobs import FOLDER, Job, JobRecord, locked
-from slurm.scripts import Script, render
+from tsugiki.experiment.config import RawConfig, dump_yaml
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.graph import Graph
+from tsugiki.slurm import client
+from tsugiki.slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
+from tsugiki.slurm.jobs import FOLDER, Job, JobRecord, locked
+from tsugiki.slurm.scripts import Script, render
 
 if TYPE_CHECKING:
-    from pipeline import Experiment
+    from tsugiki.pipeline import Experiment
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def submit(
             this run with another configuration wait or run.
         EnvironmentError_: Slurm's commands are missing or do not answer.
     """
-    from pipeline import load_experiment
+    from tsugiki.pipeline import load_experiment
 
     ours, theirs = split_overrides(overrides)
     experiment = load_experiment(config_path, ours)
@@ -255,7 +255,7 @@ def _arrays(
     """Submits the array of a stage; gives its number, None when all of its tasks are done."""
 
     def start(stage: str, after: int | None) -> int | None:
-        from slurm.arrays import stage_array
+        from tsugiki.slurm.arrays import stage_array
 
         return stage_array(graph, site, stage, experiment, run_dir, after).submit()
 
@@ -307,7 +307,7 @@ def _show(
 
 def _array_script(graph: Graph, site: ClusterConfig, experiment: str, run_dir: Path, stage: str) -> str:
     """The array's script as it would be, planned in a folder that is thrown away."""
-    from slurm.arrays import stage_array
+    from tsugiki.slurm.arrays import stage_array
 
     with tempfile.TemporaryDirectory() as folder:
         executor = stage_array(graph, site, stage, experiment, run_dir, plan_only=Path(folder))

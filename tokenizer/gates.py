@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import DataError
-from experiment.hf_tokenizer import SPACE
-from tokenizer.base import CONTROL, UNUSED, USER_DEFINED, BaseTokenizer
-from tokenizer.config import GateName
-from tokenizer.vocabulary import unreachable
+from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.hf_tokenizer import SPACE
+from tsugiki.tokenizer.base.base import CONTROL, UNUSED, USER_DEFINED, BaseTokenizer
+from tsugiki.tokenizer.base.merge import unreachable
+from tsugiki.tokenizer.config import GateName
 
 _EXAMPLES = 10
 
@@ -83,7 +83,7 @@ def check_sentencepiece(inputs: GateInputs) -> list[Gate]:
     proto = type(inputs.base.proto)()
     proto.ParseFromString(model_file.read_bytes())
     every_line = [line for lines in (*inputs.protected.values(), *inputs.lines.values()) for line in lines]
-    from tokenizer.base import exact_processor
+    from tsugiki.tokenizer.base.base import exact_processor
 
     missing = unreachable(exact_processor(proto), inputs.pieces, inputs.base.size)
     return [
@@ -120,7 +120,7 @@ def _slow_equals_fast(base: Any, slow: Any, fast: Any, inputs: GateInputs, lines
     note = ""
     failures = differing
     if differing:
-        from experiment.hf_tokenizer import tokenizer_document
+        from tsugiki.experiment.text.hf_tokenizer import tokenizer_document
 
         document = inputs.base.document or tokenizer_document(inputs.base.proto)
         import json

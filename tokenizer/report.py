@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiment.errors import ConfigError
-from experiment.progress import Progress
-from tokenizer import html, plots
-from tokenizer.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
-from tokenizer.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words
-from tokenizer.gates import Gate
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.progress import Progress
+from tsugiki.tokenizer.gates import Gate
+from tsugiki.tokenizer.learning.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
+from tsugiki.tokenizer.measure import html, plots
+from tsugiki.tokenizer.measure.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words
 
 _RARE = 10
 _SHOWN_PIECES = 60

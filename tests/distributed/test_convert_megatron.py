@@ -14,14 +14,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
 
 from convert_material import CASES, Case, make_model, read_weights, same_bits, write_tokenizer  # noqa: E402
 
-from pretrain.convert import export_checkpoint, import_checkpoint  # noqa: E402
-from pretrain.convert_config import ExportConfig, GraftConfig  # noqa: E402
-from pretrain.convert_import import write_import  # noqa: E402
-from pretrain.verify import compare_logits, hf_logits, pseudo_random_ids  # noqa: E402
+from tsugiki.pretrain.conversion.import_hf import write_import  # noqa: E402
+from tsugiki.pretrain.conversion.verify import compare_logits, hf_logits, pseudo_random_ids  # noqa: E402
+from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint  # noqa: E402
+from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig  # noqa: E402
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
@@ -33,7 +32,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def run_ranks(jobs: list[dict[str, Any]], world_size: int, folder: Path) -> None:
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    worker = Path(__file__).with_name("convert_worker.py")
+    worker = ROOT / "tests" / "support" / "convert_worker.py"
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

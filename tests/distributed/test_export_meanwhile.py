@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from convert_material import read_weights, same_bits
 from training_case import train, write_graft, write_tokens
 
-from experiment.errors import CheckpointError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
-from convert_material import read_weights, same_bits
-
-import pretrain.convert_export
-from pretrain.convert import export_checkpoint
-from pretrain.convert_config import ExportConfig
-from pretrain.convert_export import TrainedModel, find_checkpoint, while_whole
+import tsugiki.pretrain.conversion.export_hf
+from tsugiki.experiment.errors import CheckpointError
+from tsugiki.pretrain.conversion.export_hf import TrainedModel, find_checkpoint, while_whole
+from tsugiki.pretrain.convert import export_checkpoint
+from tsugiki.pretrain.convert_config import ExportConfig
 
 STEPS = 20
 PLAIN = ExportConfig(verify=False)
@@ -48,13 +43,13 @@ def test_exports_during_training_are_exactly_one_checkpoint(
 ) -> None:
     """A checkpoint every step, only the newest kept: exports race with writing and with deleting."""
     used: list[TrainedModel] = []
-    write = pretrain.convert_export.write_export
+    write = tsugiki.pretrain.conversion.export_hf.write_export
 
     def recorded(model: TrainedModel, *arguments: Any, **options: Any) -> dict[str, Any]:
         used.append(model)
         return write(model, *arguments, **options)
 
-    monkeypatch.setattr("pretrain.convert_export.write_export", recorded)
+    monkeypatch.setattr("tsugiki.pretrain.conversion.export_hf.write_export", recorded)
     output = tmp_path / "train"
     settings = {"keep_checkpoints": 1, "asynchronous_checkpoints": asynchronous}
     training = threading.Thread(

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import ParallelConfig, TrainConfig
-from pretrain.plan_memory import CPU_KERNELS, TORCH_KERNELS, Kernels, StageMemory, padded_rows, stage_memory
-from pretrain.spec import ModelSpec
+from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pretrain.config import ParallelConfig, TrainConfig
+from tsugiki.pretrain.planning.memory import (
+    CPU_KERNELS,
+    TORCH_KERNELS,
+    Kernels,
+    StageMemory,
+    padded_rows,
+    stage_memory,
+)
 
 SHAPE = {
     "layers": 4, "hidden_size": 128, "ffn_size": 320, "heads": 4, "kv_heads": 2, "head_dim": 32,
@@ -56,7 +63,7 @@ def measure(wanted: dict[str, list[dict[str, Any]]], *, alone: bool) -> list[tup
     """(layout, case, measures) of every rank of every layout."""
     request = [{"parallel": LAYOUTS[name], "cases": cases, "alone": alone} for name, cases in wanted.items()]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("memory_ranks.py")), json.dumps(request)],
+        [sys.executable, "-W", "ignore", str(Path(__file__).parents[1] / "support" / "memory_ranks.py"), json.dumps(request)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

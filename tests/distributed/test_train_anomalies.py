@@ -23,7 +23,7 @@ from training_case import (
 )
 from training_reference import batch_of, rates_of, reference_losses, samples_in_order
 
-from experiment.errors import TrainingError
+from tsugiki.experiment.errors import TrainingError
 
 POISON = 100
 """A token whose embedding is NaN: so is the loss of every batch that reads it, and of no other."""

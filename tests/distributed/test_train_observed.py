@@ -32,11 +32,11 @@ from training_case import (
 )
 from training_reference import batch_of, samples_in_order
 
-from experiment.errors import EnvironmentError_, Interrupted, TrainingError
-from experiment.graph import Graph, Stage
-from experiment.stage import StageContext
-from experiment.tracking import TrackingConfig, default_uri
-from pretrain.config import TrainConfig
+from tsugiki.experiment.errors import EnvironmentError_, Interrupted, TrainingError
+from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.tracking import TrackingConfig, default_uri
+from tsugiki.pretrain.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_no_peak_no_mfu_and_a_measured_one(case: Path, tmp_path: Path) -> None:
 def test_waiting_for_data_is_seen(case: Path, tmp_path: Path) -> None:
     """Every batch takes 0.8 s to read, by far longer than a step on it; a quick reader is not waited for."""
     fault = (
-        "import time\nfrom pretrain.data import BatchReader\noriginal = BatchReader._read\n"
+        "import time\nfrom tsugiki.pretrain.training.batches import BatchReader\noriginal = BatchReader._read\n"
         "def read(self, step):\n    time.sleep(0.8)\n    return original(self, step)\nBatchReader._read = read\n"
     )
     write_tokens(tmp_path, steps=4)
@@ -160,7 +160,7 @@ def test_norms_of_old_and_new_rows(case: Path, tmp_path: Path, change: dict[str,
 def graph(case: Path, run_dir: Path, **changes: object) -> Graph:
     config = settings(**changes)
     stage = Stage(
-        "train", config, ("graft", "tokens"), "pretrain.train:run",
+        "train", config, ("graft", "tokens"), "tsugiki.pretrain.train:run",
         {"graft": case / "graft", "tokens": case / "tokens"}, keep_partial=True, precious=True,
     )  # fmt: skip
     context = StageContext(seed=5, workers=1, experiment_name="observed")
@@ -183,7 +183,7 @@ def stopping(run_dir: Path, step: int, before: Callable[[], None] = lambda: None
                     before()
                     for child in psutil.Process().children():
                         with contextlib.suppress(psutil.NoSuchProcess):
-                            if "pretrain.worker" in child.cmdline():
+                            if "tsugiki.pretrain.training.worker" in child.cmdline():
                                 child.send_signal(signal.SIGTERM)
                     return
             time.sleep(0.01)
@@ -266,10 +266,10 @@ AS_A_RANK = """
 import os
 from pathlib import Path
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-from experiment.stage import StageContext
-from experiment.tracking import TrackingConfig, open_run
-from pretrain.config import TrainConfig
-from pretrain.train import run
+from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.tracking import TrackingConfig, open_run
+from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.train import run
 case, output = Path(case), Path(output)
 tracker = open_run(TrackingConfig(experiment="ranks"), output.parent, "train")
 config = TrainConfig.model_validate_json(config)

@@ -31,10 +31,10 @@ from training_case import (
     write_tokens,
 )
 
-from experiment.errors import CheckpointError, Interrupted, TrainingError
-from pretrain.job import INTERRUPTED_EXIT_CODE, TrainJob
-from pretrain.launch import raise_for_status
-from pretrain.signals import STOP_SIGNALS
+from tsugiki.experiment.errors import CheckpointError, Interrupted, TrainingError
+from tsugiki.pretrain.runtime.job import INTERRUPTED_EXIT_CODE, TrainJob
+from tsugiki.pretrain.runtime.signals import STOP_SIGNALS
+from tsugiki.pretrain.training.launch import raise_for_status
 
 EVERY_FOUR = {"save_interval_steps": 4, "keep_checkpoints": 9}
 
@@ -177,7 +177,7 @@ def test_a_stop_of_the_command_before_it_trains(tmp_path: Path, number: signal.S
 def test_a_stop_before_the_first_step(case: Path, tmp_path: Path) -> None:
     """Asked of one rank alone while the model is being built: all of them leave before any step."""
     fault = (
-        "import os, signal, torch\nfrom pretrain.loop import BatchReader\noriginal = BatchReader.__init__\n"
+        "import os, signal, torch\nfrom tsugiki.pretrain.training.trainer import BatchReader\noriginal = BatchReader.__init__\n"
         "def init(self, *arguments):\n    if torch.distributed.get_rank() == 1:\n"
         "        os.kill(os.getpid(), signal.SIGUSR2)\n    original(self, *arguments)\n"
         "BatchReader.__init__ = init\n"
@@ -224,7 +224,7 @@ def test_damaged_newest_checkpoint(case: Path, uninterrupted: Path, damage: str)
 
 
 UNREADABLE = """
-import pretrain.checkpoint as checkpoint
+import tsugiki.pretrain.checkpoint.store as checkpoint
 original = checkpoint.sha256_of
 def sha256_of(path):
     if "iter_0000020/__1" in str(path):
@@ -382,10 +382,10 @@ def test_a_dead_rank_ends_the_run(case: Path) -> None:
 def test_a_hang_ends_with_its_reason(case: Path) -> None:
     """A step that sleeps longer than the watchdog allows."""
     fault = (
-        "import time\nfrom pretrain.data import BatchReader\noriginal = BatchReader.step\n"
+        "import time\nfrom tsugiki.pretrain.training.batches import BatchReader\noriginal = BatchReader.step\n"
         "def step(self, number):\n    time.sleep(60 if number == 3 else 0)\n    return original(self, number)\n"
         "BatchReader.step = step\n"
-        "import pretrain.distributed as distributed\ninitialise = distributed.initialise\n"
+        "import tsugiki.pretrain.runtime.process_groups as distributed\ninitialise = distributed.initialise\n"
         "def told(*arguments):\n    print('ranks wait for', arguments[-1])\n    initialise(*arguments)\n"
         "distributed.initialise = told\n"
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from experiment.errors import ConfigError
-from pipeline import ExperimentConfig, load_experiment
-from pretrain.plan_tiny import PROCESSES, STEPS, tiny_architecture, tiny_layout, write_tiny
-from pretrain.spec import ModelSpec
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pipeline import ExperimentConfig, load_experiment
+from tsugiki.pretrain.planning.tiny import PROCESSES, STEPS, tiny_architecture, tiny_layout, write_tiny
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -30,7 +30,7 @@ def recipes(
 ) -> dict[str, tuple[ExperimentConfig, ExperimentConfig]]:
     """Every recipe in full and tiny."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pretrain.plan_tiny.write_tiny_base", lambda *_, **__: None)
+    monkeypatch.setattr("tsugiki.pretrain.planning.tiny.write_tiny_base", lambda *_, **__: None)
     found = {}
     for path in RECIPES:
         tiny = write_tiny(path, [f"run_dir={tmp_path / path.stem}"])
@@ -95,7 +95,7 @@ def test_architectures_shrink_within_their_family(path: Path) -> None:
 
 def test_no_document_is_in_two_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pretrain.plan_tiny.write_tiny_base", lambda *_, **__: None)
+    monkeypatch.setattr("tsugiki.pretrain.planning.tiny.write_tiny_base", lambda *_, **__: None)
     config = write_tiny(ROOT / "configs/recipes/swallow-7b.yaml", [f"run_dir={tmp_path / 'run'}"])
     seen: list[str] = []
     for file in sorted((config.parent / "text").iterdir()):
@@ -117,7 +117,7 @@ def test_a_recipe_runs_end_to_end(name: str, tmp_path: Path) -> None:
     """All stages on four processes: vocabulary, training, export whose logits are those of the checkpoint."""
     done = subprocess.run(
         [
-            sys.executable, "tsugiki.py", "run", f"configs/recipes/{name}.yaml", "--scale", "tiny",
+            sys.executable, "-m", "tsugiki", "run", f"configs/recipes/{name}.yaml", "--scale", "tiny",
             "--set", f"run_dir={tmp_path / name}", "--set", "tracking.enabled=false",
         ],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

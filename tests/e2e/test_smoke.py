@@ -23,7 +23,7 @@ LANGUAGES = {"en", "ja", "zh", "vi", "id", "th", "ms", "km", "lo", "my", "tl"}
 
 def command(run_dir: Path, *arguments: str) -> list[str]:
     return [
-        sys.executable, "tsugiki.py", "run", "configs/smoke.yaml", "--set", f"run_dir={run_dir}", *arguments,
+        sys.executable, "-m", "tsugiki", "run", "configs/smoke.yaml", "--set", f"run_dir={run_dir}", *arguments,
     ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_tokenizer_agrees_with_sentencepiece_and_keeps_english(run_dir: Path) ->
     import sentencepiece
     from tokenizers import Tokenizer
 
-    from experiment.hf_tokenizer import mistral_v1_model
+    from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model
 
     extended = sentencepiece.SentencePieceProcessor(model_file=str(run_dir / "export" / "tokenizer.model"))
     base = sentencepiece.SentencePieceProcessor(model_file=str(mistral_v1_model()))
@@ -136,8 +136,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from tokenizers import Tokenizer
-from experiment.corpus_index import CorpusIndex
-from experiment.mixture import Mixture
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.artefacts.mixture import Mixture
 run = Path(sys.argv[1])
 tokenizer = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
 index, mixture = CorpusIndex.load(run / "corpus"), Mixture.load(run / "tokens")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))  # its tiny training problem
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # its tiny training problem
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

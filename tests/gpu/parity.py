@@ -65,17 +65,17 @@ def main() -> None:
     """One rank."""
     case = json.loads(sys.argv[1])
     rank, size, port = (int(text) for text in sys.argv[2:])
-    from pretrain.megatron_cpu import import_megatron
+    from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from pretrain.config import ParallelConfig
-    from pretrain.distributed import initialise
-    from pretrain.spec import ModelSpec
-    from pretrain.tiers import REFERENCE, Acceleration
-    from pretrain.world import World
+    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.pretrain.config import ParallelConfig
+    from tsugiki.pretrain.model.backend import REFERENCE, Acceleration
+    from tsugiki.pretrain.runtime.process_groups import initialise
+    from tsugiki.pretrain.runtime.world import World
 
     parallel = ParallelConfig.model_validate(case.get("parallel", {}))
     spec = ModelSpec.model_validate({**SHAPE, **FAMILIES[case["family"]], **case.get("overrides", {})})
@@ -111,10 +111,10 @@ def run(
     import torch
     from megatron.core import parallel_state
 
-    from pretrain.checkpoint import TrainingState
-    from pretrain.data import _context_chunks
-    from pretrain.model import build_model
-    from pretrain.optimizer import wrap_models
+    from tsugiki.pretrain.checkpoint.store import TrainingState
+    from tsugiki.pretrain.model.gpt import build_model
+    from tsugiki.pretrain.training.batches import _context_chunks
+    from tsugiki.pretrain.training.optimizer import wrap_models
 
     models = build_model(
         spec, parallel, precision=precision, recompute=case.get("recompute", "none"), z_loss=1e-3,

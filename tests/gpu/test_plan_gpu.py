@@ -8,9 +8,9 @@ import sys
 import pytest
 from training_case import ROOT
 
-from pretrain.config import TrainConfig
-from pretrain.plan_memory import stage_memory
-from pretrain.spec import ModelSpec
+from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.planning.memory import stage_memory
 
 # About half state (18 bytes for each of 0.25 billion parameters), half activations; 10 GB together.
 LLAMA = {
@@ -34,7 +34,7 @@ def test_peak_of_a_step_on_a_gpu(model: dict[str, object], recompute: str) -> No
         "micro_batches": 2, "fast": True,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "tests/distributed/memory_ranks.py", "gpu", json.dumps(case)],
+        [sys.executable, "-W", "ignore", "tests/support/memory_ranks.py", "gpu", json.dumps(case)],
         cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -12,9 +12,9 @@ ON = [pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
 SCRIPT = """
 import sys
 from pathlib import Path
-from experiment.stage import StageContext
-from pretrain.config import TrainConfig
-from pretrain.train import run
+from tsugiki.experiment.stage import StageContext
+from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.train import run
 case, output = Path(sys.argv[1]), Path(sys.argv[2])
 output.mkdir(parents=True, exist_ok=True)
 config = TrainConfig.model_validate_json(sys.argv[3])

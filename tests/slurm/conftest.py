@@ -133,12 +133,12 @@ def smoke(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         "cluster.restart.maximum_restarts_without_progress=9",
         "cluster.environment.variables.TSUGIKI_STALE_SECONDS=1",
     ]  # fmt: skip
-    from slurm.submit import submit
+    from tsugiki.slurm.submit import submit
 
     submit(ROOT / "configs" / "smoke.yaml", "local", overrides, announce=lambda line: None)
     yield run_dir
 
-    from slurm import jobs
+    from tsugiki.slurm import jobs
 
     jobs.cancel(run_dir, wait_seconds=0, announce=lambda line: None)
 

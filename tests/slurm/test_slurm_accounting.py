@@ -12,8 +12,8 @@ import toy
 from conftest import wait_until
 from toy_run import Run, ranks, site
 
-from experiment.errors import ConfigError
-from slurm import client, jobs
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.slurm import client, jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("accounting")]
 

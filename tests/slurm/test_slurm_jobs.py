@@ -15,9 +15,9 @@ import toy
 from conftest import HERE, down, wait_until
 from toy_run import Run, ranks, site
 
-from experiment.errors import ConfigError
-from slurm import client, jobs
-from slurm.config import ClusterConfig
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.slurm import client, jobs
+from tsugiki.slurm.config import ClusterConfig
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 

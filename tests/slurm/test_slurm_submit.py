@@ -15,11 +15,11 @@ import pytest
 from conftest import HERE, ROOT, SETTINGS, wait_until
 from toy_steps import Mark
 
-from experiment.errors import ConfigError
-from slurm import client, jobs
-from slurm.arrays import SiteExecutor
-from slurm.config import ArrayConfig, ClusterConfig
-from slurm.submit import submit
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.slurm import client, jobs
+from tsugiki.slurm.arrays import SiteExecutor
+from tsugiki.slurm.config import ArrayConfig, ClusterConfig
+from tsugiki.slurm.submit import submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 

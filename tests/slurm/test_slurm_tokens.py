@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from conftest import ROOT, wait_until
 
-from data import tokens
-from data.encode_shards import Encoding
-from experiment.config import dump_yaml
-from experiment.graph import Graph
-from experiment.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
-from experiment.stage import StageContext, StageResult
-from pipeline import load_experiment
-from slurm import client
-from slurm.arrays import stage_array
-from slurm.config import load_cluster
-from slurm.submit import submit
+from tsugiki.data import tokens
+from tsugiki.data.encoding.encode_shards import Encoding
+from tsugiki.experiment.config import dump_yaml
+from tsugiki.experiment.graph import Graph
+from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
+from tsugiki.pipeline import load_experiment
+from tsugiki.slurm import client
+from tsugiki.slurm.arrays import stage_array
+from tsugiki.slurm.config import load_cluster
+from tsugiki.slurm.submit import submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 ARRAYS = "cluster.arrays={corpus: {tasks: 3}, tokens: {tasks: 3}}"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.config import RawConfig, StrictModel, dump_yaml, load_raw, validate
-from experiment.errors import DataError, TsugikiError
-from experiment.graph import Graph, Stage
-from experiment.stage import StageContext, StageResult
+from tsugiki.experiment.config import RawConfig, StrictModel, dump_yaml, load_raw, validate
+from tsugiki.experiment.errors import DataError, TsugikiError
+from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.stage import StageContext, StageResult
 
 INTERRUPTED = 75
 

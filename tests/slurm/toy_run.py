@@ -11,9 +11,9 @@ from typing import Any
 import toy
 from conftest import HERE, wait_until
 
-from slurm import client, jobs
-from slurm.config import ClusterConfig
-from slurm.submit import Submission, submit_experiment
+from tsugiki.slurm import client, jobs
+from tsugiki.slurm.config import ClusterConfig
+from tsugiki.slurm.submit import Submission, submit_experiment
 
 
 def site(**changes: Any) -> ClusterConfig:

@@ -1,0 +1,1 @@
+"""What the passes share: shard files, byte streams, character encodings, counts, executors."""

@@ -1,0 +1,123 @@
+"""Shard files: ``.jsonl.zst`` written atomically, and the small files beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import orjson
+from datatrove.data import Document
+
+_LEVEL = 3
+_BUFFER_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when it is whole and on disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", errors="replace"))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_bytes())
+
+
+class ShardWriter:
+    """Writes documents to a shard; the file appears on a normal exit if it has any.
+
+    Attributes:
+        documents: documents written.
+        bytes: UTF-8 bytes of their text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.documents = 0
+        self.bytes = 0
+        self._partial = path.with_name(path.name + ".partial")
+        self._stream: Any = None
+        self._file: BinaryIO | None = None
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, identifier: str, text: str, metadata: dict[str, Any]) -> None:
+        """Append a record."""
+        line = orjson.dumps(
+            {"id": identifier, "text": text, "metadata": metadata}, option=orjson.OPT_APPEND_NEWLINE
+        )
+        self.documents += 1
+        self.bytes += len(text.encode())
+        self._pending.append(line)
+        self._pending_bytes += len(line)
+        if self._pending_bytes >= _BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._stream is None:
+            import zstandard
+
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+            self._stream = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(self._file, closefd=False)
+        self._stream.write(b"".join(self._pending))
+        self._pending, self._pending_bytes = [], 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._partial.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._pending:
+            self._flush()
+        if self._file is not None:
+            self._stream.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._partial.replace(self.path)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Documents of a shard written here; none when the file does not exist (an empty shard)."""
+    if not path.exists():
+        return
+    from tsugiki.data.common.streams import open_stream
+
+    with open_stream(str(path)) as stream:
+        for line in stream:
+            record = orjson.loads(line)
+            yield Document(text=record["text"], id=record["id"], metadata=record["metadata"])

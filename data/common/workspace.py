@@ -1,0 +1,82 @@
+"""Where the intermediate files of a corpus run are, below ``<output>/.work``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsugiki.data.common.jsonl_shards import read_json, write_json
+from tsugiki.data.readers.planning import Shard
+
+WORK_FOLDER = ".work"
+
+KEY_TYPE = np.dtype(
+    [("text_high", "<u8"), ("text_low", "<u8"), ("url", "<u8"), ("heldout", "<u8"), ("bytes", "<u8")]
+)
+"""Per kept document: 128-bit hash of the normalised text, 64-bit hash of the address (0: none),
+64-bit hash that decides the held-out split, UTF-8 bytes of text. 40 bytes."""
+
+
+def open_work(output_dir: Path, plan: Any) -> Path:
+    """The folder of a stage's intermediate files; what another plan left there is removed.
+
+    Args:
+        output_dir: the stage's partial directory. Hidden files, by which the graph knows it, stay.
+        plan: JSON values that decide the content.
+    """
+    work = output_dir / WORK_FOLDER
+    marker = work / "plan.json"
+    if not marker.is_file() or read_json(marker) != plan:
+        for item in output_dir.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif not item.name.startswith("."):
+                item.unlink()
+        write_json(marker, plan)
+    return work
+
+
+class Workspace:
+    """Paths of the intermediate files of a run, below ``<output>/.work``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def filtered(self, shard: Shard) -> Path:
+        """Documents after the first pass."""
+        return self.root / "filtered" / f"{shard.name}.jsonl.zst"
+
+    def keys(self, shard: Shard) -> Path:
+        """Hashes of those documents, in their order (:data:`KEY_TYPE`)."""
+        return self.root / "filtered" / f"{shard.name}.keys.npy"
+
+    def ledger(self, phase: str, shard: Shard) -> Path:
+        """Counts of a phase."""
+        return self.root / phase / f"{shard.name}.ledger.json"
+
+    def lines(self, shard: Shard) -> Path:
+        """How many documents of each host contain which lines."""
+        return self.root / "filtered" / f"{shard.name}.lines.npy"
+
+    def boilerplate(self, source: str) -> Path:
+        """Repeated lines of a source."""
+        return self.root / "boilerplate" / f"{source}.npy"
+
+    def exact(self, shard: Shard) -> Path:
+        """Positions of exact duplicates."""
+        return self.root / "exact" / f"{shard.name}.npz"
+
+    def heldout(self, shard: Shard) -> Path:
+        """Positions of held-out documents."""
+        return self.root / "heldout" / f"{shard.name}.npy"
+
+    def minhash(self, group: str, stage: str) -> Path:
+        """Folder of a MinHash stage."""
+        return self.root / "minhash" / group / stage
+
+    def logs(self, phase: str) -> Path:
+        """Completion markers, statistics and logs of a phase."""
+        return self.root / "logs" / phase

@@ -1,0 +1,1 @@
+"""What occurs twice: documents, lines, evaluation sets; and the held-out split."""

@@ -1,0 +1,1 @@
+"""From shards to token ids, and the mixture planned in tokens."""

@@ -1,0 +1,1 @@
+"""What text becomes: extraction from HTML, translation pairs, masked personal data."""

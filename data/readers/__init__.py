@@ -1,0 +1,1 @@
+"""From source files to documents: which files, which part of them, and what they hold."""

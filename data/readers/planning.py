@@ -1,0 +1,263 @@
+"""Input files of the sources and their grouping into shards, the unit of work and of resumption.
+
+The plan depends on the files and the configuration only, never on the number of workers: that is
+what makes the corpus the same however it was computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tsugiki.data.config import CorpusConfig, SourceConfig
+from tsugiki.data.readers import debian
+from tsugiki.experiment.config import expand_path, fingerprint
+from tsugiki.experiment.errors import ConfigError, DataError
+
+_MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file that is read on its own.
+
+    Attributes:
+        number: which part.
+        count: of how many.
+        start: first byte; only for files read by ranges of bytes.
+        end: byte after the last one; None where records are counted instead.
+        lines_before: lines before ``start``.
+    """
+
+    number: int
+    count: int
+    start: int = 0
+    end: int | None = None
+    lines_before: int = 0
+
+    def has(self, number: int) -> bool:
+        """Whether the record of this number, from 1, is in the part; ranges of bytes have all they meet.
+
+        Multiplicative hashing, not a remainder: every third record of an archive is a page.
+        """
+        return self.end is not None or ((number * 0x9E3779B1 & 0xFFFFFFFF) * self.count >> 32) == self.number
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a source.
+
+    Attributes:
+        path: local path or fsspec URL.
+        name: path relative to the fixed part of the source's pattern: goes into document ids.
+        size_bytes: size on disk, compressed.
+        modified: modification time in ns, for URLs a hash of what the store says about the file (its
+            ETag, its time): a changed file is a changed plan.
+        part: what is read of it, None for everything.
+    """
+
+    path: str
+    name: str
+    size_bytes: int
+    modified: int
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Input files that are processed together.
+
+    Attributes:
+        rank: position among all shards.
+        source: name of the source.
+        number: position among the shards of the source.
+        files: what to read, in order.
+        hash_limit: with ``maximum_documents``, the largest :func:`name_hash` of a record that is
+            read; None reads all.
+    """
+
+    rank: int
+    source: str
+    number: int
+    files: tuple[InputFile, ...]
+    hash_limit: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def name(self) -> str:
+        """``<source>/<number>``, the stem of the shard's files."""
+        return f"{self.source}/{self.number:05d}"
+
+
+def plan_shards(config: CorpusConfig) -> list[Shard]:
+    """Find the files of every source and group them.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+        EnvironmentError_: a Debian package cannot be had.
+    """
+    shards: list[Shard] = []
+    for source in config.sources:
+        files = find_files(source)
+        limit: int | None = None
+        if source.maximum_documents is not None:
+            if _one_document_per_file(source):
+                files = _chosen(files, source.maximum_documents)
+            else:
+                from tsugiki.data.readers.reader import hash_limit
+
+                limit = hash_limit(source, files, source.maximum_documents)
+        from tsugiki.data.readers.splitting import divided
+
+        files = divided(source, files, config.shard_input_bytes)
+        groups = _grouped(files, config.shard_input_bytes, config.shard_input_files)
+        for number, group in enumerate(groups):
+            shards.append(Shard(len(shards), source.name, number, tuple(group), limit))
+    return shards
+
+
+def plan_fingerprint(config: CorpusConfig, profiles: Mapping[str, BaseModel], shards: Sequence[Shard]) -> str:
+    """sha256 over configuration, profiles and input files: partial work of another plan is not continued."""
+    listing = {
+        "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
+        "shards": [asdict(shard) for shard in shards],
+    }
+    return hashlib.sha256((fingerprint(config) + json.dumps(listing, sort_keys=True)).encode()).hexdigest()
+
+
+def find_files(source: SourceConfig) -> list[InputFile]:
+    """Files of a source in the order of their names.
+
+    Raises:
+        ConfigError: a path or pattern matches no file.
+        EnvironmentError_: a Debian package cannot be had.
+        DataError: a URL cannot be listed.
+    """
+    found: dict[str, InputFile] = {}
+    for path in source.paths:
+        if "://" in path:
+            files = list(_remote_files(path))
+        elif path.startswith(debian.SCHEME):
+            package, inside = debian.split_path(path)
+            files = list(_local_files(debian.unpacked(package), inside))
+        else:
+            files = list(_local_files(Path(), str(expand_path(path))))
+        if not files:
+            raise ConfigError(
+                f"source '{source.name}' has no input files",
+                where=f"corpus.sources.{source.name}.path",
+                got=path,
+                expected="a file, a folder or a glob that matches files",
+                fix=f"relative paths start at {Path.cwd()}" if not Path(path).is_absolute() else None,
+            )
+        found.update((file.path, file) for file in files)
+    return sorted(_named_apart(list(found.values())), key=lambda file: (file.name, file.path))
+
+
+def _named_apart(files: list[InputFile]) -> list[InputFile]:
+    """The files, with as many of their folders before names that several have as tell them apart."""
+    clashing = {name for name, count in Counter(file.name for file in files).items() if count > 1}
+    if not clashing:
+        return files
+    steps = 0
+    names = [file.name for file in files]
+    while len(set(names)) < len(names):
+        steps += 1
+        names = [_longer(file, steps) if file.name in clashing else file.name for file in files]
+    return [replace(file, name=name) for file, name in zip(files, names, strict=True)]
+
+
+def _longer(file: InputFile, steps: int) -> str:
+    """The name with that many more of the path's parts before it."""
+    parts = file.path.split("/")
+    count = len(file.name.split("/"))
+    folders = "/".join(parts[max(0, len(parts) - count - steps) : len(parts) - count])
+    return f"{os.fsencode(folders).decode(errors='backslashreplace')}/{file.name}"
+
+
+def _one_document_per_file(source: SourceConfig) -> bool:
+    return source.format == "html" or (source.format == "text" and source.reader.documents == "file")
+
+
+def name_hash(*parts: str) -> int:
+    """Stable 64-bit hash of a name, for choices that must not depend on order."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _chosen(files: list[InputFile], count: int) -> list[InputFile]:
+    kept = set(heapq.nsmallest(count, files, key=lambda file: (name_hash(file.name), file.name)))
+    return [file for file in files if file in kept]
+
+
+def _grouped(files: Sequence[InputFile], maximum_bytes: int, maximum_files: int) -> Iterator[list[InputFile]]:
+    group: list[InputFile] = []
+    size = 0
+    for file in files:
+        if group and (size + file.size_bytes > maximum_bytes or len(group) >= maximum_files):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size_bytes
+    if group:
+        yield group
+
+
+def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
+    parts = Path(pattern).parts
+    fixed = next((place for place, part in enumerate(parts) if set(part) & _MAGIC), len(parts))
+    root = base.joinpath(*parts[:fixed])
+    matches: Iterable[Path]
+    if fixed < len(parts):
+        matches = root.glob(str(Path(*parts[fixed:])))
+    elif root.is_dir():
+        matches = root.rglob("*")
+    else:
+        root, matches = root.parent, [root]
+    for match in matches:
+        if match.is_file():
+            status = match.stat()
+            # A name that is not UTF-8 shows its bytes as \xff.
+            name = os.fsencode(match.relative_to(root).as_posix()).decode(errors="backslashreplace")
+            yield InputFile(str(match), name, status.st_size, status.st_mtime_ns)
+
+
+def _remote_files(url: str) -> Iterator[InputFile]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        listing = (
+            filesystem.glob(path, detail=True) if set(path) & _MAGIC else filesystem.find(path, detail=True)
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError("cannot list the files of a URL", where=url, got=error) from error
+    root = path.split("*", 1)[0].rsplit("/", 1)[0]
+    for name in sorted(listing):
+        entry = listing[name]
+        if entry.get("type") == "directory":
+            continue
+        relative = name.removeprefix(root).lstrip("/")
+        address = filesystem.unstrip_protocol(name)
+        yield InputFile(address, relative or name, int(entry.get("size") or 0), _version(filesystem, name))
+
+
+def _version(filesystem: Any, name: str) -> int:
+    """What a store knows a file's content by, as a number; 0 where it does not say."""
+    try:
+        return name_hash(str(filesystem.ukey(name))) >> 1
+    except (NotImplementedError, OSError, KeyError):
+        return 0

@@ -1,0 +1,1 @@
+"""Published benchmarks through lm-evaluation-harness."""

@@ -1,0 +1,1 @@
+"""Artefacts by which stages meet, as readers and writers of their files."""

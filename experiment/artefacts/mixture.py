@@ -1,0 +1,108 @@
+"""The tokens artefact as the other stages see it: ``tokens/mixture.json`` beside ``.bin/.idx`` pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.errors import DataError
+
+MIXTURE_NAME = "mixture.json"
+
+
+class TokenSource(StrictModel):
+    """An encoded source. Prefixes are relative to the tokens directory."""
+
+    name: str
+    language: str
+    kind: Literal["text", "parallel", "instruction"] = "text"
+    prefix: str = Field(description="Megatron indexed dataset: <prefix>.bin and <prefix>.idx")
+    heldout_prefix: str | None = Field(description="None when no document was held out")
+    documents: int
+    tokens: int = Field(description="tokens in the training split, specials included")
+    bytes: int = Field(description="UTF-8 bytes of text in the training split")
+    heldout_documents: int
+    heldout_tokens: int
+    heldout_bytes: int
+
+
+class MixtureSource(TokenSource):
+    """One source of the training mixture."""
+
+    share: float = Field(gt=0, le=1, description="share of the tokens of the mixture; shares sum to 1")
+    planned_tokens: int = Field(description="share x total_tokens")
+    epochs: float = Field(description="planned_tokens / tokens")
+
+
+class Mixture(StrictModel):
+    """Contents of ``tokens/mixture.json``."""
+
+    schema_version: Literal[1] = 1
+    vocabulary_size: int
+    bos_id: int | None
+    eod_id: int
+    total_tokens: int
+    sources: list[MixtureSource]
+    untrained: list[TokenSource] = Field(
+        default=[], description="sources that no weight names: validated on, not trained on"
+    )
+
+    @classmethod
+    def load(cls, tokens_dir: Path) -> Mixture:
+        """Read the mixture of a tokens directory.
+
+        Raises:
+            DataError: the directory holds no mixture, or one of another version.
+        """
+        path = tokens_dir / MIXTURE_NAME
+        if not path.is_file():
+            raise DataError(
+                "no tokens here",
+                where=path,
+                expected="the output of the tokens stage",
+                fix="run `tsugiki tokens CONFIG` first",
+            )
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            raise DataError("unreadable mixture", where=path, got=str(error)) from error
+
+    @property
+    def validated(self) -> list[TokenSource]:
+        """The sources whose held-out documents give a validation loss."""
+        return [source for source in (*self.sources, *self.untrained) if source.heldout_prefix is not None]
+
+    def save(self, tokens_dir: Path) -> None:
+        """Write ``mixture.json``."""
+        (tokens_dir / MIXTURE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_document_bytes(tokens_dir: Path, prefix: str, sizes: Sequence[int] | NDArray[np.int64]) -> None:
+    """Write the UTF-8 bytes of text of each document of a dataset: ``<prefix>.bytes.npy``."""
+    np.save(tokens_dir / f"{prefix}.bytes.npy", np.asarray(sizes, np.int64))
+
+
+def load_document_bytes(tokens_dir: Path, prefix: str) -> NDArray[np.int64]:
+    """UTF-8 bytes of text of each document of a dataset: [documents].
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    path = tokens_dir / f"{prefix}.bytes.npy"
+    try:
+        sizes: NDArray[np.int64] = np.load(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "unreadable sizes of held-out documents",
+            where=path,
+            got=error,
+            expected="a file of the tokens stage",
+            fix="run the tokens stage again",
+        ) from error
+    return sizes

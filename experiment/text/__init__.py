@@ -1,0 +1,1 @@
+"""Tokenizers, chat templates and hashes of text, shared by the stages."""

@@ -1,0 +1,136 @@
+"""Conversations in Megatron's indexed datasets: which tokens are learned travels in the sign.
+
+A dataset holds one number per token. A token that is not learned is stored as ``-1 - id``, so the mask
+needs no second file, survives shuffling, packing and blending, and costs nothing: text sources have no
+negative numbers. The ids must be stored signed (int32). Id 0, the unknown token, becomes -1, which the
+training data take for padding; a padding token is not learned either, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tsugiki.experiment.config import StrictModel, expand_path
+from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.chat import Answers, ChatTemplate, HuggingFaceEncoder, Message
+
+TEMPLATE_NAME = "chat_template.jinja"
+
+
+class ChatConfig(StrictModel):
+    """How conversations become tokens."""
+
+    template: str = Field(min_length=1)
+    """Jinja chat template that marks what the assistant says with ``{% generation %}``, e.g. one of
+    configs/chat_templates/; the exported model carries it."""
+    answers: Answers = "continued"
+    """``continued``: an answer is encoded as inference continues the prompt; ``separate``: as a text of its
+    own, with SentencePiece's dummy prefix, as BiLLa was trained."""
+
+
+def mark(token: int, learned: int | bool) -> int:
+    """What is stored for a token."""
+    return token if learned else -1 - token
+
+
+def unmark(tokens: Any) -> tuple[Any, Any]:
+    """Ids and which of them are learned, from stored numbers.
+
+    Args:
+        tokens: a torch tensor or numpy array of any shape.
+
+    Returns:
+        Two of the same kind and shape: ids, and True where learned.
+    """
+    learned = tokens >= 0
+    # -1 - x for negative x is its bitwise complement: x ^ -1. Arithmetic keeps both libraries happy.
+    return tokens * learned + (-1 - tokens) * ~learned, learned
+
+
+class ChatEncoder:
+    """Encodes conversations for the tokens stage.
+
+    Args:
+        template: the chat template.
+        encoder: encodes text.
+        special_ids: ids of the special tokens by their text.
+        end_id: the end-of-document token.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, encoder: HuggingFaceEncoder, special_ids: Mapping[str, int], end_id: int
+    ) -> None:
+        self.template = template
+        self._encoder = encoder
+        self._special_ids = special_ids
+        self._end_id = end_id
+
+    @classmethod
+    def load(cls, config: ChatConfig, tokenizer_dir: Path) -> ChatEncoder:
+        """For a tokenizer directory (``tokenizer.json``, ``tokenizer_config.json``).
+
+        Raises:
+            ConfigError: the template cannot be used.
+            DataError: the tokenizer cannot be read, or has no end-of-sequence token.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+            settings = json.loads((tokenizer_dir / "tokenizer_config.json").read_bytes())
+        except Exception as error:  # tokenizers raises bare Exception
+            raise DataError("unreadable tokenizer", where=tokenizer_dir, got=error) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        special_ids = {
+            token.content: number
+            for number, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        bos, eos = _text(settings.get("bos_token")), _text(settings.get("eos_token"))
+        if eos is None or eos not in special_ids:
+            raise DataError(
+                "the tokenizer has no end-of-sequence token to end answers with",
+                where=tokenizer_dir / "tokenizer_config.json",
+                got=f"eos_token {settings.get('eos_token')!r}",
+                expected=f"one of {', '.join(special_ids)}",
+            )
+        template = ChatTemplate.load(
+            expand_path(config.template),
+            bos_token=bos,
+            eos_token=eos,
+            special_tokens=list(special_ids),
+            answers=config.answers,
+        )
+        return cls(template, HuggingFaceEncoder(tokenizer), special_ids, special_ids[eos])
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation as it is stored, the end-of-document token last.
+
+        Where the template ends with that token it is not written twice; where it does not, the one added
+        is not learned.
+
+        Raises:
+            DataError: malformed messages, or a conversation without an answer to learn.
+        """
+        encoded = self.template.encode(messages, self._encoder, self._special_ids)
+        if not any(encoded.learned):
+            raise DataError(
+                "a conversation without an answer",
+                got=f"roles {', '.join(str(message.get('role')) for message in messages)}",
+                expected="at least one message of the assistant",
+            )
+        stored = [mark(*pair) for pair in zip(encoded.ids, encoded.learned, strict=True)]
+        if encoded.ids[-1] != self._end_id:
+            stored.append(mark(self._end_id, False))
+        return stored
+
+
+def _text(token: Any) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None

@@ -1,0 +1,437 @@
+"""Checkpoints: Megatron's distributed format, written by the training processes, whole or not at all.
+
+    checkpoints/
+      latest.json              {"iteration": 500}; moves only when iter_0000500 is whole
+      iter_0000500/
+        checkpoint.json        written last: marks the directory whole; sizes and sha256 of its files
+        .metadata *.distcp     tensors and objects (torch.distributed.checkpoint)
+        common.pt metadata.json
+
+Tensors are stored whole and unpadded, under the names of GPTModel.sharded_state_dict(), so a
+checkpoint loads under any layout. Megatron's own writer starts processes whose death it does not
+notice; this one writes in the training process: a failed write is an error, never a wait.
+
+An asynchronous save copies the state to host memory, returns, and writes from a thread with a gloo group of
+its own. (torch's async_save would not copy: its stagers pass sharded tensors through as they are, and
+training would change them while they are being written.) `checkpoint.json` follows when every rank has
+written, at the end of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from tsugiki.experiment.errors import CheckpointError
+from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, Write, reason, sha256_of
+from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+
+LATEST_NAME = "latest.json"
+MARK_NAME = "checkpoint.json"
+_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+class TrainingState:
+    """The model chunks and the optimizer as one sharded state dictionary.
+
+    Args:
+        models: model chunks, not wrapped.
+        optimizer: Megatron optimizer, or None for weights alone.
+        vocabulary_size: true rows of the embedding.
+    """
+
+    def __init__(self, models: list[Any], optimizer: Any | None, vocabulary_size: int) -> None:
+        self.models = models
+        self.optimizer = optimizer
+        self.vocabulary_size = vocabulary_size
+
+    def _model_state(self) -> ShardedState:
+        metadata = {
+            **_FORMAT,
+            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        }
+        parts = [model.sharded_state_dict(metadata=metadata) for model in self.models]
+        keys = ["model"] if len(parts) == 1 else [f"model{number}" for number in range(len(parts))]
+        return dict(zip(keys, parts, strict=True))
+
+    def _optimizer_state(self, model_state: ShardedState, *, loading: bool) -> Any:
+        assert self.optimizer is not None
+        return self.optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=dict(_FORMAT))
+
+    def save(
+        self, directory: Path, common: dict[str, Any], *, copy: bool = False, group: Any = None
+    ) -> Callable[[], None]:
+        """Take the state as it is now; every rank calls this, with an empty directory.
+
+        Args:
+            directory: of the checkpoint.
+            common: what else to keep.
+            copy: take a copy, so that training may go on before it is written.
+            group: process group of the write.
+
+        Returns:
+            A function that writes it, which every rank calls.
+        """
+        state = self._model_state()
+        if self.optimizer is not None:
+            state["optimizer"] = self._optimizer_state(state, loading=False)
+        state = _map_tensors(state, lambda tensor: _without_padding(tensor, self.vocabulary_size))
+        state["common"] = common
+        shards = Shards(copy=copy, group=group)
+        with Quiet():
+            dist_checkpointing.save(
+                state, str(directory), shards, validate_access_integrity=False, content_metadata=_FORMAT
+            )
+        return shards.write
+
+    def load(self, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
+        """Read everything, or only the model; every rank calls this.
+
+        Returns:
+            What was saved as `common` (empty with weights_only).
+
+        Raises:
+            CheckpointError: missing, partial, corrupt or of another architecture.
+        """
+        state = self._model_state()
+        if self.optimizer is not None and not weights_only:
+            state["optimizer"] = self._optimizer_state(state, loading=True)
+        if not weights_only:
+            state["common"] = {}
+        try:
+            with Quiet():
+                loaded = dist_checkpointing.load(state, str(directory), validate_access_integrity=False)
+            for model, key in zip(
+                self.models, [name for name in state if name.startswith("model")], strict=True
+            ):
+                model.load_state_dict(loaded[key], strict=True)
+        except Exception as error:
+            # Megatron and torch report a wrong checkpoint in a dozen ways (KeyError, pickle, shapes).
+            raise CheckpointError(
+                "cannot read a checkpoint",
+                where=directory,
+                got=f"{type(error).__name__}: {reason(error)}",
+                expected="a torch_dist checkpoint of this architecture",
+            ) from error
+        if self.optimizer is not None and not weights_only:
+            self.optimizer.load_state_dict(loaded["optimizer"])
+        return dict(loaded.get("common", {}))
+
+
+def _map_tensors(value: Any, change: Any) -> Any:
+    if isinstance(value, ShardedTensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map_tensors(item, change) for item in value]
+    return value
+
+
+def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTensor:
+    """The same tensor (or optimizer moment) without the rows that only the running model has."""
+    if not tensor.key.endswith(_VOCABULARY_KEYS) or tensor.global_shape[0] <= vocabulary_size:
+        return tensor
+    first = tensor.global_offset[0]
+    rows = min(tensor.local_shape[0], vocabulary_size - first)
+    if rows <= 0:
+        raise CheckpointError(
+            "the vocabulary is too small for the tensor parallelism: a rank would hold only padding",
+            got=f"{vocabulary_size} rows",
+        )
+    return replace(
+        tensor,
+        data=None if tensor.data is None else tensor.data[:rows].contiguous(),
+        local_shape=(rows, *tensor.local_shape[1:]),
+        global_shape=(vocabulary_size, *tensor.global_shape[1:]),
+        axis_fragmentations=None,
+    )
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint that became the latest.
+
+    Attributes:
+        iteration: steps done.
+        blocking_seconds: time that training stood still for it.
+        seconds: from its begin to its end.
+    """
+
+    iteration: int
+    blocking_seconds: float
+    seconds: float
+
+
+class CheckpointStore:
+    """The checkpoints directory of a run.
+
+    Args:
+        directory: `train/checkpoints`.
+        keep: newest checkpoints kept.
+        milestone_interval: iterations at whose multiples checkpoints are kept for ever; None = none.
+        asynchronous: write in the background.
+        timeout: how long a rank that has written in the background waits for the others; None =
+            torch's default.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        milestone_interval: int | None,
+        *,
+        asynchronous: bool = False,
+        timeout: timedelta | None = None,
+    ) -> None:
+        self.directory = directory
+        self.keep = keep
+        self.milestone_interval = milestone_interval
+        self.asynchronous = asynchronous
+        self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if asynchronous else None
+        self._unfinished: Write | None = None
+
+    def path(self, iteration: int) -> Path:
+        """Directory of an iteration."""
+        return self.directory / f"iter_{iteration:07d}"
+
+    def iterations(self) -> list[int]:
+        """Iterations with a complete mark, newest first.
+
+        Raises:
+            OSError: the directory is there and cannot be read.
+        """
+        # Not glob(): it takes a directory that may not be read for an empty one.
+        names = [entry.name for entry in self.directory.iterdir()] if self.directory.exists() else []
+        numbers = [name.removeprefix("iter_") for name in names if name.startswith("iter_")]
+        found = [int(number) for number in numbers if number.isdigit()]
+        return sorted((item for item in found if (self.path(item) / MARK_NAME).is_file()), reverse=True)
+
+    def save(
+        self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
+        """Begin a checkpoint; every rank calls this, and :meth:`finish` afterwards.
+
+        Args:
+            iteration: steps done.
+            state: model and optimizer.
+            common: what else is needed to go on (ledger, generator states).
+            facts: what checkpoint.json tells readers (tokens, layout).
+
+        Raises:
+            CheckpointError: it could not be written; earlier checkpoints are intact.
+        """
+        assert self._unfinished is None, "the former checkpoint is finished first"
+        started = time.monotonic()
+        target = self.path(iteration)
+        rank = torch.distributed.get_rank()
+        problem = ""
+        if rank == 0:
+            try:
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir(parents=True)
+            except OSError as error:
+                problem = str(error)
+        _raise_anywhere(problem, target)
+        try:
+            write = state.save(target, common, copy=self.asynchronous, group=self._group)
+        except OSError as error:
+            # Only this rank knows; it ends, and the launcher ends the others.
+            raise _cannot_write(target, reason(error)) from error
+        self._unfinished = Write(iteration, facts, target, write, started)
+        if not self.asynchronous:
+            self._unfinished.run()
+        else:
+            threading.Thread(target=self._unfinished.run, name="checkpoint", daemon=True).start()
+        self._unfinished.blocking_seconds = time.monotonic() - started
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a checkpoint was begun and not finished; the same on all ranks."""
+        return self._unfinished is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing one."""
+        return self._unfinished is not None and not self._unfinished.ended.is_set()
+
+    def finish(self) -> SavedCheckpoint | None:
+        """Wait until the checkpoint is written, then move `latest` to it; every rank calls this.
+
+        Returns:
+            The checkpoint, None when none was begun.
+
+        Raises:
+            CheckpointError: a rank could not write; earlier checkpoints are intact.
+        """
+        write, self._unfinished = self._unfinished, None
+        if write is None:
+            return None
+        waiting = time.monotonic()
+        write.ended.wait()
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, write.files)
+        _raise_anywhere(write.problem, write.target)
+        problem = ""
+        if torch.distributed.get_rank() == 0:
+            try:
+                mark = {
+                    "iteration": write.iteration,
+                    **write.facts,
+                    "files": {name: entry for part in gathered for name, entry in sorted(part.items())},
+                }
+                write_json(write.target / MARK_NAME, mark)
+                write_json(self.directory / LATEST_NAME, {"iteration": write.iteration})
+            except OSError as error:
+                problem = str(error)
+        _raise_anywhere(problem, write.target)
+        if torch.distributed.get_rank() == 0:
+            self._prune(write.iteration)
+        now = time.monotonic()
+        return SavedCheckpoint(write.iteration, write.blocking_seconds + now - waiting, now - write.started)
+
+    def _prune(self, newest: int) -> None:
+        kept = [item for item in self.iterations() if not self._is_milestone(item)][: self.keep]
+        for entry in self.directory.glob("iter_*"):
+            number = entry.name.removeprefix("iter_")
+            iteration = int(number) if number.isdigit() else -1
+            if iteration in kept or iteration > newest or self._is_milestone(iteration):
+                continue
+            # The mark goes first: a directory that is half deleted must not look whole.
+            (entry / MARK_NAME).unlink(missing_ok=True)
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _is_milestone(self, iteration: int) -> bool:
+        interval = self.milestone_interval
+        return interval is not None and iteration > 0 and iteration % interval == 0
+
+    def newest_whole(self, at_most: int | None = None) -> tuple[int | None, list[str]]:
+        """The newest checkpoint whose files have the recorded sizes and checksums.
+
+        Where none is as old as asked for, the oldest.
+
+        Every rank calls this; the files are divided among them.
+
+        Args:
+            at_most: of this iteration or an earlier one; None = any.
+
+        Returns:
+            Its iteration (None when none was ever finished) and what was found wrong with newer ones.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is whole, or one cannot be read: to begin anew
+                would throw away what was trained.
+        """
+        problems: list[str] = []
+        listed: list[Any] = [[], "", False]
+        if torch.distributed.get_rank() == 0:
+            try:
+                listed = [self.iterations(), "", (self.directory / LATEST_NAME).exists()]
+            except OSError as error:
+                listed[1] = str(error)
+        torch.distributed.broadcast_object_list(listed, src=0)
+        found, unreadable, ever_saved = listed
+        if unreadable:
+            raise _cannot_read(self.directory, unreadable)
+        if at_most is not None:
+            old = [item for item in found if item <= at_most]
+            found = old + sorted(set(found) - set(old))
+        for iteration in found:
+            faults: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(faults, self._fault(iteration))
+            if unreadable := next((reason for reason, damaged in faults if reason and not damaged), ""):
+                raise _cannot_read(self.path(iteration), unreadable)
+            fault = next((reason for reason, _ in faults if reason), None)
+            if fault is None:
+                return iteration, problems
+            problems.append(f"checkpoint of step {iteration} is damaged ({fault})")
+        if found or ever_saved:
+            raise CheckpointError(
+                "no checkpoint of this training is whole",
+                where=self.directory,
+                got="\n".join(problems) or f"{LATEST_NAME}, but no directory with a {MARK_NAME}",
+                expected="a checkpoint whose files have the sizes and checksums of its checkpoint.json",
+                fix="put back a copy of a checkpoint; to train anew from step 0, run the stage with --force, "
+                "which sets these aside, or move this directory away",
+            )
+        return None, problems
+
+    def _fault(self, iteration: int) -> tuple[str, bool]:
+        """What is wrong with this rank's files of a checkpoint, "" = nothing; and whether that is damage,
+        which lasts, or a file system that does not answer."""
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        directory = self.path(iteration)
+        try:
+            files = json.loads((directory / MARK_NAME).read_text(encoding="utf-8"))["files"]
+            for number, (name, expected) in enumerate(sorted(files.items())):
+                if number % size != rank:
+                    continue
+                path = directory / name
+                if path.stat().st_size != expected["bytes"]:
+                    return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}", True
+                if sha256_of(path) != expected["sha256"]:
+                    return f"{name} does not have its checksum", True
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            return f"{type(error).__name__}: {error}", True
+        except OSError as error:  # EIO, ESTALE, EACCES: the files may be whole
+            return f"{type(error).__name__}: {error}", False
+        return "", False
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically and durably."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _raise_anywhere(problem: str, where: Path) -> None:
+    """Raise on every rank when one has a problem."""
+    problems: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, problem)
+    first = next((item for item in problems if item), None)
+    if first:
+        raise _cannot_write(where, first)
+
+
+def _cannot_read(where: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "cannot read a checkpoint",
+        where=where,
+        got=reason,
+        fix="see to the file system or the permissions and run the same command again; nothing was changed",
+    )
+
+
+def _cannot_write(where: Path, reason: str) -> CheckpointError:
+    # torch does not always pass on that the disk is full ("unexpected pos 704 vs 598").
+    free = shutil.disk_usage(where if where.exists() else where.parent.parent).free
+    return CheckpointError(
+        "cannot write a checkpoint",
+        where=where,
+        got=f"{reason}\n{free:,} bytes are free there",
+        fix="free disk space and run the same command again; the previous checkpoint is intact and training "
+        "continues from it",
+    )
+
+
+def device_name() -> str:
+    """What the run trains on, for checkpoint.json."""
+    return torch.cuda.get_device_name() if has_gpu() else "cpu"

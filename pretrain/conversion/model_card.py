@@ -1,0 +1,177 @@
+"""The model card of an exported model: README.md with the metadata block the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.artefacts.mixture import Mixture
+from tsugiki.pretrain.conversion.export_hf import TrainedModel
+from tsugiki.pretrain.convert_config import ExportConfig
+
+CARD_NAME = "README.md"
+
+
+def write_card(
+    output_dir: Path,
+    config: ExportConfig,
+    model: TrainedModel,
+    inputs: Mapping[str, Path],
+    title: str,
+    verification: Mapping[str, Any],
+) -> None:
+    """Write the card from what the run knows; sections without facts are left out.
+
+    Args:
+        output_dir: Hugging Face directory.
+        config: names of base model and licence.
+        model: the exported checkpoint.
+        inputs: any of base, tokenizer, tokens, corpus, train.
+        title: name of the experiment.
+        verification: contents of ``verify.json``.
+    """
+    base = _front_matter(inputs["base"] / CARD_NAME) if "base" in inputs else {}
+    mixture = Mixture.load(inputs["tokens"]) if "tokens" in inputs else None
+    licence = config.license or base.get("license")
+    base_name = config.base_model or model.hf_config.get("_name_or_path") or base.get("base_model")
+    languages = list(dict.fromkeys(source.language for source in mixture.sources)) if mixture else []
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if languages:
+        metadata["language"] = languages
+    if licence:
+        metadata["license"] = licence
+    if base_name and not str(base_name).startswith(("/", ".")):
+        metadata["base_model"] = base_name
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+    ]
+    lines += _facts(model, base_name, licence, mixture)
+    if "corpus" in inputs and mixture is not None:
+        lines += _data_table(mixture, CorpusIndex.load(inputs["corpus"]))
+    if "tokenizer" in inputs:
+        lines += _tokenizer_table(inputs["tokenizer"])
+    if "train" in inputs:
+        lines += _evaluation_table(inputs["train"] / "metrics.jsonl", model.iteration)
+    lines += _verification(verification)
+    (output_dir / CARD_NAME).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """Metadata block of a model card; empty when there is none."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        loaded = yaml.safe_load(text[4:].split("\n---", 1)[0])
+    except yaml.YAMLError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _facts(model: TrainedModel, base_name: Any, licence: Any, mixture: Mixture | None) -> list[str]:
+    spec = model.spec
+    kind = f"{spec.family}, {spec.layers} layers, width {spec.hidden_size}, {spec.heads} heads"
+    rows: list[tuple[str, str]] = [
+        ("Base model", str(base_name or "trained from scratch")),
+        ("Licence", str(licence or "not stated by the base model")),
+        ("Architecture", f"{kind} ({spec.kv_heads} key/value)"),
+        ("Parameters", f"{spec.parameters:,}"),
+        ("Vocabulary", f"{spec.vocabulary_size:,}"),
+        ("Positions", f"{spec.max_positions:,}"),
+    ]
+    if model.iteration is not None:
+        rows.append(("Training step", f"{model.iteration:,}"))
+    tokens = model.facts.get("consumed_tokens", mixture.total_tokens if mixture is not None else None)
+    if tokens is not None:
+        rows.append(("Tokens of continued pretraining", f"{tokens:,}"))
+    return [*_table(("", ""), rows), ""]
+
+
+def _data_table(mixture: Mixture, corpus: CorpusIndex) -> list[str]:
+    kept = {source.name: source for source in corpus.sources}
+    rows = [
+        (
+            source.name,
+            source.language,
+            f"{kept[source.name].train_documents:,}" if source.name in kept else "",
+            f"{source.bytes:,}",
+            f"{source.tokens:,}",
+            f"{100 * source.share:.1f} %",
+            f"{source.epochs:.2f}",
+        )
+        for source in mixture.sources
+    ]
+    header = ("Source", "Language", "Documents", "Bytes", "Tokens", "Share of tokens", "Epochs")
+    return ["## Training data", "", *_table(header, rows), ""]
+
+
+def _tokenizer_table(tokenizer_dir: Path) -> list[str]:
+    """Tokens per byte before and after, per language, from the report of the tokenizer stage."""
+    path = tokenizer_dir / "report.json"
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    tokenizers = report.get("tokenizers", {})
+    if not tokenizers:
+        return []
+    names = list(tokenizers)
+    languages = list(dict.fromkeys(language for name in names for language in tokenizers[name]))
+    rows = []
+    for language in languages:
+        cells = [tokenizers[name].get(language, {}).get("tokens_per_character") for name in names]
+        rows.append((language, *(f"{cell:.3f}" if cell is not None else "" for cell in cells)))
+    return ["## Tokenizer", "", "Tokens per character:", "", *_table(("Language", *names), rows), ""]
+
+
+def _evaluation_table(metrics: Path, iteration: int | None) -> list[str]:
+    """Bits per byte on held-out text, first and last validation up to the exported step."""
+    if not metrics.is_file():
+        return []
+    prefix = "validation/bits_per_byte/"
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if iteration is not None and entry.get("step", 0) > iteration:
+            break
+        for key, value in entry.items():
+            if key.startswith(prefix):
+                first.setdefault(key.removeprefix(prefix), value)
+                last[key.removeprefix(prefix)] = value
+    if not last:
+        return []
+    rows = [(language, f"{first[language]:.3f}", f"{value:.3f}") for language, value in sorted(last.items())]
+    title = "Bits per byte on held-out text (lower is better; comparable across vocabularies):"
+    header = ("Language", "First validation", "Exported step")
+    return ["## Evaluation", "", title, "", *_table(header, rows), ""]
+
+
+def _verification(verification: Mapping[str, Any]) -> list[str]:
+    logits = verification.get("logits")
+    if not isinstance(logits, Mapping):
+        return []
+    return [
+        "## Verification",
+        "",
+        f"Logits in fp32 over {logits['tokens']} tokens, transformers against the training framework: "
+        f"largest difference {logits['max_difference']:.2g}, same most likely token in "
+        f"{100 * logits['argmax_agreement']:.1f} % of the positions.",
+        "",
+    ]
+
+
+def _table(header: tuple[str, ...], rows: list[Any]) -> list[str]:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]

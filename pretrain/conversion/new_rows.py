@@ -1,0 +1,187 @@
+"""Rows that an extended vocabulary adds to the embedding and output matrices.
+
+``pieces.tsv`` of the tokenizer says, for each added id, into which base tokens the old tokenizer
+cuts the piece; :mod:`tsugiki.pretrain.conversion.initialise` makes rows of that, one matrix after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.experiment.errors import DataError
+from tsugiki.pretrain.convert_config import InitMethod
+
+if TYPE_CHECKING:
+    import torch
+
+    from tsugiki.pretrain.conversion.initialise import Method
+
+PIECES_NAME = "pieces.tsv"
+_HEADER = ["id", "piece", "score", "base_ids"]
+_BLOCK_PIECES = 1024
+_NO_ID = 1 << 62
+_ROW_BY_ROW = ("mean", "weighted")
+_DRAWN = ("multivariate", "random")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An added vocabulary entry; ``base_ids`` is empty for reserved pieces."""
+
+    id: int
+    base_ids: tuple[int, ...]
+
+
+def read_pieces(tokenizer_dir: Path) -> list[Piece]:
+    """The added pieces of a tokenizer directory, ascending; none when there is no ``pieces.tsv``.
+
+    Raises:
+        DataError: malformed, or ids that do not ascend without gaps.
+    """
+    path = tokenizer_dir / PIECES_NAME
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        lines = (line.rstrip("\n").split("\t") for line in stream)
+        if (header := next(lines, None)) != _HEADER:
+            raise DataError("unreadable piece table", where=path, got=header, expected="\t".join(_HEADER))
+        try:
+            pieces = [Piece(int(row[0]), tuple(map(int, row[3].split()))) for row in lines]
+        except (ValueError, IndexError) as error:
+            raise DataError("unreadable piece table", where=path, got=error) from error
+    for previous, piece in pairwise(pieces):
+        if piece.id != previous.id + 1:
+            raise DataError(
+                "ids of added pieces have a gap", where=path, got=piece.id, expected=previous.id + 1
+            )
+    return pieces
+
+
+def tokenizer_size(tokenizer_dir: Path) -> int:
+    """Number of ids of a tokenizer directory, added tokens included.
+
+    Raises:
+        DataError: no tokenizer there.
+    """
+    path = tokenizer_dir / "tokenizer.json"
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary: Any = content["model"]["vocab"]
+        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+        added = (token["id"] for token in content.get("added_tokens", []))
+        return 1 + max((*ids, *added), default=-1)
+    path = tokenizer_dir / "tokenizer.model"
+    if path.is_file():
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
+    raise DataError("no tokenizer here", where=tokenizer_dir, expected="tokenizer.json or tokenizer.model")
+
+
+class NewRows:
+    """New rows of both matrices, computed once a matrix.
+
+    Args:
+        read: ``read(name, start, stop)`` gives rows of a base matrix.
+        base_rows: rows of the base matrices.
+        pieces: the added pieces.
+        method: see :data:`tsugiki.pretrain.conversion.initialise.Method`; ``distillation`` starts from the mean.
+        seed: of random draws.
+
+    Raises:
+        DataError: a piece is made of base ids that the base does not have.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str, int, int], torch.Tensor],
+        base_rows: int,
+        pieces: Sequence[Piece],
+        method: InitMethod,
+        seed: int,
+    ) -> None:
+        self._read, self._pieces, self._seed = read, pieces, seed
+        self._method: Method = "mean" if method == "distillation" else method
+        self.first_id = pieces[0].id if pieces else _NO_ID
+        # Rows above the first new id are padding of the base matrix and carry no meaning.
+        self._known_rows = min(base_rows, self.first_id)
+        self._matrices: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+        for piece in pieces:
+            if piece.base_ids and not 0 <= min(piece.base_ids) <= max(piece.base_ids) < self._known_rows:
+                raise DataError(
+                    "an added piece is made of ids the base does not have",
+                    where=f"{PIECES_NAME}, id {piece.id}",
+                    got=list(piece.base_ids),
+                    expected=f"ids below {self._known_rows}",
+                    fix="use the tokenizer that was extended from this very base",
+                )
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """fp32 rows of the new ids ``start`` to ``stop`` of the matrix ``name``: [stop - start, h]."""
+        return self._matrix(name)[start - self.first_id : stop - self.first_id]
+
+    def all_rows(self, name: str) -> torch.Tensor:
+        """fp32 rows of all new ids of the matrix ``name``: [pieces, h]."""
+        return self._matrix(name)
+
+    def replace(self, name: str, rows: torch.Tensor) -> None:
+        """Use these rows [pieces, h] for the matrix ``name`` instead of the initial ones."""
+        with self._lock:
+            self._matrices[name] = rows
+
+    def _matrix(self, name: str) -> torch.Tensor:
+        with self._lock:
+            if name not in self._matrices:
+                self._matrices[name] = self._compute(name)
+            return self._matrices[name]
+
+    def _compute(self, name: str) -> torch.Tensor:
+        """All new rows of one matrix: [pieces, h] fp32."""
+        import torch
+
+        from tsugiki.pretrain.conversion.initialise import initialise_rows
+
+        base = self._read(name, 0, self._known_rows)  # in its own type: the one tensor held whole
+        made = [position for position, piece in enumerate(self._pieces) if piece.base_ids]
+        # Input and output rows are drawn independently.
+        seed = self._seed + zlib.crc32(name.encode())
+        if self._method not in _ROW_BY_ROW:
+            ids = [piece.base_ids for piece in self._pieces]
+            result = initialise_rows(base, ids, self._method, seed)
+        else:
+            # These look at one piece at a time: blocks of pieces keep the gathered rows few.
+            result = torch.zeros((len(self._pieces), base.shape[1]))
+            for begin in range(0, len(made), _BLOCK_PIECES):
+                block = made[begin : begin + _BLOCK_PIECES]
+                ids = [self._pieces[position].base_ids for position in block]
+                result[block] = initialise_rows(base, ids, self._method, seed)
+        reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
+        if reserved and self._method not in _DRAWN:
+            # Never zero, which would give extreme gradients.
+            result[reserved] = result[made].mean(dim=0) if made else base.float().mean(dim=0)
+        return result
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        """Per matrix, mean length of the base's rows and mean, least and greatest length of the new."""
+        result: dict[str, dict[str, float]] = {}
+        for name in sorted(self._matrices):
+            total = 0.0
+            for start in range(0, self._known_rows, _BLOCK_PIECES):
+                block = self._read(name, start, min(start + _BLOCK_PIECES, self._known_rows))
+                total += block.float().norm(dim=1).sum().item()
+            lengths = self._matrices[name].norm(dim=1)
+            result[name] = {
+                "base_mean": total / self._known_rows,
+                "new_mean": lengths.mean().item(),
+                "new_min": lengths.min().item(),
+                "new_max": lengths.max().item(),
+            }
+        return result

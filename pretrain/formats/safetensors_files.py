@@ -1,0 +1,282 @@
+"""Hugging Face weight files, read and written by byte range.
+
+A safetensors file is ``<u64 header length><JSON header><data>``; the header gives dtype, shape and
+``data_offsets`` (relative to the data) of every tensor. Reading with ``pread`` instead of mapping
+the file keeps the resident memory at what is asked for, and the positions are known before
+anything is written, so tensors can be written in any order and in parallel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.experiment.errors import CheckpointError
+from tsugiki.pretrain.formats.byte_ranges import FilePool, bytes_of
+from tsugiki.pretrain.formats.hf_tensor import HfTensor
+from tsugiki.pretrain.formats.pytorch_bin import LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_HEADER_LIMIT_BYTES = 100_000_000
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+"""Our dtype names -> safetensors'."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Torch type of a safetensors type name or of one of ours.
+
+    Raises:
+        CheckpointError: not a floating type weights come in.
+    """
+    import torch
+
+    known = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    try:
+        return known[DTYPES.get(name, name)]
+    except KeyError:
+        raise CheckpointError(
+            "unsupported weight type", got=name, expected=f"one of {', '.join(DTYPES)}"
+        ) from None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Our name (bf16, fp16, fp32) of a torch type."""
+    import torch
+
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
+def safetensors_header(path: Path) -> dict[str, HfTensor]:
+    """Tensors of a safetensors file, in file order, checked against the file's size.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            if length > min(size - 8, _HEADER_LIMIT_BYTES):
+                raise ValueError(f"header of {length:,} bytes in a file of {size:,} bytes")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise CheckpointError("missing weight file", where=path) from None
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(
+            "not a whole safetensors file", where=path, got=error, fix="download or copy the file again"
+        ) from error
+    tensors: dict[str, HfTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            tensor = HfTensor(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
+            consistent = tensor.size_bytes == end - begin
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError("unreadable tensor entry", where=f"{path}: {name}", got=entry) from error
+        if not consistent:
+            raise CheckpointError(
+                "tensor size contradicts its shape",
+                where=f"{path}: {name}",
+                got=f"{end - begin:,} bytes",
+                expected=f"{tensor.size_bytes:,} bytes for {entry['dtype']} {list(tensor.shape)}",
+            )
+        if 8 + length + end > size:
+            raise CheckpointError(
+                "truncated safetensors file",
+                where=f"{path}: {name} {list(tensor.shape)}",
+                got=f"{size:,} bytes",
+                expected=f"at least {8 + length + end:,} bytes",
+                fix="download or copy the file again",
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+class HfReader:
+    """The weights of a Hugging Face directory, read lazily.
+
+    Raises:
+        CheckpointError: no weights, a missing or truncated shard, an index naming an absent tensor.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tensors: dict[str, HfTensor] = {}
+        self._pool = FilePool()
+        for index, single, tensors_of in (
+            (INDEX_NAME, SINGLE_NAME, safetensors_header),
+            (LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors),
+        ):
+            if (directory / index).is_file():
+                self._read_index(directory / index, tensors_of)
+                return
+            if (directory / single).is_file():
+                self.tensors = tensors_of(directory / single)
+                return
+        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        raise CheckpointError(
+            "no weights here",
+            where=directory,
+            got=", ".join(found[:12]) or "nothing",
+            expected=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards, or {LEGACY_NAME}",
+        )
+
+    def _read_index(self, index: Path, tensors_of: Callable[[Path], dict[str, HfTensor]]) -> None:
+        try:
+            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError("unreadable weight index", where=index, got=error) from error
+        shards = sorted(set(weight_map.values()))
+        missing = [shard for shard in shards if not (self.directory / shard).is_file()]
+        if missing:
+            raise CheckpointError(
+                "missing shard",
+                where=index,
+                got=f"no {', '.join(missing)}",
+                expected=f"{len(shards)} shards",
+                fix="download the missing files",
+            )
+        held = {shard: tensors_of(self.directory / shard) for shard in shards}
+        for name, shard in weight_map.items():
+            if name not in held[shard]:
+                raise CheckpointError(
+                    "the index names a tensor that its shard does not hold",
+                    where=f"{index}: {name}",
+                    got=f"{shard} with {len(held[shard])} tensors",
+                )
+            self.tensors[name] = held[shard][name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows ``start:stop`` of a tensor (all of it by default), in its own dtype."""
+        import torch
+
+        entry = self.tensors[name]
+        stop = entry.shape[0] if stop is None else stop
+        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=torch_dtype(entry.dtype))
+        self._pool.read_into(entry.file, entry.offset + start * entry.row_bytes, bytes_of(tensor))
+        return tensor
+
+    def descriptor(self, name: str) -> int:
+        """Descriptor of the file that holds a tensor."""
+        return self._pool.descriptor(self.tensors[name].file)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._pool.close()
+
+
+class HfWriter:
+    """Sharded safetensors with known positions, written in any order.
+
+    Args:
+        directory: where the files go.
+        tensors: name, shape and dtype (bf16, fp16, fp32) in file order.
+        shard_bytes: a file holds at most this much, or one tensor.
+    """
+
+    def __init__(
+        self, directory: Path, tensors: Sequence[tuple[str, tuple[int, ...], str]], shard_bytes: int
+    ) -> None:
+        self.directory = directory
+        self._entries: dict[str, HfTensor] = {}
+        groups: list[list[HfTensor]] = [[]]
+        filled = 0
+        for name, shape, dtype in tensors:
+            entry = HfTensor(name, Path(), DTYPES[dtype], shape, 0)
+            if groups[-1] and filled + entry.size_bytes > shard_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(entry)
+            filled += entry.size_bytes
+        self.files: list[str] = []
+        self._headers: list[tuple[Path, bytes, int]] = []
+        for number, group in enumerate(groups, start=1):
+            single = len(groups) == 1
+            file = SINGLE_NAME if single else f"model-{number:05}-of-{len(groups):05}.safetensors"
+            self.files.append(file)
+            header, data_bytes = _header(group)
+            self._headers.append((directory / file, header, len(header) + data_bytes))
+            position = len(header)
+            for entry in group:
+                self._entries[entry.name] = HfTensor(
+                    entry.name, directory / file, entry.dtype, entry.shape, position
+                )
+                position += entry.size_bytes
+        self.total_bytes = sum(entry.size_bytes for entry in self._entries.values())
+        self._pool = FilePool(writable=True)
+
+    def __enter__(self) -> HfWriter:
+        for path, header, size in self._headers:
+            os.ftruncate(self._pool.descriptor(path), size)
+            self._pool.write(path, 0, header)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    def entry(self, name: str) -> HfTensor:
+        """Where a tensor goes."""
+        return self._entries[name]
+
+    def descriptor(self, name: str) -> int:
+        """Descriptor of the file that takes a tensor."""
+        return self._pool.descriptor(self._entries[name].file)
+
+    def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
+        """Write rows ``start:`` of a tensor, in the announced type.
+
+        Raises:
+            CheckpointError: the rows do not fit the announced shape.
+        """
+        entry = self._entries[name]
+        if tensor.shape[1:] != entry.shape[1:] or start + tensor.shape[0] > entry.shape[0]:
+            raise CheckpointError(
+                "tensor of another shape",
+                where=name,
+                got=f"{list(tensor.shape)} at row {start}",
+                expected=list(entry.shape),
+            )
+        data = bytes_of(tensor.to(torch_dtype(entry.dtype)).contiguous())
+        self._pool.write(entry.file, entry.offset + start * entry.row_bytes, data)
+
+    def write_index(self) -> None:
+        """Write the index of a sharded model; a single file needs none."""
+        if len(self.files) == 1:
+            return
+        index = {
+            "metadata": {"total_size": self.total_bytes},
+            "weight_map": {name: entry.file.name for name, entry in sorted(self._entries.items())},
+        }
+        write_json(self.directory / INDEX_NAME, index)
+
+
+def _header(entries: Iterable[HfTensor]) -> tuple[bytes, int]:
+    """Length-prefixed header of a file, and the bytes of data behind it."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for entry in entries:
+        end = position + entry.size_bytes
+        described[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, position
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as the Hugging Face libraries do: two spaces, UTF-8, final newline."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The model: Megatron's GPTModel with the layers, loss and kernels of this project."""

@@ -1,0 +1,170 @@
+"""Which layers and kernels a run is made of.
+
+| tier | norm | linear layers | attention | weight gradients | optimizer |
+|---|---|---|---|---|---|
+| reference (a CPU) | torch | Megatron | SDPA | torch | torch AdamW |
+| torch | compiled | Megatron | SDPA (flash), flex_attention | torch, into the buffer | torch fused AdamW |
+| apex | apex | Megatron | as above | apex, into the buffer | apex FusedAdam |
+| transformer_engine | in the linear layers | its own, bf16 or fp8 | as above | its own, likewise | its own |
+
+All read and write the same checkpoints and compute the same function. Attention is the same everywhere,
+because sliding windows, document boundaries and context parallelism are.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from tsugiki.experiment.accelerators import (
+    INSTALL,
+    Tier,
+    best_tier,
+    has_apex_gradient_accumulation,
+    has_nvidia_apex,
+    has_transformer_engine,
+)
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+
+Precision = Literal["fp32", "bf16", "fp8"]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What is fast in a run. The default is the plain path, which a CPU takes.
+
+    Attributes:
+        tier: what norm and linear layers are made of.
+        compile: norm, rotation, activation and loss through torch's compiler.
+        fused_loss: output layer and loss in one.
+        accumulate: weight gradients are added to Megatron's buffers by the matrix product.
+        attention: `plain` repeats keys and values for grouped queries; `fast` does not, and takes
+            flex_attention for windows and document boundaries.
+        fp8_recipe: scaling of fp8 products; None = bf16 or fp32.
+    """
+
+    tier: Tier = "torch"
+    compile: bool = False
+    fused_loss: bool = False
+    accumulate: bool = False
+    attention: Literal["plain", "fast"] = "plain"
+    fp8_recipe: str | None = None
+
+
+REFERENCE = Acceleration()
+
+
+def resolve(
+    tier: Literal["auto"] | Tier,
+    *,
+    precision: Precision,
+    gpu: bool,
+    compile: bool = True,
+    fp8_recipe: str = "tensorwise",
+) -> Acceleration:
+    """What a run uses.
+
+    Args:
+        tier: `auto` takes the best one installed.
+        precision: fp8 needs transformer-engine.
+        gpu: whether there is a CUDA device; without one everything is plain.
+        compile: let torch's compiler make the small kernels.
+        fp8_recipe: used with precision fp8.
+
+    Raises:
+        ConfigError: a tier that is not installed or cannot run here, or fp8 without transformer-engine.
+    """
+    if not gpu:
+        if tier not in ("auto", "torch"):
+            raise ConfigError(
+                "this tier needs a GPU", where="train.tier", got=tier, fix="set train.tier: auto"
+            )
+        if precision == "fp8":
+            raise ConfigError(
+                "fp8 needs transformer-engine on a GPU",
+                where="train.precision",
+                got="fp8 on a CPU",
+                fix="set train.precision: bf16",
+            )
+        return REFERENCE
+    there = {"torch": True, "apex": has_nvidia_apex(), "transformer_engine": has_transformer_engine()}
+    chosen: Tier = best_tier() if tier == "auto" else tier
+    if not there[chosen]:
+        raise ConfigError(
+            "this tier is not installed",
+            where="train.tier",
+            got=tier,
+            expected=" or ".join(["auto", *(name for name, found in there.items() if found)]),
+            fix=INSTALL,
+        )
+    if precision == "fp8" and chosen != "transformer_engine":
+        raise ConfigError(
+            "fp8 needs transformer-engine layers",
+            where="train.precision",
+            got=f"fp8 with tier {chosen}",
+            expected="tier transformer_engine, which "
+            + ("is installed" if there["transformer_engine"] else "is not installed"),
+            fix="set train.precision: bf16, or install it: " + INSTALL,
+        )
+    return Acceleration(
+        tier=chosen,
+        compile=compile,
+        fused_loss=True,
+        accumulate=True,
+        attention="fast",
+        fp8_recipe=fp8_recipe if precision == "fp8" else None,
+    )
+
+
+def acceleration_of(config: TrainConfig) -> Acceleration:
+    """What the train section asks for on this machine; raises as :func:`resolve`."""
+    return resolve(
+        config.tier,
+        precision=config.precision,
+        gpu=has_gpu(),
+        compile=config.compile,
+        fp8_recipe=config.fp8_recipe,
+    )
+
+
+def prepare_megatron(acceleration: Acceleration) -> None:
+    """Give Megatron the optimizer and the gradient accumulation of the tier.
+
+    It decides both by what can be imported, whatever the layers are made of.
+    """
+    import megatron.core.optimizer as optimizers
+    import megatron.core.tensor_parallel.layers as layers
+
+    adam, is_torch = _adam(acceleration.tier)
+    optimizers.Adam = adam
+    optimizers.USING_PYTORCH_OPTIMIZER = is_torch
+    if acceleration.accumulate:
+        layers.fused_weight_gradient_mlp_cuda = _gradient_accumulation(acceleration.tier)
+        layers._grad_accum_fusion_available = True
+
+
+def _adam(tier: Tier) -> tuple[Any, bool]:
+    """The optimizer class, and whether it is torch's."""
+    if tier == "transformer_engine":
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        return FusedAdam, False
+    if tier == "apex":
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam, False
+    return torch.optim.AdamW, True
+
+
+def _gradient_accumulation(tier: Tier) -> ModuleType | type:
+    if tier == "apex" and has_apex_gradient_accumulation():
+        return importlib.import_module("fused_weight_gradient_mlp_cuda")
+    from tsugiki.pretrain.model.kernels import TorchGradientAccumulation
+
+    return TorchGradientAccumulation

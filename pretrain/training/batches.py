@@ -1,0 +1,287 @@
+"""Training batches: Megatron's GPTDataset of every source, blended by the planned shares.
+
+The n-th sample of a run is a function of the seed, the mixture and n alone; the layout decides only
+which process reads it. Step k (from 0) trains on samples k * global_batch to (k + 1) * global_batch - 1.
+
+Shapes: b micro batch, S whole sequence, s the part of this context-parallel rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from tsugiki.experiment.artefacts.mixture import Mixture
+from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.chat_tokens import unmark
+from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+
+_OPENING_THREADS = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro batch on one rank.
+
+    Attributes:
+        tokens: [b, s].
+        labels: the next tokens, [b, s].
+        loss_mask: 1.0 where the prediction counts, [b, s].
+        boundaries: document number and position of every token, [2, b, S]; None where neither the
+            attention nor the positions restart at documents.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    boundaries: Tensor | None = None
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory, which another stream allocated, until this one is done with it."""
+        for part in (self.tokens, self.labels, self.loss_mask, self.boundaries):
+            if part is not None:
+                part.record_stream(stream)
+
+
+class _DatasetTokenizer:
+    """What GPTDataset asks of a tokenizer. Its padding id is one that no text contains."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.eod = mixture.eod_id
+        self.pad = -1
+        self.vocab_size = mixture.vocabulary_size
+        self.unique_identifiers = {"vocabulary_size": mixture.vocabulary_size, "eod": mixture.eod_id}
+
+
+class TrainingData:
+    """The samples of a run in their order.
+
+    Args:
+        mixture: sources and shares.
+        tokens_dir: directory of the `.bin/.idx` pairs.
+        cache_dir: where Megatron keeps its sample indices; shared by all ranks of all nodes.
+        sequence_length: tokens per sample.
+        samples: samples of the whole run.
+        seed: decides the order.
+
+    Raises:
+        DataError: a source is missing, unreadable or shorter than one sample.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokens_dir: Path,
+        cache_dir: Path,
+        *,
+        sequence_length: int,
+        samples: int,
+        seed: int,
+    ) -> None:
+        from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+        self.mixture = mixture
+        _check_sources(mixture, tokens_dir, sequence_length)
+        prefixes = [str(tokens_dir / source.prefix) for source in mixture.sources]
+        weights = [source.share for source in mixture.sources]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
+            config = GPTDatasetConfig(
+                random_seed=seed,
+                sequence_length=sequence_length,
+                # All of the training files: held-out text has files of its own.
+                blend_per_split=[(prefixes, weights), None, None],
+                path_to_cache=str(cache_dir),
+                num_dataset_builder_threads=_OPENING_THREADS,
+                tokenizer=_DatasetTokenizer(mixture),
+                reset_position_ids=False,
+                reset_attention_mask=False,
+                eod_mask_loss=False,
+                create_attention_mask=False,
+            )
+            builder = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config)
+            self._dataset: Any = builder.build()[0]
+
+    def sample(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, labels and loss mask of one sample, each [S]."""
+        item = self._dataset[index]
+        tokens, _ = unmark(item["tokens"])
+        labels, learned = unmark(item["labels"])
+        return tokens, labels, item["loss_mask"] * learned
+
+    def samples_by_source(self, first: int, end: int) -> dict[str, int]:
+        """How many of the samples first ... end - 1 come from each source."""
+        names = [source.name for source in self.mixture.sources]
+        chosen = getattr(self._dataset, "dataset_index", None)
+        if chosen is None:  # a single source is not blended
+            return {names[0]: end - first}
+        counts = numpy.bincount(numpy.asarray(chosen[first:end]), minlength=len(names))
+        return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def _check_sources(mixture: Mixture, tokens_dir: Path, sequence_length: int) -> None:
+    if not mixture.sources:
+        raise DataError("the mixture has no source", where=tokens_dir)
+    for source in mixture.sources:
+        for suffix in (".bin", ".idx"):
+            path = tokens_dir / (source.prefix + suffix)
+            if not path.is_file() or path.stat().st_size == 0:
+                raise DataError(
+                    f"tokens of source '{source.name}' are missing or empty",
+                    where=path,
+                    fix="run `tsugiki tokens CONFIG` again",
+                )
+        if source.tokens <= sequence_length:
+            raise DataError(
+                f"source '{source.name}' is shorter than one training sequence",
+                where=tokens_dir / source.prefix,
+                got=f"{source.tokens:,} tokens",
+                expected=f"more than train.sequence_length = {sequence_length:,}",
+                fix="shorten train.sequence_length, or give the source more text",
+            )
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Which samples a rank reads and how it cuts them.
+
+    Attributes:
+        micro_batch: sequences per forward pass.
+        global_batch: sequences per step, over all data-parallel ranks.
+        reset_position_ids: positions restart at documents.
+        reset_attention_mask: documents do not see each other.
+        mask_end_of_document: no loss on what follows an end-of-document token.
+        eod_id: the end-of-document token.
+    """
+
+    micro_batch: int
+    global_batch: int
+    eod_id: int
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
+    mask_end_of_document: bool = False
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one rank per step."""
+        return self.global_batch // (self.micro_batch * parallel_state.get_data_parallel_world_size())
+
+    def build(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor) -> Batch:
+        """A batch from whole sequences, each [b, S]."""
+        ends = tokens == self.eod_id
+        if self.mask_end_of_document:
+            loss_mask = loss_mask.masked_fill(ends, 0.0)
+        boundaries = self._boundaries(ends) if self.reset_attention_mask or self.reset_position_ids else None
+        tokens, labels, loss_mask = (
+            _to_device(_context_chunks(part)) for part in (tokens, labels, loss_mask.float())
+        )
+        return Batch(
+            tokens,
+            labels,
+            loss_mask,
+            boundaries=None if boundaries is None else _to_device(boundaries),
+        )
+
+    def _boundaries(self, ends: Tensor) -> Tensor:
+        """[2, b, S] from the mask of end-of-document tokens [b, S]; the token after one starts a document."""
+        count = torch.arange(ends.shape[1]).expand(ends.shape)
+        documents, positions = torch.zeros_like(count), count
+        if self.reset_attention_mask:
+            documents = ends.cumsum(dim=1) - ends.long()
+        if self.reset_position_ids:
+            starts = torch.zeros_like(count)
+            starts[:, 1:] = torch.where(ends[:, :-1], count[:, 1:], 0)
+            positions = count - starts.cummax(dim=1).values
+        return torch.stack([documents, positions])
+
+
+def _context_chunks(whole: Tensor) -> Tensor:
+    """The two chunks of [b, S] of this context-parallel rank: r and 2c - 1 - r, for an even load."""
+    ranks = parallel_state.get_context_parallel_world_size()
+    if ranks == 1:
+        return whole
+    rank = parallel_state.get_context_parallel_rank()
+    chunks = whole.chunk(2 * ranks, dim=1)
+    return torch.cat([chunks[rank], chunks[2 * ranks - 1 - rank]], dim=1)
+
+
+def _to_device(tensor: Tensor) -> Tensor:
+    """To the GPU from pinned memory, which the copy does not wait for; as it is where there is none."""
+    if not has_gpu():
+        return tensor
+    return tensor.pin_memory().to(torch.cuda.current_device(), non_blocking=True)
+
+
+class BatchReader:
+    """Reads the batches of steps ahead of time in a thread; its copies to the GPU have their own stream.
+
+    Attributes:
+        waited_seconds: time the training loop has waited for data, in all.
+    """
+
+    def __init__(self, data: TrainingData, layout: BatchLayout, steps: int) -> None:
+        self._data = data
+        self._layout = layout
+        self._steps = steps
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        # A thread starts on GPU 0 whatever the rank: entering the stream chooses this rank's.
+        self._stream: Any = torch.cuda.Stream()
+        self._ahead: dict[int, Future[tuple[list[Batch], Any]]] = {}
+        self.waited_seconds = 0.0
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro batches of this rank in a step, counted from 0."""
+        future = self._ahead.pop(step, None)
+        for stale in self._ahead.values():
+            stale.cancel()
+        self._ahead.clear()
+        if future is None:
+            future = self._reader.submit(self._read, step)
+        start = time.monotonic()
+        batches, copied = future.result()
+        self.waited_seconds += time.monotonic() - start
+        current: Any = torch.cuda.current_stream()
+        current.wait_event(copied)
+        for batch in batches if has_gpu() else ():
+            batch.record_stream(current)
+        if step + 1 < self._steps:
+            self._ahead[step + 1] = self._reader.submit(self._read, step + 1)
+        return batches
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, step: int) -> tuple[list[Batch], Any]:
+        """The batches, and the event of their arrival on the GPU."""
+        with torch.cuda.stream(self._stream):
+            return self._batches(step), self._stream.record_event()
+
+    def _batches(self, step: int) -> list[Batch]:
+        layout = self._layout
+        replica = parallel_state.get_data_parallel_rank()
+        replicas = parallel_state.get_data_parallel_world_size()
+        batches = []
+        for micro in range(layout.micro_batches):
+            first = step * layout.global_batch + (micro * replicas + replica) * layout.micro_batch
+            samples = [self._data.sample(first + offset) for offset in range(layout.micro_batch)]
+            batches.append(layout.build(*(torch.stack(part) for part in zip(*samples, strict=True))))
+        return batches
+
+
+def iterators(batches: list[Batch], chunks: int) -> list[Iterator[Batch]]:
+    """One iterator over the same batches for every chunk of the model."""
+    return [iter(batches) for _ in range(chunks)]

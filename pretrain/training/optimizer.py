@@ -1,0 +1,162 @@
+"""Megatron's optimizer, stepped so that a bad gradient changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+
+from tsugiki.pretrain.config import OptimizerConfig
+from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+from tsugiki.pretrain.training.freeze import RowControl
+
+_CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+def wrap_models(models: list[Any], *, distributed_optimizer: bool) -> list[DistributedDataParallel]:
+    """The model chunks with gradient buffers in fp32, reduced over the data-parallel ranks."""
+    wrapped = []
+    for number, model in enumerate(models):
+        config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=has_gpu(),
+            use_distributed_optimizer=distributed_optimizer,
+            check_for_nan_in_grad=False,  # the training loop looks at loss and gradient norm itself
+        )
+        wrapped.append(
+            DistributedDataParallel(
+                config=model.config,
+                ddp_config=config,
+                module=model,
+                disable_bucketing=number > 0,
+            )
+        )
+    return wrapped
+
+
+class Optimizer:
+    """AdamW over the model chunks.
+
+    Args:
+        config: the optimizer section.
+        models: wrapped model chunks.
+        precision: of the model.
+    """
+
+    def __init__(self, config: OptimizerConfig, models: list[Any], precision: str) -> None:
+        self.config = config
+        half = precision != "fp32"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("megatron.core.optimizer").setLevel(logging.ERROR)
+            self.megatron = get_megatron_optimizer(
+                MegatronOptimizerConfig(
+                    optimizer="adam",
+                    lr=config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    adam_beta1=config.betas[0],
+                    adam_beta2=config.betas[1],
+                    adam_eps=config.epsilon,
+                    clip_grad=config.clip_grad_norm,
+                    bf16=half,
+                    params_dtype=torch.bfloat16 if half else torch.float32,
+                    use_distributed_optimizer=config.distributed,
+                ),
+                models,
+                use_gloo_process_groups=False,
+            )
+        self.rows: RowControl | None = None
+        self._keep_step_when_loading()
+        self.prepare_state()
+
+    def prepare_state(self) -> None:
+        """Make the moments exist and be each parameter's own; at the start and after loading.
+
+        Megatron can only load moments into torch's optimizer when it has some, and then lets all
+        parameters share one step counter, which torch would count up once for each of them.
+        """
+        for optimizer in self.torch_optimizers():
+            if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+                continue
+            for group in optimizer.param_groups:
+                # One pass over the moments instead of ten; torch has this kernel for CPU and GPU.
+                group["foreach"], group["fused"] = False, True
+                for parameter in group["params"]:
+                    state = optimizer.state[parameter]
+                    if not state:
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                        state["exp_avg"] = torch.zeros_like(parameter)
+                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    state["step"] = state["step"].clone()
+
+    def _keep_step_when_loading(self) -> None:
+        """Megatron loads every tensor of a parameter's state, and looks for torch's step counter, which
+        it keeps elsewhere, among what it has read."""
+        for item in getattr(self.megatron, "chained_optimizers", [self.megatron]):
+            original = getattr(item, "_set_main_param_and_optimizer_states", None)
+            if original is None:
+                continue
+
+            def load(
+                parameter: Any, tensors: dict[str, Any], *, item: Any = item, original: Any = original
+            ) -> None:
+                group, order = item.model_param_group_index_map[parameter]
+                state = item.optimizer.state[item.optimizer.param_groups[group]["params"][order]]
+                kept = {"step": state["step"]} if "step" in state else {}
+                original(parameter, {**kept, **tensors})
+
+            item._set_main_param_and_optimizer_states = load
+
+    def torch_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that do the arithmetic."""
+        chained = getattr(self.megatron, "chained_optimizers", [self.megatron])
+        return [item.optimizer for item in chained if getattr(item, "optimizer", None) is not None]
+
+    def gradient_norm(self) -> float:
+        """Make the reduced gradients ready and return their global norm (identical on all ranks)."""
+        self.megatron.prepare_grads()
+        if self.rows is not None:
+            self.rows.mask_gradients()
+        return float(self.megatron.get_grad_norm())
+
+    def step(self, learning_rate: float, gradient_norm: float) -> None:
+        """Clip and update; :meth:`gradient_norm` was called before."""
+        limit = self.config.clip_grad_norm
+        factor = limit / (gradient_norm + _CLIP_EPSILON) if limit > 0 else 1.0
+        for optimizer in self.torch_optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+                group["weight_decay"] = self.config.weight_decay * group.get("wd_mult", 1.0)
+                if factor < 1.0:
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            parameter.grad.mul_(factor)
+        self.megatron.step_with_ready_grads()
+
+    def control_rows(self, rows: RowControl) -> None:
+        """Let a phase decide what moves. Between torch's step and the copy to the model's weights."""
+        self.rows = rows
+        optimizers = self.torch_optimizers()
+        if optimizers:
+            optimizers[0].register_step_pre_hook(lambda *_: rows.before_step())
+            optimizers[-1].register_step_post_hook(lambda *_: rows.after_step())
+
+    def forget(self) -> None:
+        """Zero the moments and take the model's weights as they are (after loading weights alone)."""
+        for optimizer in self.torch_optimizers():
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.zero_()
+        self.megatron.reload_model_params()
+
+    def zero_grad(self, models: list[Any]) -> None:
+        """Forget the gradients."""
+        for model in models:
+            model.zero_grad_buffer()
+        self.megatron.zero_grad()

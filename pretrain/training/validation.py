@@ -1,0 +1,125 @@
+"""Loss and bits per byte on held-out documents, per language.
+
+Held-out documents are concatenated in their order and cut into windows of one sequence length. Every
+token of the text and every end of document is predicted once, from what stands before it in its window;
+the token that begins a document is not text and is not counted.
+
+Bits per byte = sum of losses in nats / ln 2 / bytes of the text those tokens are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from megatron.core import parallel_state
+
+from tsugiki.experiment.artefacts.mixture import Mixture, TokenSource, load_document_bytes
+from tsugiki.experiment.text.chat_tokens import unmark
+from tsugiki.pretrain.training.batches import Batch, BatchLayout
+
+
+@dataclass(frozen=True)
+class HeldoutText:
+    """The held-out tokens of one language.
+
+    Attributes:
+        language: language code; ``<code>-chat`` for its conversations.
+        stream: token ids, documents one after the other.
+        bytes: UTF-8 bytes of that text; None for conversations, of which only the answers count: their loss
+            is over tokens and compares with nothing else.
+    """
+
+    language: str
+    stream: numpy.ndarray
+    bytes: int | None
+
+
+def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
+    """Held-out text of every language that has some, about `limit` bytes each, sources evenly.
+
+    Of a source the first documents are taken, as many whole ones as fit and at least one: the same text
+    whatever the vocabulary. Conversations stand by themselves, also where there is text of their language.
+
+    Raises:
+        DataError: the sizes of the documents are missing.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    texts = []
+    groups: dict[tuple[str, bool], list[TokenSource]] = {}
+    for source in mixture.validated:
+        if source.heldout_tokens > 0:
+            groups.setdefault((source.language, source.kind == "instruction"), []).append(source)
+    for (language, chat), sources in groups.items():
+        parts: list[numpy.ndarray] = []
+        size = 0
+        for source in sources:
+            prefix = str(source.heldout_prefix)
+            dataset = IndexedDataset(str(tokens_dir / prefix))
+            total = load_document_bytes(tokens_dir, prefix).cumsum()
+            count = max(1, int(numpy.searchsorted(total, limit // len(sources), side="right")))
+            parts += [numpy.asarray(dataset[number], dtype=numpy.int64) for number in range(count)]
+            size += int(total[count - 1])
+        if size > 0:
+            stream = numpy.concatenate(parts)
+            text = (
+                HeldoutText(f"{language}-chat", stream, None) if chat else HeldoutText(language, stream, size)
+            )
+            texts.append(text)
+    return texts
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one language: tokens, labels and loss mask [windows, S]."""
+
+    text: HeldoutText
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+
+    @classmethod
+    def cut(cls, text: HeldoutText, sequence_length: int, bos_id: int | None) -> Windows:
+        """Windows that together predict every token but the first once; the last one is padded."""
+        stream = torch.from_numpy(text.stream)
+        count = max(1, -(-(len(stream) - 1) // sequence_length))
+        padded = torch.zeros(count * sequence_length + 1, dtype=torch.int64)
+        padded[: len(stream)] = stream
+        mask = torch.zeros(count * sequence_length)
+        mask[: len(stream) - 1] = 1.0
+        padded, learned = unmark(padded)
+        mask *= learned[1:]
+        labels = padded[1:]
+        if bos_id is not None:
+            mask[labels == bos_id] = 0.0
+        shape = (count, sequence_length)
+        return cls(text, padded[:-1].reshape(shape), labels.reshape(shape), mask.reshape(shape))
+
+    def batches(self, layout: BatchLayout) -> list[Batch]:
+        """The micro batches of this rank; all ranks get equally many, empty ones added."""
+        replica = parallel_state.get_data_parallel_rank()
+        replicas = parallel_state.get_data_parallel_world_size()
+        size = layout.micro_batch * replicas
+        rounds = -(-len(self.tokens) // size)
+        # The interleaved pipeline schedule takes micro batches in groups of the pipeline's size.
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        rounds = -(-rounds // stages) * stages
+        missing = rounds * size - len(self.tokens)
+        tokens, labels, mask = (
+            torch.cat([part, part.new_zeros((missing, part.shape[1]))])
+            for part in (self.tokens, self.labels, self.loss_mask)
+        )
+        batches = []
+        for number in range(rounds):
+            first = (number * replicas + replica) * layout.micro_batch
+            rows = slice(first, first + layout.micro_batch)
+            batches.append(layout.build(tokens[rows], labels[rows], mask[rows]))
+        return batches
+
+    def bits_per_byte(self, total_loss: float) -> float | None:
+        """From the sum of losses in nats; None for conversations."""
+        return None if self.text.bytes is None else total_loss / math.log(2) / self.text.bytes

@@ -1,0 +1,116 @@
+"""Schedules, the vocabulary loss, FLOPs and the indexed dataset against independent calculations."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsugiki.pretrain.config import ScheduleConfig, TrainConfig
+from tsugiki.pretrain.formats.indexed import write_indexed
+from tsugiki.pretrain.model.loss import vocabulary_parallel_loss
+from tsugiki.pretrain.planning.schedule import learning_rate, phase_at, resolve_phases
+
+
+@pytest.mark.parametrize(
+    ("kind", "done", "expected"),
+    [
+        ("cosine", 0, 0.0),
+        ("cosine", 50, 0.5),
+        ("cosine", 100, 1.0),
+        ("cosine", 550, 0.1 + 0.9 * 0.5),
+        ("cosine", 1000, 0.1),
+        ("linear", 550, 0.55),
+        ("linear", 1000, 0.1),
+        ("constant", 999, 1.0),
+        ("wsd", 800, 1.0),
+        ("wsd", 900, 0.55),
+        ("wsd", 1000, 0.1),
+    ],
+)
+def test_schedule(kind: str, done: int, expected: float) -> None:
+    schedule = ScheduleConfig.model_validate(
+        {"kind": kind, "warmup_tokens": 100, "decay_tokens": 200 if kind == "wsd" else None}
+    )
+    assert learning_rate(schedule, done, 1000, 1.0, 0.1) == pytest.approx(expected)
+
+
+def test_phases_have_their_own_schedules() -> None:
+    config = TrainConfig.model_validate(
+        {
+            "phases": [
+                {"trains": ["new_input_rows"], "until_tokens": 100, "learning_rate": 0.5},
+                {"trains": ["all"], "schedule": {"kind": "linear", "warmup_tokens": 10}},
+            ],
+            "optimizer": {"learning_rate": 1.0, "minimum_learning_rate": 0.0},
+            "schedule": {"kind": "constant"},
+        }
+    )
+    phases = resolve_phases(config, 300)
+    assert [phase_at(phases, tokens).trains for tokens in (0, 99, 100)] == [
+        ("new_input_rows",), ("new_input_rows",), ("all",)
+    ]  # fmt: skip
+    assert phases[0].learning_rate(50) == 0.5
+    assert phases[1].learning_rate(105) == pytest.approx(0.5)  # re-warmed
+    assert phases[1].learning_rate(300) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_loss_leaves_padding_out(z_loss: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 2, 24, generator=generator)
+    labels = torch.randint(0, 19, (5, 2), generator=generator)
+    weight = torch.rand(5, 2, generator=generator)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    objective, entropy = vocabulary_parallel_loss(
+        ours * 1.0, labels, first=0, vocabulary_size=19, z_loss=z_loss
+    )
+    (objective * weight).sum().backward()
+    true = theirs[..., :19]
+    expected = torch.nn.functional.cross_entropy(true.reshape(-1, 19), labels.reshape(-1), reduction="none")
+    total = expected.reshape(5, 2) + z_loss * true.logsumexp(-1).square()
+    (total * weight).sum().backward()
+    torch.testing.assert_close(entropy, expected.reshape(5, 2).detach())
+    torch.testing.assert_close(objective, total)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_flops_of_a_published_shape() -> None:
+    """Llama-2-7B at 4,096 tokens: 6 per matrix parameter, attention 12 x layers x width x keys."""
+    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.pretrain.training.metrics import flops_per_token
+
+    spec = ModelSpec(
+        family="llama", layers=32, hidden_size=4096, ffn_size=11008, heads=32, kv_heads=32, head_dim=128,
+        vocabulary_size=32000, max_positions=4096,
+    )  # fmt: skip
+    matrices = 6 * (32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096)
+    full, causal = flops_per_token(spec, 4096)
+    assert math.isclose(full, matrices + 12 * 32 * 4096 * 4096)
+    assert math.isclose(causal, matrices + 6 * 32 * 4096 * 4096)
+
+
+@pytest.mark.parametrize("vocabulary", [65_536, 65_537])
+def test_megatron_reads_the_indexed_dataset(tmp_path: Path, vocabulary: int) -> None:
+    documents = [[1, 5, vocabulary - 1, 2], [1, 2], [1, *range(3, 300), 2]]
+    assert write_indexed(tmp_path / "x", documents, vocabulary) == (3, 4 + 2 + 299)
+    # In a process of its own: Megatron on a CPU patches torch.
+    script = (
+        "import json, sys\n"
+        "from tsugiki.pretrain.runtime.megatron_cpu import import_megatron; import_megatron()\n"
+        "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
+        "data = IndexedDataset(sys.argv[1])\n"
+        "rows = [data[number].tolist() for number in range(len(data))]\n"
+        "print(json.dumps([rows, data.document_indices.tolist(), str(data[0].dtype)]))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "x")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[3],
+    )  # fmt: skip
+    rows, index, dtype = json.loads(output.stdout)
+    assert rows == documents
+    assert index == [0, 1, 2, 3]
+    assert dtype == ("uint16" if vocabulary == 65_536 else "int32")

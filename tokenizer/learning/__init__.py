@@ -1,0 +1,1 @@
+"""Learning which pieces to add."""

@@ -1,0 +1,315 @@
+"""The experiment as a whole: its configuration, composed of the stages' sections, and its stage graph."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tsugiki.data.config import CorpusConfig, TokensConfig
+from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
+from tsugiki.evaluation.config import EvaluateConfig, ReportConfig
+from tsugiki.experiment.config import (
+    Cosmetic,
+    RawConfig,
+    StrictModel,
+    dump_yaml,
+    expand_path,
+    load_raw,
+    validate,
+)
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.tracking import TrackingConfig
+from tsugiki.pretrain.config import BaseConfig, TrainConfig
+from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
+from tsugiki.pretrain.model.context_extension import extended_context
+from tsugiki.pretrain.planning.parallelism import check as check_layout
+from tsugiki.pretrain.planning.plan import base_spec
+from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.tokenizer.config import TokenizerConfig
+from tsugiki.tokenizer.learning.word_lists import is_file, word_list_files
+
+STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
+
+
+class ExperimentConfig(StrictModel):
+    """One experiment: what the YAML file says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the experiment and of its run directory: letters, digits, dot, dash, underscore."""
+    seed: int = Field(default=1234, ge=0, lt=2**31)
+    """Every random choice derives from it."""
+    workers: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    """Processes of CPU stages; null is the number of cores."""
+    run_dir: Annotated[str | None, Cosmetic] = None
+    """Where artefacts go; null is ``runs/<name>``."""
+    tracking: Annotated[TrackingConfig, Cosmetic] = TrackingConfig()
+    """MLflow."""
+    base: BaseConfig
+    """The model to graft onto: ``path`` of a Hugging Face directory, or ``scratch``."""
+    corpus: CorpusConfig
+    """Sources, filters, deduplication, held-out split."""
+    tokenizer: TokenizerConfig = Field(default_factory=lambda: TokenizerConfig(extend=None))
+    """Vocabulary extension; ``extend: null`` keeps the base vocabulary."""
+    tokens: TokensConfig
+    """Encoding and mixture."""
+    graft: GraftConfig = GraftConfig()
+    """Initialisation of the new rows."""
+    train: TrainConfig = TrainConfig()
+    """Continued pretraining."""
+    export: ExportConfig = ExportConfig()
+    """Back to Hugging Face."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Base against result."""
+    report: ReportConfig = ReportConfig()
+    """The page."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked configuration with the place of its run."""
+
+    config: ExperimentConfig
+    raw: RawConfig
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the artefacts."""
+        return expand_path(self.config.run_dir) if self.config.run_dir else Path("runs") / self.config.name
+
+    def graph(self, announce: Callable[[str], None] = print) -> Graph:
+        """The stage graph of the experiment."""
+        context = StageContext(
+            seed=self.config.seed,
+            workers=self.config.workers or os.cpu_count() or 1,
+            experiment_name=self.config.name,
+        )
+        return Graph(stages(self.config), self.run_dir, context, self.config.tracking, announce)
+
+    def missing_inputs(self, stages: Sequence[Stage]) -> list[tuple[tuple[str | int, ...], str]]:
+        """What these stages read that is not on this machine: place in the configuration, path or pattern."""
+        missing: list[tuple[tuple[str | int, ...], str]] = []
+        if any(stage.name == "corpus" for stage in stages):
+            missing += [
+                (("corpus", "sources", index, "path"), pattern)
+                for index, source in enumerate(self.config.corpus.sources)
+                for pattern in _local(source.paths)
+                if not _matches(pattern)
+            ]
+            corpus = self.config.corpus
+            missing += [
+                (("corpus", "decontamination", "paths", index), pattern)
+                for index, pattern in enumerate(corpus.decontamination.paths)
+                if not _matches(pattern)
+            ]
+            model = corpus.language_identification.model
+            if model is not None and not _matches(model):
+                missing.append((("corpus", "language_identification", "model"), model))
+        extend = self.config.tokenizer.extend
+        if extend is not None and any(stage.name == "tokenizer" for stage in stages):
+            missing += [
+                (("tokenizer", "extend", "word_lists", language), setting)
+                for language, setting in extend.word_lists.items()
+                if is_file(setting) and not expand_path(setting).is_file()
+            ]
+        base = self.config.base.path
+        if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
+            missing.append((("base", "path"), base))
+        harness = self.config.evaluate.harness
+        if harness is not None and any(stage.name == "evaluate" for stage in stages):
+            if not is_installed():
+                missing.append(
+                    (("evaluate", "harness"), "lm-evaluation-harness: pip install 'tsugiki[eval]'")
+                )
+            if harness.chat_template != "none" and self.config.tokens.chat is None:
+                place = ("evaluate", "harness", "chat_template")
+                if base is None or (expand_path(base).exists() and not has_chat_template(expand_path(base))):
+                    missing.append((place, "a template: there is no tokens.chat, and the base has none"))
+            place = ("evaluate", "harness", "data")
+            missing += [(place, f"{harness.data or '<folder>'}/{name}") for name in missing_files(harness)]
+        return missing
+
+    def check_base(self, stages: Sequence[Stage]) -> None:
+        """Refuse to start a run whose later stages will not find their base model.
+
+        Raises:
+            ConfigError: ``base.path`` is not there.
+        """
+        for location, path in self.missing_inputs(stages):
+            if location == ("base", "path"):
+                _fail(
+                    self, location, "no base model here", path,
+                    "a Hugging Face directory with weights and tokenizer, or base.scratch to train one",
+                )  # fmt: skip
+
+    def save_config(self) -> None:
+        """Write the resolved configuration into the run directory."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = self.run_dir / f"config.yaml.{os.getpid()}.tmp"
+        temporary.write_text(dump_yaml(self.config), encoding="utf-8")
+        temporary.replace(self.run_dir / "config.yaml")
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = (), *, any_layout: bool = False) -> Experiment:
+    """Read and check an experiment.
+
+    Args:
+        path: YAML file.
+        overrides: ``--set`` options.
+        any_layout: accept a division over processes that cannot run, to plan another.
+
+    Raises:
+        ConfigError: with the dotted path, the value, what was expected, file and line.
+    """
+    raw = load_raw(path, overrides)
+    experiment = Experiment(validate(ExperimentConfig, raw), raw)
+    _check_languages(experiment)
+    _check_lengths(experiment)
+    _check_model(experiment, any_layout)
+    return experiment
+
+
+def stages(config: ExperimentConfig) -> list[Stage]:
+    """The stages of an experiment, each after its inputs."""
+    external: dict[str, Path] = {}
+    harness = config.evaluate.harness
+    extend = config.tokenizer.extend
+    if config.base.path is not None:
+        external["base"] = expand_path(config.base.path)
+    graph = [
+        Stage(
+            "corpus", config.corpus, (), "tsugiki.data.corpus:run",
+            sources=lambda: _source_files(config.corpus), keep_partial=True,
+        ),
+    ]  # fmt: skip
+    if config.base.scratch is not None:
+        graph.append(Stage("base", config.base, ("corpus",), "tsugiki.pretrain.base:run"))
+    # Only the initialisation that learns from text depends on the corpus.
+    graft_inputs = ("base", "tokenizer", *(("corpus",) if config.graft.init == "distillation" else ()))
+    graph += [
+        Stage(
+            "tokenizer", config.tokenizer, ("corpus", "base"), "tsugiki.tokenizer.extend:run", external,
+            sources=(lambda: word_list_files(extend.word_lists)) if extend and extend.word_lists else None,
+        ),
+        Stage("tokens", config.tokens, ("corpus", "tokenizer"), "tsugiki.data.tokens:run", keep_partial=True),
+        Stage("graft", config.graft, graft_inputs, "tsugiki.pretrain.graft:run", external),
+        Stage(
+            "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",
+            keep_partial=True, precious=True,
+        ),
+        Stage(
+            "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"),
+            "tsugiki.pretrain.export:run", external,
+        ),
+        Stage(
+            "evaluate", config.evaluate, ("base", "export", "corpus"), "tsugiki.evaluation.evaluate:run", external,
+            sources=None if harness is None else lambda: data_files(harness),
+        ),
+        Stage(
+            "report", config.report,
+            # base and graft give the page their times, nothing else
+            tuple(name for name in STAGE_NAMES[:-1] if name not in external), "tsugiki.evaluation.report:run",
+        ),
+    ]  # fmt: skip
+    return graph
+
+
+def _source_files(corpus: CorpusConfig) -> list[Path]:
+    """Local files whose content decides what the corpus stage makes.
+
+    Remote addresses and packages are identified by the configuration alone.
+    """
+    patterns = [pattern for source in corpus.sources for pattern in source.paths]
+    patterns += corpus.decontamination.paths
+    patterns += [f"{folder}/*.*" for folder in corpus.profile_folders]  # profiles and word lists
+    if corpus.language_identification.model is not None:
+        patterns.append(corpus.language_identification.model)
+    return sorted({found for pattern in _local(patterns) for found in _matches(pattern)})
+
+
+def _local(patterns: Sequence[str]) -> list[str]:
+    return [pattern for pattern in patterns if "://" not in pattern and not pattern.startswith("debian:")]
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(found) for found in glob.glob(str(expand_path(pattern)), recursive=True)]  # noqa: PTH207
+
+
+def _fail(
+    experiment: Experiment, location: tuple[str | int, ...], what: str, got: object, expected: str
+) -> None:
+    mark = experiment.raw.mark(location)
+    dotted = ".".join(str(item) for item in location)
+    raise ConfigError(what, where=f"{dotted} ({mark})" if mark else dotted, got=got, expected=expected)
+
+
+def _check_languages(experiment: Experiment) -> None:
+    """Languages and sources that one section names must be sources of another."""
+    config = experiment.config
+    names = [source.name for source in config.corpus.sources]
+    languages = list(dict.fromkeys(source.language for source in config.corpus.sources))
+    known = f"one of {', '.join(languages)}"
+    if config.base.scratch is not None and config.base.scratch.language not in languages:
+        _fail(
+            experiment,
+            ("base", "scratch", "language"),
+            "no corpus source in this language",
+            config.base.scratch.language,
+            known,
+        )
+    if config.tokenizer.extend is not None:
+        for language in config.tokenizer.extend.languages or {}:
+            if language not in languages:
+                where = ("tokenizer", "extend", "languages", language)
+                _fail(experiment, where, "no corpus source in this language", language, known)
+    conversations = [source.name for source in config.corpus.sources if source.kind == "instruction"]
+    if conversations and config.tokens.chat is None:
+        got = f"instruction source {conversations[0]} and no chat template"
+        _fail(experiment, ("tokens",), "conversations need a chat template", got, "a section tokens.chat")
+    weights = config.tokens.mixture.weights
+    for key in weights if isinstance(weights, dict) else ():
+        if key not in languages and key not in names:
+            expected = f"a source ({', '.join(names)}) or a language ({', '.join(languages)})"
+            _fail(
+                experiment, ("tokens", "mixture", "weights", key),
+                "weight for something the corpus does not have", key, expected,
+            )  # fmt: skip
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    config = experiment.config
+    step_tokens = config.train.global_batch * config.train.sequence_length
+    total = config.tokens.mixture.total_tokens
+    if total < step_tokens:
+        _fail(
+            experiment, ("tokens", "mixture", "total_tokens"), "the token budget is smaller than one step",
+            total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",
+        )  # fmt: skip
+    check_schedule(config.train, total)
+
+
+def _check_model(experiment: Experiment, any_layout: bool) -> None:
+    """Positions and division over processes against the model, where its architecture is known already."""
+    base, train, graft = experiment.config.base, experiment.config.train, experiment.config.graft
+    try:
+        spec, _ = base_spec(base)
+    except ConfigError:
+        # A base model that only the compute nodes can see is checked there, by the training stage.
+        return
+    spec = extended_context(spec, graft)
+    if train.sequence_length > spec.max_positions:
+        _fail(
+            experiment, ("train", "sequence_length"), "sequences longer than the model's positions",
+            train.sequence_length,
+            f"at most {spec.max_positions}, or graft.max_positions: {train.sequence_length} with "
+            "graft.rope_theta or graft.rope_scaling where the base needs one",
+        )  # fmt: skip
+    if not any_layout:
+        check_layout(train, spec, train.parallel.data or 1)

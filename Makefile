@@ -30,13 +30,13 @@ test-unit: $(VENV)/.installed  ## unit and distributed tests only
 check: $(VENV)/.installed .types  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml
 
 # mypy does not read the editable install: the package as a tree of links.
 .types: setup.py
 	rm -rf .types && mkdir -p .types/tsugiki
-	ln -s ../../tsugiki/* .types/tsugiki/
-	for room in data tokenizer pretrain evaluation experiment slurm; do ln -s ../../$$room .types/tsugiki/$$room; done
+	cd .types/tsugiki && ln -s ../../tsugiki/* . && \
+	  for room in data tokenizer pretrain evaluation experiment slurm; do ln -s ../../$$room .; done
 
 format: $(VENV)/.installed  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

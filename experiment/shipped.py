@@ -6,7 +6,7 @@ goes first, so a user's own ``configs/`` is never shadowed.
 
 from __future__ import annotations
 
-import re
+import itertools
 from pathlib import Path
 
 from tsugiki.experiment.errors import ConfigError
@@ -27,24 +27,22 @@ def shipped_folder(name: str) -> Path:
 
 def shipped(path: Path) -> Path | None:
     """The shipped file, folder or pattern behind a relative path, None where the path is not one of ours."""
-    if path.is_absolute():
-        return None
     for name in _FOLDERS:
-        try:
-            rest = path.relative_to(name)
-        except ValueError:
-            continue
-        found = shipped_folder(name) / rest
-        fixed = found
-        while re.search(r"[*?\[]", str(fixed.relative_to(shipped_folder(name)))):
-            fixed = fixed.parent
-        return found if fixed.exists() else None
+        if path.is_relative_to(name):
+            found = shipped_folder(name) / path.relative_to(name)
+            return found if _fixed(found).exists() else None
     return None
 
 
 def find(path: Path) -> Path:
-    """The path itself where it exists, else what ships under that name, else the path itself."""
-    return path if path.exists() else shipped(path) or path
+    """The path or pattern itself where it exists, else what ships under that name, else the path itself."""
+    return path if _fixed(path).exists() else shipped(path) or path
+
+
+def _fixed(pattern: Path) -> Path:
+    """The part of a pattern before the first wildcard."""
+    parts = pattern.parts
+    return Path(*itertools.takewhile(lambda part: not set(part) & set("*?["), parts))
 
 
 def experiment_path(given: Path) -> Path:

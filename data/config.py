@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, StrictModel
 from tsugiki.experiment.text.chat_tokens import ChatConfig
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
@@ -291,5 +291,5 @@ class TokensConfig(StrictModel):
     """How sources of `kind: instruction` are written out; required where there are any."""
     add_bos: bool = True
     """Begin every document with the tokenizer's BOS, where it has one."""
-    batch_documents: Annotated[int, Cosmetic] = Field(default=256, gt=0)
+    batch_documents: Annotated[int, NotFingerprinted] = Field(default=256, gt=0)
     """Documents encoded at a time."""

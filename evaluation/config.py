@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, StrictModel
 
 
 class SampleConfig(StrictModel):
@@ -55,7 +55,7 @@ class HarnessConfig(StrictModel):
     """Examples before a question, by task, where it should not be the published number."""
     limit: int | None = Field(default=None, gt=0)
     """Questions per task; null is all."""
-    batch_size: Annotated[int, Field(gt=0), Cosmetic] = 8
+    batch_size: Annotated[int, Field(gt=0), NotFingerprinted] = 8
     """Questions per batch."""
 
 
@@ -84,9 +84,9 @@ class EvaluateConfig(StrictModel):
     """Coverage of the confidence intervals."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the weights while evaluating; log-probabilities are always summed in higher precision."""
-    device: Annotated[str | None, Cosmetic] = None
+    device: Annotated[str | None, NotFingerprinted] = None
     """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
-    batch_bytes: Annotated[int, Field(gt=0), Cosmetic] = 100_000_000
+    batch_bytes: Annotated[int, Field(gt=0), NotFingerprinted] = 100_000_000
     """Memory for the logits of a batch: windows are batched until this is used."""
 
     @model_validator(mode="after")

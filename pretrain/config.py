@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, StrictModel
 
 
 class ScratchConfig(StrictModel):
@@ -47,7 +47,7 @@ class ScratchConfig(StrictModel):
     """Peak learning rate; decays to a tenth along a cosine."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of train_tokens in which the learning rate rises."""
-    processes: Annotated[int, Cosmetic] = Field(default=1, ge=1)
+    processes: Annotated[int, NotFingerprinted] = Field(default=1, ge=1)
     """Data-parallel processes."""
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class BaseConfig(StrictModel):
     """A Hugging Face model directory; `~` and `$VARIABLES` are expanded."""
     scratch: ScratchConfig | None = None
     """Train a tiny base model instead."""
-    architecture: Annotated[str | None, Cosmetic] = None
+    architecture: Annotated[str | None, NotFingerprinted] = None
     """Its `config.json` for `tsugiki plan`, while `path` is not on this machine; else ignored."""
 
     @model_validator(mode="after")
@@ -217,11 +217,11 @@ class AnomalyConfig(StrictModel):
 class TrainConfig(StrictModel):
     """Continued pretraining. Its length is the mixture's total_tokens."""
 
-    parallel: Annotated[ParallelConfig, Cosmetic] = ParallelConfig()
+    parallel: Annotated[ParallelConfig, NotFingerprinted] = ParallelConfig()
     """Division over processes. A run may be continued with another one."""
     sequence_length: int = Field(default=4096, ge=8)
     """Tokens per training sequence."""
-    micro_batch: Annotated[int, Cosmetic] = Field(default=1, ge=1)
+    micro_batch: Annotated[int, NotFingerprinted] = Field(default=1, ge=1)
     """Sequences per forward pass of one process."""
     global_batch: int = Field(default=1024, ge=1)
     """Sequences per optimizer step."""
@@ -230,9 +230,9 @@ class TrainConfig(StrictModel):
     a GPU that has it."""
     fp8_recipe: Literal["tensorwise", "blockwise", "delayed"] = "tensorwise"
     """Scaling of fp8 products: by each tensor's current maximum, by blocks, or by past maxima."""
-    tier: Annotated[Literal["auto", "torch", "apex", "transformer_engine"], Cosmetic] = "auto"
+    tier: Annotated[Literal["auto", "torch", "apex", "transformer_engine"], NotFingerprinted] = "auto"
     """What the layers are made of on a GPU; auto = the fastest one installed. Checkpoints are the same."""
-    compile: Annotated[bool, Cosmetic] = True
+    compile: Annotated[bool, NotFingerprinted] = True
     """Let torch's compiler make norm, activation, rotation and loss kernels; only on a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
@@ -248,32 +248,32 @@ class TrainConfig(StrictModel):
     """Tokens attend only to their own document of a packed sequence."""
     mask_end_of_document: bool = False
     """Do not train on predicting what follows the end-of-document token."""
-    recompute: Annotated[Literal["none", "selective", "full"], Cosmetic] = "none"
+    recompute: Annotated[Literal["none", "selective", "full"], NotFingerprinted] = "none"
     """Recompute activations in the backward pass: `selective` only core attention, `full` whole layers."""
-    save_interval_steps: Annotated[int, Cosmetic] = Field(default=500, ge=1)
+    save_interval_steps: Annotated[int, NotFingerprinted] = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: Annotated[int, Cosmetic] = Field(default=2, ge=1)
+    keep_checkpoints: Annotated[int, NotFingerprinted] = Field(default=2, ge=1)
     """Newest checkpoints kept."""
-    asynchronous_checkpoints: Annotated[Literal["auto"] | bool, Cosmetic] = "auto"
+    asynchronous_checkpoints: Annotated[Literal["auto"] | bool, NotFingerprinted] = "auto"
     """Write checkpoints in the background while training goes on, from a copy in host memory; auto = with a
     GPU. A checkpoint becomes the latest only when it is whole, at the end of a later step."""
-    milestone_interval_steps: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    milestone_interval_steps: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
     """Checkpoints at multiples of this are kept for ever; a multiple of save_interval_steps."""
-    log_interval_steps: Annotated[int, Cosmetic] = Field(default=10, ge=1)
+    log_interval_steps: Annotated[int, NotFingerprinted] = Field(default=10, ge=1)
     """Steps between log lines."""
-    peak_tflops: Annotated[float | Literal["measured"] | None, Cosmetic] = None
+    peak_tflops: Annotated[float | Literal["measured"] | None, NotFingerprinted] = None
     """Peak TFLOP/s of one process, for MFU: a number, or `measured` (matrix products at the start). Null =
     the dense bf16 figure of the GPU's data sheet; no MFU where that is unknown, on a CPU and in fp32."""
-    validation_interval_steps: Annotated[int | None, Cosmetic] = Field(default=500, ge=1)
+    validation_interval_steps: Annotated[int | None, NotFingerprinted] = Field(default=500, ge=1)
     """Steps between validations on the held-out documents; also at the end; null = never."""
-    validation_bytes_per_language: Annotated[int, Cosmetic] = Field(default=1_000_000, ge=1)
+    validation_bytes_per_language: Annotated[int, NotFingerprinted] = Field(default=1_000_000, ge=1)
     """Bytes of held-out text evaluated per language, sources evenly: whole documents, as many as fit and at
     least one of each source. The same documents for every vocabulary, so that runs compare."""
     anomalies: AnomalyConfig = AnomalyConfig()
     """NaN, Inf and loss spikes."""
-    watchdog_seconds: Annotated[float | None, Cosmetic] = Field(default=1800.0, gt=0)
+    watchdog_seconds: Annotated[float | None, NotFingerprinted] = Field(default=1800.0, gt=0)
     """A step that takes longer is a hang: stacks of all processes are written and the run ends."""
-    threads: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    threads: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
     """CPU threads per process; null = cores / processes on a CPU."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config import Cosmetic, OmittedIfNull, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, OmittedIfNull, StrictModel
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
 InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random", "distillation"]
@@ -77,7 +77,7 @@ class DistillationConfig(StrictModel):
     `next_token` is refused where input and output share one matrix."""
     dtype: WeightDtype | None = None
     """Type the base computes in; rows, loss and optimizer are fp32. Null is bf16 on a GPU, fp32 on a CPU."""
-    device: Annotated[str | None, Cosmetic] = None
+    device: Annotated[str | None, NotFingerprinted] = None
     """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Of the choice of documents and the order of contexts; null is the experiment's."""
@@ -133,7 +133,7 @@ class ExportConfig(StrictModel):
     verify: bool = True
     """Compare the logits of the exported directory in transformers with those of the training
     checkpoint in Megatron, both in fp32, on held-out text."""
-    verify_tokens: Annotated[int, Cosmetic] = Field(default=512, ge=8)
+    verify_tokens: Annotated[int, NotFingerprinted] = Field(default=512, ge=8)
     """Tokens of held-out text the logits are compared on."""
     verify_tolerance: float = Field(default=1e-4, gt=0)
     """Largest absolute difference of a logit that passes."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, StrictModel
 
 GateName = Literal[
     "reachable", "protected", "slow_equals_fast", "lossless", "contiguous", "loads", "specials"
@@ -148,5 +148,5 @@ class TokenizerConfig(StrictModel):
 
     extend: ExtendConfig | None = None
     """How to extend the base vocabulary; null keeps it as it is."""
-    report_bytes_per_language: Annotated[int, Cosmetic] = Field(default=1_000_000, ge=1)
+    report_bytes_per_language: Annotated[int, NotFingerprinted] = Field(default=1_000_000, ge=1)
     """Held-out UTF-8 bytes per language on which the efficiency report is measured."""

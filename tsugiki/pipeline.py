@@ -15,7 +15,7 @@ from tsugiki.data.config import CorpusConfig, TokensConfig
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
 from tsugiki.evaluation.config import EvaluateConfig, ReportConfig
 from tsugiki.experiment.config import (
-    Cosmetic,
+    NotFingerprinted,
     RawConfig,
     StrictModel,
     dump_yaml,
@@ -46,11 +46,11 @@ class ExperimentConfig(StrictModel):
     """Name of the experiment and of its run directory: letters, digits, dot, dash, underscore."""
     seed: int = Field(default=1234, ge=0, lt=2**31)
     """Every random choice derives from it."""
-    workers: Annotated[int | None, Cosmetic] = Field(default=None, ge=1)
+    workers: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
     """Processes of CPU stages; null is the number of cores."""
-    run_dir: Annotated[str | None, Cosmetic] = None
+    run_dir: Annotated[str | None, NotFingerprinted] = None
     """Where artefacts go; null is ``runs/<name>``."""
-    tracking: Annotated[TrackingConfig, Cosmetic] = TrackingConfig()
+    tracking: Annotated[TrackingConfig, NotFingerprinted] = TrackingConfig()
     """MLflow."""
     base: BaseConfig
     """The model to graft onto: ``path`` of a Hugging Face directory, or ``scratch``."""

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from tsugiki.experiment.config import Cosmetic, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, StrictModel
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.stage import StageContext, StageResult
 
 
 class ToyConfig(StrictModel):
     text: str = "x"
-    log_interval: Annotated[int, Cosmetic] = 1
+    log_interval: Annotated[int, NotFingerprinted] = 1
     fail: bool = False
     fail_with_oserror: int = 0
 

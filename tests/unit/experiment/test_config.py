@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from tsugiki.experiment.config import (
-    Cosmetic,
+    NotFingerprinted,
     StrictModel,
     dump_yaml,
     expand_path,
@@ -40,7 +40,7 @@ class Root(StrictModel):
     sources: list[Source] = []
     extend: Extend | None = None
     weights: dict[str, float] = {}
-    log_interval: Annotated[int, Cosmetic] = 10
+    log_interval: Annotated[int, NotFingerprinted] = 10
 
 
 def write(path: Path, text: str) -> Path:
@@ -184,7 +184,7 @@ def test_missing_file_suggests(tmp_path: Path) -> None:
         load_raw(tmp_path / "quikstart.yaml")
 
 
-def test_fingerprint_ignores_cosmetic_fields_only() -> None:
+def test_fingerprint_ignores_only_fields_so_marked() -> None:
     one = Root(name="x")
     assert fingerprint(one) == fingerprint(Root(name="x", log_interval=99))
     assert fingerprint(one) != fingerprint(Root(name="y"))

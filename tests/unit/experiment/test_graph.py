@@ -61,7 +61,7 @@ def test_unchanged_output_stops_the_redoing(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_cosmetic_field_does_not_redo_but_seed_does(tmp_path: Path) -> None:
+def test_field_outside_the_fingerprint_does_not_redo_but_seed_does(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "x"
     run_all(build(run_dir))
     assert set(run_all(build(run_dir, log_interval=7)).values()) == {"skip"}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from tsugiki.data.readers import READERS, reader_class
 from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.text.chat_tokens import ChatConfig
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 """ISO 639 code (``ja``, ``zh``, ``fil``), optionally with a script or region (``zh-Hant``)."""
 
-SourceFormat = Literal["html", "jsonl", "text", "warc", "wet", "parquet"]
 SourceKind = Literal["text", "parallel", "instruction"]
 OnError = Literal["skip", "fail"]
 PiiKind = Literal["email", "ip", "phone", "national_id"]
@@ -96,8 +97,8 @@ class SourceConfig(StrictModel):
     """Name of the source: a folder name, unique within the corpus."""
     language: Language
     """Language the documents should be in."""
-    format: SourceFormat
-    """How the files are read. `.gz`, `.zst`, `.bz2` and `.xz` are unpacked by their ending."""
+    format: str
+    """How the files are read, by a reader in `data/readers/`; `.gz .zst .bz2 .xz` are unpacked by their ending."""
     path: str | list[str]
     """File, folder, glob (`**` allowed), fsspec URL, or `debian:<package>/<glob inside the package>`."""
     kind: SourceKind = "text"
@@ -110,12 +111,35 @@ class SourceConfig(StrictModel):
     """False keeps every document as it is: no language identification, no quality profile."""
     maximum_documents: int | None = Field(default=None, gt=0)
     """Read at most this many documents, chosen by a hash of their names, not by position."""
-    reader: ReaderConfig = ReaderConfig()
-    """Reader options."""
+    reader: SerializeAsAny[ReaderConfig] = ReaderConfig()
+    """Reader options: those that all formats share, and those of this one."""
     extraction: ExtractionConfig = ExtractionConfig()
     """Extraction options (HTML, WARC)."""
     parallel: ParallelConfig | None = None
     """Rendering, required for `kind: parallel`."""
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        known = f"one of {', '.join(READERS.names())}, or package.module:Class of a reader of your own"
+        try:
+            reader = reader_class(name)
+        except ConfigError as error:
+            detail = f"; {error.fix}" if error.fix else ""
+            raise ValueError(f"{error.expected}{detail}" if ":" in name else f"{known}{detail}") from error
+        if not hasattr(reader, "options"):
+            raise ValueError(f"{known}; this is a {type(reader).__name__}, not a subclass of Reader")
+        return name
+
+    @field_validator("reader", mode="before")
+    @classmethod
+    def _options_are_of_the_format(cls, value: Any, info: ValidationInfo) -> Any:
+        if (name := info.data.get("format")) is None:  # a format that is wrong already
+            return value
+        options: type[ReaderConfig] = reader_class(name).options
+        if type(value) is options:
+            return value
+        return options.model_validate(value.model_dump() if isinstance(value, ReaderConfig) else value)
 
     @property
     def paths(self) -> list[str]:
@@ -128,8 +152,9 @@ class SourceConfig(StrictModel):
             raise ValueError("at least one non-empty path")
         if (self.kind == "parallel") != (self.parallel is not None):
             raise ValueError("a `parallel:` section exactly when `kind: parallel`")
-        if self.kind != "text" and self.format not in ("jsonl", "parquet"):
-            raise ValueError(f"`format: jsonl` or `parquet` for `kind: {self.kind}`")
+        if self.kind not in reader_class(self.format).kinds:
+            fitting = [name for name in READERS.names() if self.kind in READERS.get(name).kinds]
+            raise ValueError(f"`format: {'` or `'.join(fitting)}` for `kind: {self.kind}`")
         return self
 
 

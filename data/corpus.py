@@ -31,6 +31,7 @@ from tsugiki.data.common.executor import (
 )
 from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, read_json
 from tsugiki.data.common.segmentation import Segmentation, default_segmentation
+from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace, open_work
 from tsugiki.data.config import CorpusConfig, SourceConfig
@@ -41,9 +42,9 @@ from tsugiki.data.dedup.lines import FindBoilerplate
 from tsugiki.data.filters.language import require_model
 from tsugiki.data.filters.profiles import Profile, load_profile
 from tsugiki.data.formatters.pii import masked
+from tsugiki.data.inputs.planning import plan_fingerprint, plan_shards
 from tsugiki.data.passes.filter import FilterShards
 from tsugiki.data.passes.finalise import FinaliseShards, shard_paths
-from tsugiki.data.readers.planning import Shard, plan_fingerprint, plan_shards
 from tsugiki.data.report.corpus_report import CorpusReport, write_report
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.errors import DataError

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tsugiki.data.config import CorpusConfig, TokensConfig
+from tsugiki.data.inputs.planning import own_code
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
 from tsugiki.evaluation.config import EvaluateConfig, ReportConfig
 from tsugiki.experiment.config import (
@@ -231,7 +232,8 @@ def _source_files(corpus: CorpusConfig) -> list[Path]:
     patterns += [f"{folder}/*.*" for folder in corpus.profile_folders]  # profiles and word lists
     if corpus.language_identification.model is not None:
         patterns.append(corpus.language_identification.model)
-    return sorted({found for pattern in _local(patterns) for found in _matches(pattern)})
+    found = {found for pattern in _local(patterns) for found in _matches(pattern)}
+    return sorted(found | set(own_code(corpus)))
 
 
 def _local(patterns: Sequence[str]) -> list[str]:

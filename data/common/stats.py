@@ -15,7 +15,7 @@ from typing import Any, Self
 from datatrove.data import Document
 
 from tsugiki.data.common.charset import encodable
-from tsugiki.data.readers.planning import name_hash
+from tsugiki.data.common.shard import name_hash
 
 _SAMPLE_CHARACTERS = 2000
 

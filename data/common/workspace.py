@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tsugiki.data.common.jsonl_shards import read_json, write_json
-from tsugiki.data.readers.planning import Shard
+from tsugiki.data.common.shard import Shard
 
 WORK_FOLDER = ".work"
 

@@ -13,6 +13,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, write_json
+from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import DropWriter, Ledger
 from tsugiki.data.common.workspace import KEY_TYPE, Workspace
 from tsugiki.data.config import CorpusConfig, SourceConfig
@@ -21,8 +22,8 @@ from tsugiki.data.filters.profiles import Profile
 from tsugiki.data.filters.steps import BlockedUrlFilter, build_filters
 from tsugiki.data.formatters.extraction import ContentExtractor, Normaliser, Timed
 from tsugiki.data.formatters.translation_pairs import PairRenderer
-from tsugiki.data.readers.planning import Shard
-from tsugiki.data.readers.reader import SourceReader
+from tsugiki.data.inputs.source_reader import SourceReader
+from tsugiki.data.readers.base import reader_of
 
 
 class FilterShards(PipelineStep):
@@ -94,7 +95,7 @@ class FilterShards(PipelineStep):
             return steps
         if source.parallel is not None:
             steps.append(PairRenderer(source.language, source.parallel, ledger))
-        elif source.format in ("html", "warc"):
+        elif reader_of(source).is_markup:
             steps.append(ContentExtractor(source.extraction, ledger))
         steps.append(Normaliser(ledger))
         if (profile := self.profiles.get(source.name)) is not None:

@@ -11,6 +11,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from tsugiki.data.common.jsonl_shards import ShardWriter, read_documents, write_json
+from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import CorpusConfig
@@ -18,7 +19,6 @@ from tsugiki.data.dedup.decontamination import Decontaminator
 from tsugiki.data.dedup.duplicates import ExactFilter, Groups, places
 from tsugiki.data.dedup.lines import BoilerplateRemover
 from tsugiki.data.formatters.pii import PiiMasker
-from tsugiki.data.readers.planning import Shard
 
 _LENGTH_EDGES = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 

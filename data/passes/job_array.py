@@ -9,8 +9,8 @@ from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.corpus import check_inputs, load_profiles, open_workspace
+from tsugiki.data.inputs.planning import plan_shards
 from tsugiki.data.passes.filter import FilterShards
-from tsugiki.data.readers.planning import plan_shards
 
 
 @dataclass(frozen=True)

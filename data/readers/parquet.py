@@ -1,13 +1,33 @@
-"""Reads Parquet files, a batch of rows at a time and only the columns that are used."""
+"""``format: parquet``: a batch of rows at a time and only the columns that are used."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from tsugiki.data.common.shard import InputFile
 from tsugiki.data.common.streams import TruncatedInput, open_stream
 from tsugiki.data.config import SourceConfig
-from tsugiki.data.readers.planning import InputFile
-from tsugiki.data.readers.reader import BadRecord, Records, document_of_record
+from tsugiki.data.readers import READERS
+from tsugiki.data.readers.base import BadRecord, Reader, Records, numbered_parts
+from tsugiki.data.readers.records import document_of_record
 
 _ROWS = 1000
+
+
+@READERS.register("parquet")
+class ParquetReader(Reader):
+    """Rows; columns by ``reader.text_key``, ``id_key``, ``url_key``."""
+
+    kinds = frozenset({"text", "parallel", "instruction"})
+    parts_report_damage = True
+
+    def read(self, source: SourceConfig, file: InputFile) -> Records:
+        """Rows of the file, or of a range of its row groups."""
+        return read_parquet(source, file)
+
+    def divide(self, source: SourceConfig, file: InputFile, count: int, streamed: int) -> Iterator[InputFile]:
+        """Row groups."""
+        return numbered_parts(file, min(count, _row_groups(file)))
 
 
 def read_parquet(source: SourceConfig, file: InputFile) -> Records:
@@ -60,3 +80,15 @@ def used_columns(source: SourceConfig) -> list[str]:
     else:
         names.append(options.text_key)
     return list(dict.fromkeys(part for name in names for part in (name, name.split(".")[0])))
+
+
+def _row_groups(file: InputFile) -> int:
+    """Row groups of a Parquet file; 1 where it cannot be read, which its reader will report."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with open_stream(file.path, unpack=False) as stream:
+            return max(1, int(ParquetFile(stream).num_row_groups))
+    except (OSError, pa.ArrowException):
+        return 1

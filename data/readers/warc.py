@@ -1,4 +1,4 @@
-"""Reads WARC (Common Crawl pages) and WET (Common Crawl text) archives.
+"""``format: warc``: pages of a web archive (Common Crawl), and what its text archives (WET) share with it.
 
 Unpacking (:mod:`tsugiki.data.common.streams`) and the division into records are ours, because warcio reads a header
 that is cut short as a whole one and a wrong Content-Length as a right one; what is in a record is
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
+
+from datatrove.data import Document
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page, decode_text
+from tsugiki.data.common.shard import InputFile
 from tsugiki.data.common.streams import TruncatedInput, open_stream
 from tsugiki.data.config import SourceConfig
-from tsugiki.data.readers.planning import InputFile
-from tsugiki.data.readers.reader import BadRecord, Records, new_document
-
-if TYPE_CHECKING:
-    from datatrove.data import Document
+from tsugiki.data.readers import READERS
+from tsugiki.data.readers.base import BadRecord, Reader, Records, new_document, numbered_parts
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.I)
@@ -38,6 +38,8 @@ _UNPACKED = ("", "identity", "gzip", "deflate")
 _LINE_BYTES = 1 << 16
 _HEADER_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
+_PART_FACTOR = 4
+"""Unpacking a WARC costs about as much as extracting a twentieth of its pages: larger parts."""
 
 
 @dataclass(frozen=True)
@@ -172,34 +174,66 @@ class _Frames:
         return count - left
 
 
-def read_warc(source: SourceConfig, file: InputFile) -> Records:
-    """Pages of an archive (``format: warc``) or its text records (``format: wet``).
+RecordReader = Callable[[SourceConfig, Any, str, str], Document | BadRecord]
+"""Makes a document of a record parsed by warcio: source, record, its place for people, identifier."""
 
-    Raises:
-        TruncatedInput: the archive is cut short or damaged.
-        OSError: it cannot be opened.
+
+class ArchiveReader(Reader):
+    """Records of one type of an archive.
+
+    Attributes:
+        record_type: ``WARC-Type`` of what is read.
     """
-    wanted, read = ("conversion", _text_record) if source.format == "wet" else ("response", _page_record)
-    limit = source.reader.maximum_document_bytes
-    with open_stream(file.path) as stream:
-        for number, frame in enumerate(_Frames(stream, limit), start=1):
-            if file.part is not None and not file.part.has(number):
-                continue
-            where = f"{file.name}, record {number}"
-            if frame.problem is not None:
-                excerpt = repr(frame.block[:200]) if frame.block else ""
-                yield number, BadRecord(frame.rule, where, frame.problem, excerpt, len(frame.block))
-            elif frame.kind != wanted:
-                continue
-            elif frame.length > limit:
-                detail = f"more than {limit:,} bytes"
-                yield number, BadRecord("read.oversized", where, detail, size_bytes=frame.length)
-            else:
-                yield number, _parsed(read, source, frame, where, f"{source.name}/{file.name}#{number}")
+
+    record_type: ClassVar[str]
+
+    def read(self, source: SourceConfig, file: InputFile) -> Records:
+        """Records of the wanted type, and damaged places."""
+        limit = source.reader.maximum_document_bytes
+        with open_stream(file.path) as stream:
+            for number, frame in enumerate(_Frames(stream, limit), start=1):
+                if file.part is not None and not file.part.has(number):
+                    continue
+                where = f"{file.name}, record {number}"
+                if frame.problem is not None:
+                    excerpt = repr(frame.block[:200]) if frame.block else ""
+                    yield number, BadRecord(frame.rule, where, frame.problem, excerpt, len(frame.block))
+                elif frame.kind != self.record_type:
+                    continue
+                elif frame.length > limit:
+                    detail = f"more than {limit:,} bytes"
+                    yield number, BadRecord("read.oversized", where, detail, size_bytes=frame.length)
+                else:
+                    identifier = f"{source.name}/{file.name}#{number}"
+                    yield number, _parsed(self.document, source, frame, where, identifier)
+
+    def document(
+        self, source: SourceConfig, record: Any, where: str, identifier: str
+    ) -> Document | BadRecord:
+        """The document of a record that warcio parsed."""
+        raise NotImplementedError
+
+    def divide(self, source: SourceConfig, file: InputFile, count: int, streamed: int) -> Iterator[InputFile]:
+        """Every n-th record."""
+        return numbered_parts(file, min(-(-count // _PART_FACTOR), streamed))
+
+
+@READERS.register("warc")
+class WarcReader(ArchiveReader):
+    """HTML responses with status 2xx."""
+
+    is_markup = True
+    record_type = "response"
+
+    def document(
+        self, source: SourceConfig, record: Any, where: str, identifier: str
+    ) -> Document | BadRecord:
+        """The page of a response."""
+        return _page_record(source, record, where, identifier)
 
 
 def _parsed(
-    read: Any, source: SourceConfig, frame: _Frame, where: str, identifier: str
+    read: RecordReader, source: SourceConfig, frame: _Frame, where: str, identifier: str
 ) -> Document | BadRecord:
     from warcio.exceptions import ArchiveLoadFailed
     from warcio.recordloader import ArcWarcRecordLoader
@@ -208,14 +242,13 @@ def _parsed(
         record = ArcWarcRecordLoader(verify_http=False).parse_record_stream(
             io.BytesIO(frame.head + frame.block), known_format="warc"
         )
-        document: Document | BadRecord = read(source, record, where, identifier)
-        return document
+        return read(source, record, where, identifier)
     except (ArchiveLoadFailed, EOFError, ValueError, AttributeError, IndexError, TypeError) as error:
         detail = f"warc: {' '.join(str(error).split())}"
         return BadRecord("read.damaged_record", where, detail, repr(frame.block[:200]), len(frame.block))
 
 
-def _content(source: SourceConfig, record: Any, where: str) -> bytes | BadRecord:
+def record_content(source: SourceConfig, record: Any, where: str) -> bytes | BadRecord:
     """Content of a record, unpacked and not too long."""
     limit = source.reader.maximum_document_bytes
     content: bytes = record.content_stream().read(limit + 1)
@@ -235,7 +268,7 @@ def _page_record(source: SourceConfig, record: Any, where: str, identifier: str)
         return BadRecord("skipped.http_status", where, f"status {status}", is_bad=False)
     if kind and kind not in _HTML_TYPES:
         return BadRecord("skipped.not_html", where, kind, is_bad=False)
-    content = _content(source, record, where)
+    content = record_content(source, record, where)
     if isinstance(content, BadRecord):
         return content
     packed = (headers.get_header("Content-Encoding") or "") if headers is not None else ""
@@ -252,21 +285,10 @@ def _page_record(source: SourceConfig, record: Any, where: str, identifier: str)
             text = decode_text(content, source.reader.encoding)
     except UndecodableInput as error:
         return BadRecord("read.undecodable", where, str(error), repr(content[:200]), len(content))
-    return new_document(source, identifier, text, len(content), url=url, date=_date(record))
+    return new_document(source, identifier, text, len(content), url=url, date=record_date(record))
 
 
-def _text_record(source: SourceConfig, record: Any, where: str, identifier: str) -> Document | BadRecord:
-    content = _content(source, record, where)
-    if isinstance(content, BadRecord):
-        return content
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return BadRecord("read.undecodable", where, str(error), repr(content[:200]), len(content))
-    url = record.rec_headers.get_header("WARC-Target-URI")
-    return new_document(source, identifier, text, len(content), url=url, date=_date(record))
-
-
-def _date(record: Any) -> str | None:
+def record_date(record: Any) -> str | None:
+    """When a record was fetched."""
     value: str | None = record.rec_headers.get_header("WARC-Date")
     return value

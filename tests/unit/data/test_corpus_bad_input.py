@@ -17,7 +17,7 @@ from test_corpus_stage import config, documents, run
 from tsugiki.data.common.charset import decode_page
 from tsugiki.data.common.executor import ProcessExecutor, _run_task
 from tsugiki.data.config import SourceConfig
-from tsugiki.data.readers.planning import find_files
+from tsugiki.data.inputs.planning import find_files
 from tsugiki.experiment.errors import DataError
 
 # warcio leaves its own temporary files to the garbage collector.

@@ -13,11 +13,11 @@ import pytest
 import zstandard
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page
+from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.config import SourceConfig
-from tsugiki.data.readers.planning import Shard, find_files
-from tsugiki.data.readers.reader import SourceReader
-from tsugiki.data.readers.splitting import divided
+from tsugiki.data.inputs.planning import divided, find_files
+from tsugiki.data.inputs.source_reader import SourceReader
 from tsugiki.experiment.errors import DataError
 
 # warcio leaves its own temporary files to the garbage collector.

@@ -13,12 +13,12 @@ from datatrove.data import Document
 from test_corpus_stage import ROOT, WORDS, config, run, text, write_jsonl
 
 from tsugiki.data import corpus
+from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import ExtractionConfig, SourceConfig
 from tsugiki.data.dedup.duplicates import ExactFilter
 from tsugiki.data.dedup.lines import LINE_TYPE, LineCounter, host_hash, line_hash
-from tsugiki.data.readers.planning import Shard
 from tsugiki.experiment.artefacts.corpus_index import read_jsonl_zst
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.stage import StageContext

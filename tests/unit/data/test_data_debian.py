@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.data.readers import debian
+from tsugiki.data.inputs import debian
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 
 

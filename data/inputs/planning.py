@@ -12,94 +12,26 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from tsugiki.data.common.own_code import source_files
+from tsugiki.data.common.shard import InputFile, Shard, name_hash
+from tsugiki.data.common.streams import TruncatedInput
 from tsugiki.data.config import CorpusConfig, SourceConfig
-from tsugiki.data.readers import debian
+from tsugiki.data.inputs import debian
+from tsugiki.data.readers import reader_class
+from tsugiki.data.readers.base import reader_of
 from tsugiki.experiment.config import expand_path, fingerprint
+from tsugiki.experiment.digest import sha256_file
 from tsugiki.experiment.errors import ConfigError, DataError
 
 _MAGIC = frozenset("*?[")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a file that is read on its own.
-
-    Attributes:
-        number: which part.
-        count: of how many.
-        start: first byte; only for files read by ranges of bytes.
-        end: byte after the last one; None where records are counted instead.
-        lines_before: lines before ``start``.
-    """
-
-    number: int
-    count: int
-    start: int = 0
-    end: int | None = None
-    lines_before: int = 0
-
-    def has(self, number: int) -> bool:
-        """Whether the record of this number, from 1, is in the part; ranges of bytes have all they meet.
-
-        Multiplicative hashing, not a remainder: every third record of an archive is a page.
-        """
-        return self.end is not None or ((number * 0x9E3779B1 & 0xFFFFFFFF) * self.count >> 32) == self.number
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file of a source.
-
-    Attributes:
-        path: local path or fsspec URL.
-        name: path relative to the fixed part of the source's pattern: goes into document ids.
-        size_bytes: size on disk, compressed.
-        modified: modification time in ns, for URLs a hash of what the store says about the file (its
-            ETag, its time): a changed file is a changed plan.
-        part: what is read of it, None for everything.
-    """
-
-    path: str
-    name: str
-    size_bytes: int
-    modified: int
-    part: Part | None = None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Input files that are processed together.
-
-    Attributes:
-        rank: position among all shards.
-        source: name of the source.
-        number: position among the shards of the source.
-        files: what to read, in order.
-        hash_limit: with ``maximum_documents``, the largest :func:`name_hash` of a record that is
-            read; None reads all.
-    """
-
-    rank: int
-    source: str
-    number: int
-    files: tuple[InputFile, ...]
-    hash_limit: int | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(file.size_bytes for file in self.files)
-
-    @property
-    def name(self) -> str:
-        """``<source>/<number>``, the stem of the shard's files."""
-        return f"{self.source}/{self.number:05d}"
+STREAMED_PARTS = 64
+"""A source is divided into no more streamed parts than about this many."""
 
 
 def plan_shards(config: CorpusConfig) -> list[Shard]:
@@ -114,14 +46,10 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
         files = find_files(source)
         limit: int | None = None
         if source.maximum_documents is not None:
-            if _one_document_per_file(source):
+            if reader_of(source).has_one_document_per_file(source):
                 files = _chosen(files, source.maximum_documents)
             else:
-                from tsugiki.data.readers.reader import hash_limit
-
                 limit = hash_limit(source, files, source.maximum_documents)
-        from tsugiki.data.readers.splitting import divided
-
         files = divided(source, files, config.shard_input_bytes)
         groups = _grouped(files, config.shard_input_bytes, config.shard_input_files)
         for number, group in enumerate(groups):
@@ -131,11 +59,22 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
 
 def plan_fingerprint(config: CorpusConfig, profiles: Mapping[str, BaseModel], shards: Sequence[Shard]) -> str:
     """sha256 over configuration, profiles and input files: partial work of another plan is not continued."""
-    listing = {
+    listing: dict[str, Any] = {
         "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
         "shards": [asdict(shard) for shard in shards],
     }
+    if code := own_code(config):
+        listing["code"] = {path.name: sha256_file(path) for path in code}
     return hashlib.sha256((fingerprint(config) + json.dumps(listing, sort_keys=True)).encode()).hexdigest()
+
+
+def own_code(config: CorpusConfig) -> list[Path]:
+    """Source files of what is the user's own: their content decides what the stage makes.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    return source_files(reader_class(source.format) for source in config.sources if ":" in source.format)
 
 
 def find_files(source: SourceConfig) -> list[InputFile]:
@@ -188,19 +127,42 @@ def _longer(file: InputFile, steps: int) -> str:
     return f"{os.fsencode(folders).decode(errors='backslashreplace')}/{file.name}"
 
 
-def _one_document_per_file(source: SourceConfig) -> bool:
-    return source.format == "html" or (source.format == "text" and source.reader.documents == "file")
-
-
-def name_hash(*parts: str) -> int:
-    """Stable 64-bit hash of a name, for choices that must not depend on order."""
-    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
 def _chosen(files: list[InputFile], count: int) -> list[InputFile]:
     kept = set(heapq.nsmallest(count, files, key=lambda file: (name_hash(file.name), file.name)))
     return [file for file in files if file in kept]
+
+
+def hash_limit(source: SourceConfig, files: list[InputFile], count: int) -> int | None:
+    """Largest hash among the ``count`` records of the smallest hash; None when there are no more.
+
+    Reads the source once more, without extraction: what is chosen then does not depend on order.
+    """
+    smallest: list[int] = []  # a heap of the smallest hashes, negated: its root is the largest
+    total = 0
+    reader = reader_of(source)
+    for file in files:
+        try:
+            for number in reader.record_numbers(source, file):
+                total += 1
+                value = -name_hash(file.name, str(number))
+                if len(smallest) < count:
+                    heapq.heappush(smallest, value)
+                elif value > smallest[0]:
+                    heapq.heapreplace(smallest, value)
+        except (TruncatedInput, OSError):
+            continue  # counted when the file is read
+    return -smallest[0] if total > count else None
+
+
+def divided(source: SourceConfig, files: Sequence[InputFile], maximum_bytes: int) -> list[InputFile]:
+    """The files, those above ``maximum_bytes`` in parts of about that size, as their reader divides them."""
+    reader = reader_of(source)
+    streamed = max(1, STREAMED_PARTS // max(1, len(files)))
+    parts: list[InputFile] = []
+    for file in files:
+        count = -(-file.size_bytes // maximum_bytes)
+        parts += [file] if count < 2 else reader.divide(source, file, count, streamed)
+    return parts
 
 
 def _grouped(files: Sequence[InputFile], maximum_bytes: int, maximum_files: int) -> Iterator[list[InputFile]]:

@@ -180,29 +180,15 @@ def write_random_model(config: ScratchConfig, mixture: Mixture, directory: Path,
     import torch
     import transformers
 
-    kinds = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
-    }
-    config_class, model_class = kinds[config.architecture]
-    shape = config_class(
-        vocab_size=mixture.vocabulary_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.ffn_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=config.tied_embeddings,
+    shape = transformers.AutoConfig.for_model(
+        **config.hf_config(mixture.vocabulary_size),
         initializer_range=config.initializer_range,
         bos_token_id=mixture.bos_id,
         eos_token_id=mixture.eod_id,
-        **({"sliding_window": None} if config.architecture == "mistral" else {}),
     )
     with torch.random.fork_rng(devices=[]), _quiet_transformers():
         torch.manual_seed(seed)
-        model_class(shape).save_pretrained(directory)
+        transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(directory)
 
 
 @contextlib.contextmanager

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.family import family_names, find_family
+
+
+def _known_family(name: str) -> str:
+    known = [item for item in family_names() if find_family(item).converted_to is None]
+    if name not in known:
+        raise ValueError(f"one of {', '.join(known)}")
+    return name
 
 
 class ScratchConfig(StrictModel):
     """A tiny base model trained from random weights, where no real base model can be downloaded."""
 
-    architecture: Literal["llama", "mistral"] = "llama"
-    """Architecture of the model; the Hugging Face class of that family is written."""
+    architecture: Annotated[str, AfterValidator(_known_family)] = "llama"
+    """A model family (`model_type` of config.json), whose Hugging Face class is written: llama, mistral, gemma, …"""
     tokenizer: str = "mistral-v1"
     """`mistral-v1` (the genuine Mistral-7B-v0.1 SentencePiece model that ships in mistral-common) or the
     path of a SentencePiece model."""
@@ -74,6 +82,23 @@ class ScratchConfig(StrictModel):
                 f"{self.micro_batch * self.processes}"
             )
         return self
+
+    def hf_config(self, vocabulary_size: int) -> dict[str, Any]:
+        """What its config.json says about the architecture."""
+        return {
+            "model_type": self.architecture,
+            "vocab_size": vocabulary_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.ffn_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.hidden_size // self.heads,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": self.tied_embeddings,
+            **find_family(self.architecture).full_attention,
+        }
 
 
 class BaseConfig(StrictModel):

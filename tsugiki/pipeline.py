@@ -32,7 +32,7 @@ from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
 from tsugiki.pretrain.planning.parallelism import check as check_layout
-from tsugiki.pretrain.planning.plan import base_spec
+from tsugiki.pretrain.planning.plan import BaseNotHere, base_spec
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.learning.word_lists import is_file, word_list_files
@@ -302,7 +302,7 @@ def _check_model(experiment: Experiment, any_layout: bool) -> None:
     base, train, graft = experiment.config.base, experiment.config.train, experiment.config.graft
     try:
         spec, _ = base_spec(base)
-    except ConfigError:
+    except BaseNotHere:
         # A base model that only the compute nodes can see is checked there, by the training stage.
         return
     spec = extended_context(spec, graft)

@@ -326,12 +326,8 @@ def for_each(pool: ThreadPoolExecutor, function: Callable[[Any], None], items: I
 
 def _hf_config(source: Source, spec: ModelSpec) -> dict[str, Any]:
     """The base's config.json with the new vocabulary and context, and the types of its tensors."""
-    config = with_context(source.config, source.spec, spec)
+    config = source.family.exported_config(with_context(source.config, source.spec, spec))
     config["vocab_size"] = spec.vocabulary_size
-    if config["model_type"] not in ("llama", "mistral", "gemma", "qwen2"):
-        # Yi's own code is not needed: the architecture is Llama's.
-        config["model_type"], config["architectures"] = "llama", ["LlamaForCausalLM"]
-        config.pop("auto_map", None)
     exceptions = {
         name: source.dtype_of(name)
         for name, _ in hf_tensors(source.spec)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.experiment.errors import CheckpointError
+from tsugiki.experiment.family import find_family
 from tsugiki.experiment.model_spec import ModelSpec, read_hf_config
-from tsugiki.pretrain.conversion.weights import ALIASES, EMBEDDING, IGNORED_SUFFIXES, OUTPUT, hf_tensors
+from tsugiki.pretrain.conversion.weights import EMBEDDING, IGNORED_SUFFIXES, OUTPUT, hf_tensors
 from tsugiki.pretrain.formats.hf_tensor import HfTensor
 from tsugiki.pretrain.formats.safetensors_files import HfReader, dtype_name, torch_dtype
 
@@ -23,6 +25,7 @@ class Source:
 
     Attributes:
         spec: architecture of the base.
+        family: of its config.json.
         names: table name -> name in the files (they differ for old Yi releases).
         dtype: the most common type of its tensors.
 
@@ -35,7 +38,8 @@ class Source:
         self.config = read_hf_config(directory)
         self.spec = ModelSpec.from_hf(directory)
         self.reader = HfReader(directory)
-        self.names = {_table_name(name): name for name in self.reader.tensors}
+        self.family = find_family(self.config["model_type"])
+        self.names = {_table_name(name, self.family.names.earlier): name for name in self.reader.tensors}
         self._check()
         counts: Counter[str] = Counter()
         for name, _ in hf_tensors(self.spec):
@@ -108,8 +112,8 @@ class Source:
             )
 
 
-def _table_name(name: str) -> str:
-    for old, new in ALIASES.items():
+def _table_name(name: str, earlier: Mapping[str, str]) -> str:
+    for old, new in earlier.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name

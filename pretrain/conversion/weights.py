@@ -12,10 +12,11 @@ checkpoint loads into either. Tensors of all layers are stacked on a new axis 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from tsugiki.experiment.family import find_family
 from tsugiki.experiment.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -35,27 +36,39 @@ EXTRA_STATE_MODULES = (
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-# Yi's first releases named the norms of a layer differently.
-ALIASES = {".ln1.weight": ".input_layernorm.weight", ".ln2.weight": ".post_attention_layernorm.weight"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One Hugging Face tensor: ``{layer}`` in the name marks one per layer."""
+    """One Hugging Face tensor: ``{layer}`` in the name marks one per layer.
+
+    Attributes:
+        name: its name.
+        rows: letters of axis 0; several for a fused tensor, from top to bottom (``qkk``: q, then k, then v).
+        columns: letter of axis 1, empty for a vector.
+    """
 
     name: str
-    letters: str
+    rows: str
+    columns: str = ""
 
     def shape(self, spec: ModelSpec) -> tuple[int, ...]:
         """Sizes of the letters for a model."""
-        sizes = {
-            "v": spec.vocabulary_size,
-            "h": spec.hidden_size,
-            "f": spec.ffn_size,
-            "q": spec.heads * spec.head_dim,
-            "k": spec.kv_heads * spec.head_dim,
-        }
-        return tuple(sizes[letter] for letter in self.letters)
+        return (sum(self.sections(spec)), *(_size(letter, spec) for letter in self.columns))
+
+    def sections(self, spec: ModelSpec) -> list[int]:
+        """Number of rows of each letter of axis 0."""
+        return [_size(letter, spec) for letter in self.rows]
+
+
+def _size(letter: str, spec: ModelSpec) -> int:
+    return {
+        "v": spec.vocabulary_size,
+        "h": spec.hidden_size,
+        "f": spec.ffn_size,
+        "q": spec.heads * spec.head_dim,
+        "k": spec.kv_heads * spec.head_dim,
+    }[letter]
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Weight:
     @property
     def vocabulary(self) -> bool:
         """Whether axis 0 is the vocabulary."""
-        return self.parts[0].letters[0] == "v"
+        return self.parts[0].rows == "v"
 
     def names(self, layer: int) -> list[str]:
         """Hugging Face names of the parts in one layer."""
@@ -105,17 +118,27 @@ class Weight:
 
     def rows(self, spec: ModelSpec) -> list[Rows]:
         """The layout on axis 0 as runs of rows, in Megatron's order."""
-        sizes = [part.shape(spec)[0] for part in self.parts]
         if self.layout != "qkv":
+            sizes = [part.shape(spec)[0] for part in self.parts]
             starts = [sum(sizes[:number]) for number in range(len(sizes))]
             return [Rows(number, 0, starts[number], size) for number, size in enumerate(sizes)]
+        # Sections of q, k and v, whichever tensors they lie in: (part, first row in it, rows of a group).
+        sections = [
+            (number, sum(part.sections(spec)[:position]), size // spec.kv_heads)
+            for number, part in enumerate(self.parts)
+            for position, size in enumerate(part.sections(spec))
+        ]
         # One run of queries, one key head and one value head in every group.
-        counts = [size // spec.kv_heads for size in sizes]
-        group_rows = sum(counts)
+        group_rows = sum(count for _, _, count in sections)
         return [
-            Rows(number, group * count, group * group_rows + sum(counts[:number]), count)
+            Rows(
+                number,
+                first + group * count,
+                group * group_rows + sum(item[2] for item in sections[:at]),
+                count,
+            )
             for group in range(spec.kv_heads)
-            for number, count in enumerate(counts)
+            for at, (number, first, count) in enumerate(sections)
         ]
 
     def blocks(self, spec: ModelSpec) -> list[tuple[int, int]]:
@@ -131,33 +154,31 @@ class Weight:
 
 def weight_table(spec: ModelSpec) -> list[Weight]:
     """All weights of a model, in the order Hugging Face saves them."""
+    names = find_family(spec.family).names
     block, stack = "model.layers.{layer}.", "decoder.layers."
-    attention, mlp = block + "self_attn.", block + "mlp."
-    rows = [Weight("embedding.word_embeddings.weight", (Part(EMBEDDING, "vh"),))]
+    rows = [Weight("embedding.word_embeddings.weight", (Part(EMBEDDING, "v", "h"),))]
 
     def projection(
-        megatron: str, parts: str, names: list[tuple[str, str]], bias: bool, layout: Layout
+        megatron: str, tensors: Mapping[str, str], columns: str, bias: bool, layout: Layout = "same"
     ) -> None:
-        weights = tuple(Part(f"{parts}{name}.weight", letters) for name, letters in names)
+        weights = tuple(Part(f"{block}{name}.weight", letters, columns) for name, letters in tensors.items())
         rows.append(Weight(f"{stack}{megatron}.weight", weights, layout))
         if bias:
-            biases = tuple(Part(f"{parts}{name}.bias", letters[0]) for name, letters in names)
+            biases = tuple(Part(f"{block}{name}.bias", letters) for name, letters in tensors.items())
             rows.append(Weight(f"{stack}{megatron}.bias", biases, layout))
 
-    qkv = [("q_proj", "qh"), ("k_proj", "kh"), ("v_proj", "kh")]
-    projection("self_attention.linear_qkv", attention, qkv, spec.qkv_bias, "qkv")
-    projection("self_attention.linear_proj", attention, [("o_proj", "hq")], spec.output_bias, "same")
-    gate_up = [("gate_proj", "fh"), ("up_proj", "fh")]
-    projection("mlp.linear_fc1", mlp, gate_up, spec.mlp_bias, "gate_up")
-    projection("mlp.linear_fc2", mlp, [("down_proj", "hf")], spec.mlp_bias, "same")
+    projection("self_attention.linear_qkv", names.qkv, "h", spec.qkv_bias, "qkv")
+    projection("self_attention.linear_proj", {names.attention_output: "h"}, "q", spec.output_bias)
+    projection("mlp.linear_fc1", names.gate_up, "h", spec.mlp_bias, "gate_up")
+    projection("mlp.linear_fc2", {names.mlp_output: "h"}, "f", spec.mlp_bias)
     for megatron, name in (
-        ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
-        ("mlp.linear_fc1.layer_norm_weight", "post_attention_layernorm.weight"),
+        ("self_attention.linear_qkv.layer_norm_weight", names.attention_norm),
+        ("mlp.linear_fc1.layer_norm_weight", names.mlp_norm),
     ):
-        rows.append(Weight(stack + megatron, (Part(block + name, "h"),)))
+        rows.append(Weight(stack + megatron, (Part(f"{block}{name}.weight", "h"),)))
     rows.append(Weight("decoder.final_layernorm.weight", (Part("model.norm.weight", "h"),)))
     if not spec.tied_embeddings:
-        rows.append(Weight("output_layer.weight", (Part(OUTPUT, "vh"),)))
+        rows.append(Weight("output_layer.weight", (Part(OUTPUT, "v", "h"),)))
     return rows
 
 
@@ -188,7 +209,8 @@ def split(weight: Weight, tensor: Tensor, spec: ModelSpec) -> list[Tensor]:
     """The Hugging Face parts of one layer's Megatron tensor; inverse of :func:`merge`."""
     import torch
 
-    runs = weight.rows(spec)
+    # By their place in the part: the runs of a fused one come group by group.
+    runs = sorted(weight.rows(spec), key=lambda run: run.part_start)
     return [
         torch.cat([tensor[run.start : run.start + run.count] for run in runs if run.part == number])
         for number in range(len(weight.parts))

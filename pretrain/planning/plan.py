@@ -26,6 +26,10 @@ _MISTRAL_V1_ROWS = 32_000
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace", "total")
 
 
+class BaseNotHere(ConfigError):
+    """The base model's architecture cannot be known on this machine."""
+
+
 class _AutoSize(Protocol):
     @property
     def maximum(self) -> int: ...
@@ -261,23 +265,12 @@ def base_spec(base: BaseConfig) -> tuple[ModelSpec, list[str]]:
     Taken from ``scratch``, from ``path`` where it is on this machine, else from ``architecture``.
 
     Raises:
-        ConfigError: none of them says.
+        BaseNotHere: none of them says.
+        ConfigError: ``model_type`` of its config.json is no known family.
+        CheckpointError: config.json cannot be read, or says what cannot be represented.
     """
     if base.scratch is not None:
-        scratch = base.scratch
-        spec = ModelSpec(
-            family=scratch.architecture,
-            layers=scratch.layers,
-            hidden_size=scratch.hidden_size,
-            ffn_size=scratch.ffn_size,
-            heads=scratch.heads,
-            kv_heads=scratch.kv_heads,
-            head_dim=scratch.hidden_size // scratch.heads,
-            vocabulary_size=_scratch_rows(scratch.tokenizer),
-            max_positions=scratch.max_positions,
-            tied_embeddings=scratch.tied_embeddings,
-        )
-        return spec, []
+        return ModelSpec.from_hf(base.scratch.hf_config(_scratch_rows(base.scratch.tokenizer))), []
     assert base.path is not None
     missing = ""
     try:
@@ -288,7 +281,7 @@ def base_spec(base: BaseConfig) -> tuple[ModelSpec, list[str]]:
         if (path / "config.json").is_file():
             return ModelSpec.from_hf(path), []
     if base.architecture is None:
-        raise ConfigError(
+        raise BaseNotHere(
             f"the base model is not on this machine{missing}, so its size is unknown",
             where="base.path",
             got=base.path,

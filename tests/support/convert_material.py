@@ -62,6 +62,8 @@ CASES = [
     Case("gemma", "Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
     Case("gemma-untied", "Gemma", {"head_dim": 16, "tie_word_embeddings": False}, dtype="bfloat16"),
     Case("qwen2", "Qwen2"),
+    Case("phi3", "Phi3", {"sliding_window": 12}, dtype="bfloat16"),
+    Case("phi3-mha-shards", "Phi3", {"num_key_value_heads": 4, "hidden_size": 64}, shard_bytes=60_000),
     Case("qwen2-tied-yarn", "Qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN_ROPE}),
 ]  # fmt: skip
 
@@ -75,7 +77,8 @@ def make_model(case: Case, directory: Path, seed: int = 0) -> Path:
     config_class = getattr(transformers, f"{case.architecture}Config")
     model_class = getattr(transformers, f"{case.architecture}ForCausalLM")
     torch.manual_seed(seed)
-    config = config_class(**{**SMALL, **case.changes})
+    # Phi-3's padding token lies beyond so small a vocabulary.
+    config = config_class(**{**SMALL, "pad_token_id": None, **case.changes})
     model = model_class(config)
     with torch.no_grad():
         for parameter in model.parameters():

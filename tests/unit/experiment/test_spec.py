@@ -13,13 +13,14 @@ from convert_material import CASES, LLAMA3_ROPE, SMALL, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsugiki.experiment.errors import CheckpointError
+from tsugiki.experiment.errors import CheckpointError, ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.conversion.weights import hf_tensors, merge, split, weight_table
 
 
 def config_of(case: Case) -> Any:
-    return getattr(transformers, f"{case.architecture}Config")(**{**SMALL, **case.changes})
+    settings = {**SMALL, "pad_token_id": None, **case.changes}
+    return getattr(transformers, f"{case.architecture}Config")(**settings)
 
 
 def empty_model(config: Any) -> Any:
@@ -117,7 +118,7 @@ def test_rope_in_both_styles() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "unknown architecture"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"num_key_value_heads": 3}, "multiple of kv_heads"),
         ({"head_dim": 7}, "must be even"),
@@ -132,6 +133,13 @@ def test_rope_in_both_styles() -> None:
 def test_what_cannot_be_represented_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         ModelSpec.from_hf({**json.loads(config_of(CASES[0]).to_json_string()), **changes})
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama4", "", None])
+def test_an_unknown_model_type_is_refused_by_name(model_type: str | None) -> None:
+    with pytest.raises(ConfigError, match="one of gemma, llama, mistral") as caught:
+        ModelSpec.from_hf({**json.loads(config_of(CASES[0]).to_json_string()), "model_type": model_type})
+    assert "config.json: model_type" in str(caught.value)
 
 
 def test_qwen2_with_both_kinds_of_attention_is_refused() -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.digest import digest_files, digest_outputs, list_files
+from tsugiki.experiment.shipped import checkout
 
 MANIFEST_NAME = "manifest.json"
 _PACKAGES = (
@@ -97,11 +98,15 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_revision() -> str | None:
-    """Commit of this checkout, with ``-dirty`` when it was changed; None outside git."""
+    """Commit of this checkout, with ``-dirty`` when it was changed; None outside git, or from a wheel."""
+    root = checkout()
+    # A wheel, or a copy of the tree, may lie inside a repository of the user's own, of which git would tell.
+    if root is None or not (root / ".git").exists():
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -6,6 +6,7 @@ goes first, so a user's own ``configs/`` is never shadowed.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _FOLDERS = {"configs": "configs", "tests/fixtures": "fixtures"}
 """Name in a checkout -> name inside the installed package."""
 _EXPERIMENTS = ("configs", "configs/recipes", "configs/ablation")
 """Where an experiment given by its bare name is looked for."""
+CLUSTERS_FOLDER = "configs/clusters"
+"""Where a cluster given by its bare name is looked for."""
 
 
 def shipped_folder(name: str) -> Path:
@@ -45,6 +48,26 @@ def _fixed(pattern: Path) -> Path:
     return Path(*itertools.takewhile(lambda part: not set(part) & set("*?["), parts))
 
 
+def names(*folders: str) -> dict[str, Path]:
+    """Bare name -> YAML file of these folders: what ships, and over it what the working directory has."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for place in dict.fromkeys([shipped(Path(folder)), Path(folder)]):
+            if place is not None:
+                found.update({file.stem: file for file in sorted(place.glob("*.yaml"))})
+    return found
+
+
+def experiments() -> dict[str, Path]:
+    """Bare name -> file of every experiment."""
+    return names(*_EXPERIMENTS)
+
+
+def clusters() -> dict[str, Path]:
+    """Bare name -> file of every Slurm site."""
+    return names(CLUSTERS_FOLDER)
+
+
 def experiment_path(given: Path) -> Path:
     """The file of an experiment: by path, by its path in a checkout, or by the bare name of a shipped one.
 
@@ -52,14 +75,20 @@ def experiment_path(given: Path) -> Path:
         ConfigError: a bare name that no shipped experiment has.
     """
     found = find(given)
-    if found.exists() or given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
+    # A folder of this name is no experiment: `llama-2-7b` may be a model that lies in the working directory.
+    if found.is_file() or given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
         return found
-    candidates = {
-        file.stem: file for folder in _EXPERIMENTS for file in sorted(find(Path(folder)).glob("*.yaml"))
-    }
-    if given.name in candidates:
-        return candidates[given.name]
+    known = experiments()
+    if given.name in known:
+        return known[given.name]
+    near = difflib.get_close_matches(given.name, known, n=1, cutoff=0.5)
     raise ConfigError(
         "no such experiment", where="CONFIG", got=str(given),
-        expected=f"a path of a YAML file, or one of {', '.join(candidates)}",
+        expected=f"a path of a YAML file, or one of {', '.join(known)}",
+        fix=f"did you mean {near[0]}?" if near else None,
     )  # fmt: skip
+
+
+def checkout() -> Path | None:
+    """The checkout that this code is run from, None where it was installed from a wheel."""
+    return _PACKAGE if (_PACKAGE / "setup.py").is_file() and (_PACKAGE / "tsugiki").is_dir() else None

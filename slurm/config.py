@@ -11,9 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.shipped import find, shipped_folder
+from tsugiki.experiment.shipped import clusters, find
 
-CLUSTERS_FOLDER = Path("configs/clusters")
 OVERRIDE_PREFIX = "cluster."
 
 STAGES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
@@ -243,11 +242,9 @@ def cluster_path(name: str) -> Path:
         if not path.is_file():
             raise ConfigError("no such cluster file", where=path, fix="see configs/clusters/template.yaml")
         return path
-    folders = dict.fromkeys([CLUSTERS_FOLDER, shipped_folder("configs") / CLUSTERS_FOLDER.name])
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    known = clusters()
+    if name in known:
+        return known[name]
     raise ConfigError(
         "no such cluster", where="--cluster", got=name,
         expected=f"a path of a YAML file, or one of {', '.join(known)}",

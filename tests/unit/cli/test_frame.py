@@ -53,7 +53,7 @@ def test_command_line_starts_without_heavy_imports() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "[]"
-    code = "import pipeline, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datatrove') if m in sys.modules])"
+    code = "import tsugiki.pipeline, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datatrove') if m in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -79,7 +79,8 @@ def prepare(directory: Path, steps: int) -> None:
 def ours(directory: Path, steps: int, threads: int, mlflow: bool = False) -> list[float]:
     """Times of finished steps."""
     from tsugiki.experiment.stage import StageContext
-    from tsugiki.experiment.tracking import NullTracker, TrackingConfig, open_run
+    from tsugiki.experiment.tracking.config import TrackingConfig
+    from tsugiki.experiment.tracking.runs import Trackers, open_run
     from tsugiki.pretrain.config import TrainConfig
     from tsugiki.pretrain.train import run
 
@@ -92,13 +93,13 @@ def ours(directory: Path, steps: int, threads: int, mlflow: bool = False) -> lis
     )  # fmt: skip
     output = directory / f"out-{uuid.uuid4()}"
     output.mkdir()
-    tracker = open_run(TrackingConfig(), output, "benchmark") if mlflow else None
+    tracker = open_run(TrackingConfig(), output, "benchmark") if mlflow else Trackers()
     begun = time.process_time()
     run(
         config,
         {"graft": directory / "graft", "tokens": directory / "tokens"},
         output,
-        StageContext(tracker=tracker or NullTracker()),
+        StageContext(tracker=tracker),
     )
     lines = [json.loads(text) for text in (output / "metrics.jsonl").open()]
     lines = [line for line in lines if "train/loss" in line]

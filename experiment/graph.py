@@ -18,7 +18,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,19 +30,14 @@ from tsugiki.experiment.digest import ExternalDigests, sha256_json
 from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
 from tsugiki.experiment.manifest import Manifest, describe_outputs, git_revision, versions
 from tsugiki.experiment.stage import StageContext, StageFunction, StageResult
-from tsugiki.experiment.tracking import (
-    MlflowTracker,
-    NullTracker,
-    RunStatus,
-    TrackingConfig,
-    TrackingInfo,
-    job_tags,
-    open_run,
-)
+from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.runs import RunIds, Trackers, check_installed, job_tags, open_run
+from tsugiki.experiment.tracking.tracker import RunStatus
 
 Action = Literal["skip", "run", "resume"]
 KEY_NAME = ".key.json"
-_TRACKING_NAME = ".tracking.json"
+_PARENT = "experiment"
+"""Name of the parent run among the ids of runs."""
 _SECONDARY_RANK_WAIT_SECONDS = 600.0
 
 
@@ -111,7 +106,8 @@ class Graph:
         self.stages = {stage.name: stage for stage in stages}
         self.run_dir = run_dir
         self._context = context
-        self._tracking = tracking
+        self._tracking = tracking or TrackingConfig(enabled=False)
+        self._run_ids = RunIds(run_dir, self._tracking)
         self._announce = announce
         self._external = ExternalDigests(run_dir.parent / ".input-digests.json")
 
@@ -244,7 +240,8 @@ class Graph:
                 self._join(stage)
             return
         with _lock(self.run_dir / ".lock"):
-            parent: MlflowTracker | None = None
+            check_installed(self._tracking)
+            parent: Trackers | None = None
             status: RunStatus = "FAILED"
             try:
                 for position, stage in enumerate(stages, start=1):
@@ -264,29 +261,25 @@ class Graph:
                 if parent is not None:
                     parent.terminate(status)
 
-    def _open_parent(self, config: BaseModel) -> MlflowTracker | None:
-        if self._tracking is None:
-            return None
-        known = self._tracking_ids()
+    def _open_parent(self, config: BaseModel) -> Trackers:
         tracker = open_run(
-            self._tracking, self.run_dir, self._context.experiment_name, run_id=known.get("experiment")
+            self._tracking, self.run_dir, self._context.experiment_name, run_ids=self._run_ids.of(_PARENT)
         )
-        if tracker is not None and tracker.info is not None:
-            self._remember_run("experiment", tracker.info.run_id)
-            tracker.log_params(_flatten(config.model_dump(mode="json"), depth=2))
-            if (self.run_dir / "config.yaml").is_file():
-                tracker.log_artifact(self.run_dir / "config.yaml")
+        self._run_ids.remember(_PARENT, tracker.run_ids)
+        tracker.log_params(_flatten(config.model_dump(mode="json"), depth=2))
+        if (self.run_dir / "config.yaml").is_file():
+            tracker.log_artifact(self.run_dir / "config.yaml")
         return tracker
 
-    def _execute(self, stage: Stage, decision: Decision, parent: MlflowTracker | None) -> None:
+    def _execute(self, stage: Stage, decision: Decision, parent: Trackers) -> None:
         parts = self.key_parts(stage)
         partial = self.partial(stage.name)
         tracker = self._open_child(stage, decision, parent)
-        self._prepare_partial(stage, decision, parts, tracker.info if tracker is not None else None)
+        self._prepare_partial(stage, decision, parts)
         context = StageContext(
             seed=self._context.seed,
             workers=self._context.workers,
-            tracker=tracker or NullTracker(),
+            tracker=tracker,
             experiment_name=self._context.experiment_name,
         )
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -295,6 +288,8 @@ class Graph:
         try:
             result = stage.load()(stage.config, self.input_paths(stage), partial, context)
             self._seal(stage, result, parts, started, time.monotonic() - clock)
+            seconds = time.monotonic() - clock
+            self._track_result(stage, result, tracker, seconds)
             status = "FINISHED"
         except OSError as error:
             raise _os_error(stage.name, partial, error) from error
@@ -302,34 +297,28 @@ class Graph:
             status = "KILLED"
             raise
         finally:
-            if tracker is not None:
-                tracker.terminate(status)
-        seconds = time.monotonic() - clock
-        directory = self.directory(stage.name)
-        if tracker is not None:
-            tracker.log_final({**result.metrics, "stage/seconds": seconds})
-            for artifact in result.artifacts:
-                if (directory / artifact).is_file():
-                    tracker.log_artifact(directory / artifact, str(Path(artifact).parent).strip("."))
+            tracker.terminate(status)
         for line in result.summary:
             self._announce(f"  {line}")
-        self._announce(f"  {stage.name} done in {seconds:.1f} s -> {directory}")
+        self._announce(f"  {stage.name} done in {seconds:.1f} s -> {self.directory(stage.name)}")
 
-    def _open_child(
-        self, stage: Stage, decision: Decision, parent: MlflowTracker | None
-    ) -> MlflowTracker | None:
-        if parent is None or parent.info is None or self._tracking is None:
-            return None
-        known = self._tracking_ids().get(stage.name) if decision.action == "resume" else None
+    def _open_child(self, stage: Stage, decision: Decision, parent: Trackers) -> Trackers:
+        known = self._run_ids.of(stage.name) if decision.action == "resume" else {}
         tracker = open_run(
-            self._tracking, self.run_dir, stage.name, run_id=known, parent_run_id=parent.info.run_id
+            self._tracking, self.run_dir, stage.name, run_ids=known, parent_run_ids=parent.run_ids
         )
-        if tracker is not None and tracker.info is not None:
-            self._remember_run(stage.name, tracker.info.run_id)
-            if stage.config is not None:
-                tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
-            tracker.set_tags(job_tags())
+        self._run_ids.remember(stage.name, tracker.run_ids)
+        if stage.config is not None:
+            tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
+        tracker.set_tags(job_tags())
         return tracker
+
+    def _track_result(self, stage: Stage, result: StageResult, tracker: Trackers, seconds: float) -> None:
+        directory = self.directory(stage.name)
+        tracker.log_final({**result.metrics, "stage/seconds": seconds})
+        for artifact in result.artifacts:
+            if (directory / artifact).is_file():
+                tracker.log_artifact(directory / artifact, str(Path(artifact).parent).strip("."))
 
     def prepare(self, stage: Stage, *, force: bool = False) -> Path:
         """Make a stage's partial directory as :meth:`run` would, for work that other jobs do ahead of it."""
@@ -343,7 +332,6 @@ class Graph:
         stage: Stage,
         decision: Decision,
         parts: Mapping[str, str],
-        tracking: TrackingInfo | None = None,
     ) -> None:
         partial = self.partial(stage.name)
         if partial.exists() and decision.action != "resume":
@@ -352,8 +340,6 @@ class Graph:
             else:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        if tracking is not None:
-            _write_atomically(partial / _TRACKING_NAME, tracking.model_dump())
         # The key comes last: the other ranks of a job start as soon as they see it.
         _write_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
 
@@ -362,8 +348,7 @@ class Graph:
     ) -> None:
         partial, directory = self.partial(stage.name), self.directory(stage.name)
         shutil.rmtree(partial / ".work", ignore_errors=True)
-        for name in (KEY_NAME, _TRACKING_NAME):
-            (partial / name).unlink(missing_ok=True)
+        (partial / KEY_NAME).unlink(missing_ok=True)
         outputs, digest = describe_outputs(partial)
         Manifest(
             stage=stage.name,
@@ -417,21 +402,7 @@ class Graph:
                     fix="see the log of rank 0; is the run directory on a shared file system?",
                 )
             time.sleep(0.5)
-        # The rank that owns the loss may not be rank 0: it logs to the run that rank 0 opened.
-        context = replace(self._context, tracker=NullTracker(_tracking_info(self.partial(stage.name))))
-        stage.load()(stage.config, self.input_paths(stage), self.partial(stage.name), context)
-
-    # --- small files ---------------------------------------------------------------------------
-
-    def _tracking_ids(self) -> dict[str, str]:
-        try:
-            found: dict[str, str] = json.loads((self.run_dir / "mlflow.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    def _remember_run(self, name: str, run_id: str) -> None:
-        _write_atomically(self.run_dir / "mlflow.json", {**self._tracking_ids(), name: run_id})
+        stage.load()(stage.config, self.input_paths(stage), self.partial(stage.name), self._context)
 
 
 def _rank() -> int:
@@ -440,13 +411,6 @@ def _rank() -> int:
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
         return int(os.environ.get("SLURM_PROCID", "0"))
     return 0
-
-
-def _tracking_info(partial: Path) -> TrackingInfo | None:
-    try:
-        return TrackingInfo.model_validate_json((partial / _TRACKING_NAME).read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def _partial_key(partial: Path) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tsugiki.experiment.tracking import NullTracker, Tracker
+from tsugiki.experiment.tracking.runs import Trackers
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StageContext:
 
     seed: int = 1234
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    tracker: Tracker = field(default_factory=NullTracker)
+    tracker: Trackers = field(default_factory=Trackers)
     experiment_name: str = "experiment"
 
 
@@ -34,8 +34,8 @@ class StageResult:
 
     Attributes:
         counts: whole numbers and rates for the manifest (documents, tokens, bytes).
-        metrics: final metrics, logged to MLflow under ``<group>/<name>``.
-        artifacts: files relative to the output directory that go to MLflow
+        metrics: final metrics, logged to the trackers under ``<group>/<name>``.
+        artifacts: files relative to the output directory that go to the trackers
             (reports, plots, configuration), never weights or corpora.
         summary: lines for the console, what a user wants to know at the end of the stage.
     """

@@ -18,6 +18,7 @@ from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
+from tsugiki.pretrain.training.follower import MetricsFollower
 from tsugiki.pretrain.training.launch import check_world, run_here
 
 _HF_CONFIG_NAME = "hf_config.json"
@@ -71,7 +72,7 @@ def _train(
         tokens_dir=tokens.resolve(),
         output_dir=output_dir.resolve(),
         seed=context.seed,
-        mlflow_run_id=context.tracker.info.run_id if context.tracker.info is not None else None,
+        tracking_runs=context.tracker.run_ids,
     )
     job.work_dir.mkdir(parents=True, exist_ok=True)
     if world is None or world.rank == 0:
@@ -81,24 +82,27 @@ def _train(
                 shutil.copyfile(graft / name, output_dir / name)
     if world is None:
         processes = config.parallel.model_processes * replicas
-        context.tracker.log_params(_parameters(config, spec, mixture, processes))
-        run_here(job, processes, context.tracker, stop)
     else:
         check_world(config.parallel.model_processes, config.parallel.data, world.size)
-        _run_as_rank(job, world, context, stop)
         processes = world.size
-        if world.rank > 0:  # rank 0 seals the stage and renames its directory at any moment from here
-            return StageResult()
+    context.tracker.log_params(_parameters(config, spec, mixture, processes))
+    with MetricsFollower(job.metrics_path, context.tracker):
+        if world is None:
+            run_here(job, processes, stop)
+        else:
+            _run_as_rank(job, world, stop)
+    if world is not None and world.rank > 0:
+        return StageResult()  # rank 0 seals the stage and renames its directory at any moment from here
     return _result(config, spec, mixture, output_dir, processes)
 
 
-def _run_as_rank(job: TrainJob, world: World, context: StageContext, stop: StopRequest) -> None:
+def _run_as_rank(job: TrainJob, world: World, stop: StopRequest) -> None:
     from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()
     from tsugiki.pretrain.training.worker import train
 
-    if not train(job.model_copy(update={"tracking": context.tracker.info}), world, stop):
+    if not train(job, world, stop):
         raise Interrupted(
             "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"
         )

@@ -27,7 +27,7 @@ from tsugiki.experiment.config import (
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.tracking import TrackingConfig
+from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
@@ -52,7 +52,7 @@ class ExperimentConfig(StrictModel):
     run_dir: Annotated[str | None, NotFingerprinted] = None
     """Where artefacts go; null is ``runs/<name>``."""
     tracking: Annotated[TrackingConfig, NotFingerprinted] = TrackingConfig()
-    """MLflow."""
+    """MLflow, Weights & Biases, TensorBoard, or none."""
     base: BaseConfig
     """The model to graft onto: ``path`` of a Hugging Face directory, or ``scratch``."""
     corpus: CorpusConfig

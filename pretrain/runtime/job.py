@@ -17,7 +17,6 @@ from tsugiki.experiment.errors import (
     TrainingError,
     TsugikiError,
 )
-from tsugiki.experiment.tracking import TrackingInfo
 from tsugiki.pretrain.config import TrainConfig
 
 WORK_NAME = ".work"
@@ -46,10 +45,8 @@ class TrainJob(StrictModel):
     output_dir: Path
     """Where checkpoints and metrics go."""
     seed: int
-    tracking: TrackingInfo | None = None
-    """MLflow run that the rank which owns the loss logs to; None when the launcher logs."""
-    mlflow_run_id: str | None = None
-    """For checkpoint.json, whoever logs; None when tracking is off."""
+    tracking_runs: dict[str, str] = {}
+    """Id of the run in each tracker, for checkpoint.json."""
 
     @property
     def work_dir(self) -> Path:

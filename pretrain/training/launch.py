@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +10,6 @@ import time
 from pathlib import Path
 
 from tsugiki.experiment.errors import ConfigError, Interrupted, TrainingError, TsugikiError
-from tsugiki.experiment.tracking import BackgroundTracker, NullTracker, Tracker
 from tsugiki.pretrain.runtime.job import (
     INTERRUPTED_EXIT_CODE,
     TrainJob,
@@ -20,17 +17,13 @@ from tsugiki.pretrain.runtime.job import (
     read_error,
 )
 from tsugiki.pretrain.runtime.signals import StopRequest, held_back
-from tsugiki.pretrain.training.metrics import point_of
 
 _POLL_SECONDS = 0.1
 _LOG_LINES = 15
 
 
-def run_here(job: TrainJob, processes: int, tracker: Tracker, stop: StopRequest) -> None:
+def run_here(job: TrainJob, processes: int, stop: StopRequest) -> None:
     """Train with that many processes on this machine and wait for them.
-
-    While waiting, what the run adds to metrics.jsonl is sent on to the tracker, so that no training
-    process spends memory or time on MLflow.
 
     Raises:
         TsugikiError: what the first failing rank raised.
@@ -41,7 +34,6 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker, stop: StopRequest)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tsugiki.pretrain.training.worker", str(spec), str(processes)]
         )
-    follower = _MetricsFollower(job.metrics_path, tracker)
     told = False
     try:
         while process.poll() is None:
@@ -49,12 +41,10 @@ def run_here(job: TrainJob, processes: int, tracker: Tracker, stop: StopRequest)
                 process.send_signal(signal.SIGTERM)
                 told = True
             time.sleep(_POLL_SECONDS)
-            follower.follow()
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-        follower.close()
     raise_for_status(job, processes, process.returncode)
 
 
@@ -133,47 +123,3 @@ def _last_lines(path: Path) -> str:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])
     except OSError:
         return ""
-
-
-class _MetricsFollower:
-    """Sends the lines that appear in metrics.jsonl to a tracker.
-
-    A run that continues replaces the file by one without the lines after its checkpoint; it is read from
-    its beginning then. The tracker knows which points it has.
-    """
-
-    _INTERVAL_SECONDS = 2.0
-
-    def __init__(self, path: Path, tracker: Tracker) -> None:
-        self._path = path
-        self._sender = None if isinstance(tracker, NullTracker) else BackgroundTracker(tracker)
-        self._file = -1
-        self._position = 0
-        self._last = time.monotonic()
-
-    def follow(self) -> None:
-        """Send what is new, every two seconds."""
-        if self._sender is not None and time.monotonic() - self._last >= self._INTERVAL_SECONDS:
-            self._read(self._sender)
-
-    def close(self) -> None:
-        """Send the rest."""
-        if self._sender is not None:
-            self._read(self._sender)
-            self._sender.close()
-
-    def _read(self, sender: BackgroundTracker) -> None:
-        self._last = time.monotonic()
-        try:
-            with self._path.open("rb") as stream:
-                file = os.fstat(stream.fileno()).st_ino
-                if file != self._file:
-                    self._file, self._position = file, 0
-                stream.seek(self._position)
-                text = stream.read()
-        except FileNotFoundError:
-            return
-        whole = text.rfind(b"\n") + 1
-        self._position += whole
-        for line in text[:whole].splitlines():
-            sender.put(point_of(json.loads(line)))

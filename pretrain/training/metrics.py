@@ -12,7 +12,7 @@ from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.model_spec import ModelSpec
-from tsugiki.experiment.tracking import BackgroundTracker, NullTracker, Point, Tracker
+from tsugiki.experiment.tracking.tracker import Point
 from tsugiki.pretrain.planning.flops import GPUS
 
 # Board names as CUDA reports them; other boards of the same chips have other clocks and are not in the table.
@@ -109,35 +109,26 @@ class Interval:
 
 
 class MetricsLog:
-    """Writes metric lines to metrics.jsonl, to the tracker (in a thread) and to the console.
+    """Writes metric lines to metrics.jsonl, which the trackers are fed from, and lines to the console.
 
     Args:
         path: metrics.jsonl; lines after `step` are dropped, they belong to steps done again.
         step: steps of the checkpoint that the run continues from.
-        tracker: MLflow run, or nothing.
         total_steps: for the time left.
     """
 
-    def __init__(self, path: Path, step: int, tracker: Tracker | None, total_steps: int) -> None:
+    def __init__(self, path: Path, step: int, total_steps: int) -> None:
         self._total = total_steps
         self._begin = step
         self._start = time.monotonic()
         truncate(path, step)
-        self._sender: BackgroundTracker | None = None
-        if tracker is not None and not isinstance(tracker, NullTracker):
-            self._sender = BackgroundTracker(tracker, self.say)
-            if path.exists():  # a kill may have come before the store had them
-                for text in path.read_text(encoding="utf-8").splitlines():
-                    self._sender.put(point_of(json.loads(text)))
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line and have its numbers sent to the tracker in one call."""
+        """Append one line."""
         line = {**line, "seconds": round(time.time(), 3)}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
-        if self._sender is not None:
-            self._sender.put(point_of(line))
 
     def say(self, text: str) -> None:
         """A line for the console."""
@@ -162,14 +153,12 @@ class MetricsLog:
         )
 
     def close(self) -> None:
-        """Close the file; wait until the tracker has everything."""
+        """Close the file."""
         self._stream.close()
-        if self._sender is not None:
-            self._sender.close()
 
 
 def point_of(line: Mapping[str, Any]) -> Point:
-    """A line of metrics.jsonl as the tracker takes it."""
+    """A line of metrics.jsonl as the trackers take it."""
     return Point(int(line["step"]), int(line["seconds"] * 1000), numbers_of(line))
 
 

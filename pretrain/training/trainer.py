@@ -16,7 +16,6 @@ from torch import Tensor
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import DataError, TrainingError
 from tsugiki.experiment.model_spec import ModelSpec
-from tsugiki.experiment.tracking import NullTracker, attach
 from tsugiki.pretrain.checkpoint.store import CheckpointStore, TrainingState, device_name
 from tsugiki.pretrain.model.backend import acceleration_of
 from tsugiki.pretrain.model.gpt import build_model
@@ -220,7 +219,6 @@ class Trainer:
             log = MetricsLog(
                 self.job.metrics_path,
                 self.step,
-                attach(self.job.tracking) if self.job.tracking else NullTracker(),
                 self.steps,
             )
             for problem in self.problems:
@@ -248,12 +246,14 @@ class Trainer:
             peak_flops(config.peak_tflops, config.precision),
         )
         try:
-            return self._loop(reader, log)
+            finished = self._loop(reader, log)
         finally:
             self.watchdog.close()
             reader.close()
             if log is not None:
                 log.close()
+        torch.distributed.barrier()  # rank 0 reads metrics.jsonl, which another rank may have written
+        return finished
 
     def _loop(self, reader: BatchReader, log: MetricsLog | None) -> bool:
         config = self.config
@@ -372,6 +372,7 @@ class Trainer:
             )
         if give_up:
             self._finish_save(log, deadline)
+            torch.distributed.barrier()  # the line is written before rank 0, which may send it, ends
             raise TrainingError(
                 "the loss is not what it should be",
                 where=f"step {self.step}",
@@ -450,7 +451,7 @@ class Trainer:
             "processes": self.world.size,
             "precision": self.config.precision,
             "device": device_name(),
-            "mlflow_run_id": self.job.mlflow_run_id,
+            "tracking_runs": self.job.tracking_runs,
         }
         self.checkpoints.save(self.step, self.state, common, facts)
         if not self.checkpoints.asynchronous:

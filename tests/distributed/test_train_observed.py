@@ -35,7 +35,8 @@ from training_reference import batch_of, samples_in_order
 from tsugiki.experiment.errors import EnvironmentError_, Interrupted, TrainingError
 from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.tracking import TrackingConfig, default_uri
+from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.trackers.mlflow import default_uri
 from tsugiki.pretrain.config import TrainConfig
 
 
@@ -226,7 +227,7 @@ def test_mlflow_has_the_whole_curve_once(case: Path, tmp_path: Path) -> None:
     assert int(again.data.params["train/steps"]) == STEPS
     assert again.data.metrics["checkpoint/blocking_seconds"] > 0
     mark = run_dir / "train" / "checkpoints" / f"iter_{STEPS:07d}" / "checkpoint.json"
-    assert json.loads(mark.read_text())["mlflow_run_id"] == child.info.run_id
+    assert json.loads(mark.read_text())["tracking_runs"] == {"mlflow": child.info.run_id}
 
     with pytest.raises(TrainingError):
         failing = {"action": "stop", "spike_factor": 1.0001, "window_steps": 4}
@@ -258,7 +259,10 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
     with pytest.raises(EnvironmentError_, match="cannot reach the MLflow store"):
         execute(graph(case, tmp_path / "another"))
     execute(graph(case, run_dir, **options))
-    assert "tracking fails, the work goes on: sqlite:///" in capfd.readouterr().err
+    assert (
+        "tracking fails, the work goes on: mlflow: cannot reach the MLflow store: sqlite:///"
+        in capfd.readouterr().err
+    )
     assert len(curve(run_dir / "train")) == STEPS
 
 
@@ -267,7 +271,8 @@ import os
 from pathlib import Path
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.tracking import TrackingConfig, open_run
+from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.runs import open_run
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.train import run
 case, output = Path(case), Path(output)
@@ -278,7 +283,7 @@ run(config, {"graft": case / "graft", "tokens": case / "tokens"}, output, StageC
 
 
 def test_a_rank_of_a_job_logs_by_itself(case: Path, tmp_path: Path) -> None:
-    """As srun or torchrun start it: no launcher follows; one call to MLflow for an interval, from a thread."""
+    """As srun or torchrun start it: there is no launcher, rank 0 follows metrics.jsonl itself, from a thread."""
     output = tmp_path / "runs" / "x"
     output.mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as free:

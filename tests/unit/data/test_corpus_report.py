@@ -22,7 +22,8 @@ from tsugiki.data.dedup.lines import LINE_TYPE, LineCounter, host_hash, line_has
 from tsugiki.experiment.artefacts.corpus_index import read_jsonl_zst
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.tracking import TrackingConfig, open_run
+from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.runs import open_run
 from tsugiki.pipeline import load_experiment, stages
 
 
@@ -175,9 +176,8 @@ def test_numbers_in_mlflow_are_those_of_the_report(tmp_path: Path) -> None:
     result = corpus.run(settings, {}, tmp_path / "out", StageContext(workers=1))
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     tracker = open_run(tracking, tmp_path, "corpus")
-    assert tracker is not None
     tracker.log_metrics(result.metrics)
-    found = MlflowClient(tracking.uri).get_run(tracker.info.run_id).data.metrics
+    found = MlflowClient(tracking.uri).get_run(tracker.run_ids["mlflow"]).data.metrics
     report = json.loads((tmp_path / "out/report.json").read_text())
     [source] = report["sources"]
     expected = {f"corpus/evaluation/{key}": value for key, value in report["evaluation"].items()}

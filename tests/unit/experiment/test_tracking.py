@@ -1,9 +1,11 @@
-"""The tracker against a real MLflow SQLite store, read back with MLflow's own client."""
+"""Runs in MLflow: a real SQLite store, read back with MLflow's own client."""
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -12,16 +14,12 @@ from toy_stages import ToyConfig
 from tsugiki.experiment.errors import DataError, EnvironmentError_
 from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.tracking import (
-    BackgroundTracker,
-    MlflowTracker,
-    Point,
-    TrackingConfig,
-    TrackingInfo,
-    attach,
-    default_uri,
-    open_run,
-)
+from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.runs import Trackers, TrackingFailed, open_run
+from tsugiki.experiment.tracking.tracker import Point
+from tsugiki.experiment.tracking.trackers.mlflow import MlflowTracker, default_uri
+from tsugiki.pretrain.training import follower
+from tsugiki.pretrain.training.follower import MetricsFollower
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +70,21 @@ def test_failure_is_recorded_and_the_next_run_continues_the_parent(
     assert [run.info.status for run in parents] == ["FAILED"], "one parent, opened again"
 
 
+def mlflow_run(run_dir: Path, name: str, **options: Any) -> tuple[Trackers, str]:
+    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, name, **options)
+    return tracker, tracker.run_ids["mlflow"]
+
+
 def test_parameters_are_logged_once_and_metrics_in_batches(run_dir: Path, client: MlflowClient) -> None:
-    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "many")
-    assert tracker is not None and tracker.info is not None
+    tracker, run_id = mlflow_run(run_dir, "many")
     tracker.log_params({"lr": 1, "long": "x" * 10_000})
     tracker.log_params({"lr": 2, "new": 3})
     tracker.log_metrics({f"m/{number}": number for number in range(1500)}, step=7)
-    run = client.get_run(tracker.info.run_id)
+    run = client.get_run(run_id)
     assert run.data.params["lr"] == "1" and run.data.params["new"] == "3"
     assert len(run.data.params["long"]) == 6000
     assert len(run.data.metrics) == 1500
-    assert client.get_metric_history(tracker.info.run_id, "m/3")[0].step == 7
-
-
-def test_attach_continues_in_another_process_by_value(run_dir: Path, client: MlflowClient) -> None:
-    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "attached")
-    assert tracker is not None and tracker.info is not None
-    other = attach(TrackingInfo.model_validate_json(tracker.info.model_dump_json()))
-    other.log_metrics({"train/loss": 1.5}, step=3)
-    assert client.get_run(tracker.info.run_id).data.metrics == {"train/loss": 1.5}
-    assert attach(None).info is None
+    assert client.get_metric_history(run_id, "m/3")[0].step == 7
 
 
 def line(step: int, kind: str = "train", **metrics: float) -> Point:
@@ -100,27 +93,26 @@ def line(step: int, kind: str = "train", **metrics: float) -> Point:
 
 def test_a_curve_sent_again_is_logged_once(run_dir: Path, client: MlflowClient) -> None:
     """As after a kill: another process sends the lines from the beginning, and goes on."""
-    first = open_run(TrackingConfig(experiment="unit"), run_dir, "curve")
-    assert first is not None and first.info is not None
+    first, run_id = mlflow_run(run_dir, "curve")
     first.log_points([line(1, loss=3.0), line(2, loss=2.0), line(2, "validation", loss=2.5)])
-    other = attach(first.info)
+    other, same = mlflow_run(run_dir, "curve", run_ids=first.run_ids)
+    assert same == run_id
     other.log_points(
         [line(1, loss=3.0), line(2, loss=2.0), line(2, "validation", loss=2.5), line(3, loss=1.0)]
     )
     other.log_points([Point(4, 1004, {})])
-    history = client.get_metric_history(first.info.run_id, "train/loss")
+    history = client.get_metric_history(run_id, "train/loss")
     assert sorted((point.step, point.value, point.timestamp) for point in history) == [
         (1, 3.0, 1001), (2, 2.0, 1002), (3, 1.0, 1003)
     ]  # fmt: skip
-    assert len(client.get_metric_history(first.info.run_id, "validation/loss")) == 1
+    assert len(client.get_metric_history(run_id, "validation/loss")) == 1
 
 
 def test_many_lines_go_in_one_call(
     run_dir: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most 1,000 points a call, which is MLflow's limit."""
-    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "batches")
-    assert tracker is not None and tracker.info is not None
+    tracker, run_id = mlflow_run(run_dir, "batches")
     calls = []
     original = MlflowClient.log_batch
     monkeypatch.setattr(
@@ -130,35 +122,48 @@ def test_many_lines_go_in_one_call(
     tracker.log_points([line(step, loss=step, norm=step) for step in range(600)])
     tracker.log_points([line(600, loss=1.0, norm=1.0)])
     assert calls == [1000, 200, 2]
-    assert len(client.get_metric_history(tracker.info.run_id, "train/norm")) == 601
+    assert len(client.get_metric_history(run_id, "train/norm")) == 601
 
 
-def test_a_failing_store_does_not_end_training(run_dir: Path, client: MlflowClient) -> None:
-    """Said once; what could not be sent goes with the next lines."""
-    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "failing")
-    assert tracker is not None and tracker.info is not None
+def append(path: Path, *steps: int) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        for step in steps:
+            metrics = {"step": step, "phase": "a", "train/loss": float(step), "seconds": step}
+            stream.write(json.dumps(metrics) + "\n")
+
+
+def test_a_failing_store_does_not_end_training(
+    run_dir: Path, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once; what could not be sent goes with the next lines. A half line waits for its end."""
+    monkeypatch.setattr(follower, "_INTERVAL_SECONDS", 0.05)
+    tracker, run_id = mlflow_run(run_dir, "failing")
     failures = iter([ConnectionError("store is down"), ConnectionError("still down")])
-    original = tracker.log_points
+    original = tracker.members["mlflow"].send
 
-    def log_points(points: list[Point]) -> None:
+    def send(*arguments: Any) -> None:
         for failure in failures:
             raise failure
-        original(points)
+        original(*arguments)
 
-    tracker.log_points = log_points  # type: ignore[method-assign]
+    tracker.members["mlflow"].send = send  # type: ignore[method-assign]
     said: list[str] = []
-    sender = BackgroundTracker(tracker, said.append)
-    for step in range(3):
-        sender.put(line(step, loss=float(step)))
-        time.sleep(0.2)
-    sender.close()
-    assert len(said) == 1 and "ConnectionError: store is down" in said[0]
-    history = client.get_metric_history(tracker.info.run_id, "train/loss")
-    assert sorted(point.step for point in history) == [0, 1, 2]
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFollower(path, tracker, said.append):
+        for step in range(3):
+            append(path, step)
+            time.sleep(0.2)
+        append(path, 3)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write('{"step": 4, "train/lo')
+    assert said == ["tracking fails, training goes on: mlflow: ConnectionError: store is down"]
+    history = client.get_metric_history(run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_switched_off_and_unreachable(run_dir: Path) -> None:
-    assert open_run(TrackingConfig(enabled=False), run_dir, "x") is None
+    assert not open_run(TrackingConfig(enabled=False), run_dir, "x")
+    assert not open_run(TrackingConfig(trackers=["none"]), run_dir, "x")
     with pytest.raises(EnvironmentError_, match=r"cannot reach the MLflow store[\s\S]*tracking\.uri"):
         open_run(TrackingConfig(uri="sqlite:////dev/null/folder/mlflow.db"), run_dir, "x")
 
@@ -166,29 +171,25 @@ def test_switched_off_and_unreachable(run_dir: Path) -> None:
 def test_a_run_that_goes_on_is_not_stopped_by_its_store(
     run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing but a curve, which its thread sends again, raises; every process says it once."""
+    """Nothing but a curve, which its thread sends again, raises; it is said once."""
     config = TrackingConfig(uri="sqlite:////dev/null/folder/mlflow.db")
-    tracker = open_run(config, run_dir, "x", run_id="0" * 32)
-    assert tracker is not None and tracker.info is not None
-    assert tracker.info.run_id == "0" * 32, "the store may come back"
-    other = attach(tracker.info)
-    assert isinstance(other, MlflowTracker)
-    for each in (tracker, other):
-        each.log_params({"lr": 1})
-        each.set_tags({"tag": "x"})
-        each.log_metrics({"train/loss": 1.0})
-        each.log_final({"train/loss": 1.0})
-        each.log_artifact(tmp_path)
-        each.terminate("KILLED")
-        with pytest.raises(Exception, match="/dev/null"):
-            each.log_points([line(1, loss=1.0)])
-    assert capfd.readouterr().err.count("tracking fails, the work goes on:") == 2
+    tracker = open_run(config, run_dir, "x", run_ids={"mlflow": "0" * 32})
+    assert tracker.run_ids == {"mlflow": "0" * 32}, "the store may come back"
+    tracker.log_params({"lr": 1})
+    tracker.set_tags({"tag": "x"})
+    tracker.log_metrics({"train/loss": 1.0})
+    tracker.log_final({"train/loss": 1.0})
+    tracker.log_artifact(tmp_path)
+    tracker.terminate("KILLED")
+    with pytest.raises(TrackingFailed, match=r"mlflow: .*/dev/null"):
+        tracker.log_points([line(1, loss=1.0)])
+    assert capfd.readouterr().err.count("tracking fails, the work goes on: mlflow: ") == 1
 
 
 def test_vanished_run_is_replaced(run_dir: Path) -> None:
-    tracker = open_run(TrackingConfig(experiment="unit"), run_dir, "again", run_id="0" * 32)
-    assert isinstance(tracker, MlflowTracker) and tracker.info is not None
-    assert tracker.info.run_id != "0" * 32
+    tracker, run_id = mlflow_run(run_dir, "again", run_ids={"mlflow": "0" * 32})
+    assert isinstance(tracker.members["mlflow"], MlflowTracker)
+    assert run_id != "0" * 32
 
 
 def test_artefacts_of_a_file_store_lie_beside_the_run(
@@ -196,8 +197,7 @@ def test_artefacts_of_a_file_store_lie_beside_the_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/elsewhere.db")
-    tracker = open_run(config, run_dir, "x")
-    assert tracker is not None
+    open_run(config, run_dir, "x")
     experiment = MlflowClient(tracking_uri=config.uri).get_experiment_by_name(config.experiment)
     assert experiment.artifact_location.startswith(run_dir.resolve().parent.as_uri())
     assert not (tmp_path / "mlruns").exists()

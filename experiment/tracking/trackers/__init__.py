@@ -1,0 +1,1 @@
+"""One file a tracker; see :mod:`tsugiki.experiment.tracking.tracker`."""

@@ -58,15 +58,16 @@ def our_steps(language: str) -> dict[str, Callable[[str], object]]:
 
     from tsugiki.data.common.segmentation import tokenizer_for
     from tsugiki.data.common.stats import Ledger
-    from tsugiki.data.config import MinhashSettings
+    from tsugiki.data.config import LanguageIdentificationConfig, MinhashSettings
     from tsugiki.data.dedup.duplicates import FastSignature, minhash_config
-    from tsugiki.data.filters.heuristics import Cleaner
-    from tsugiki.data.filters.profiles import load_profile
-    from tsugiki.data.filters.steps import build_filters
+    from tsugiki.data.filters.base import FilterContext
+    from tsugiki.data.filters.cleaning import Cleaner
     from tsugiki.data.formatters.extraction import normalise
+    from tsugiki.data.profiles import load_profile, profile_steps
 
     profile = load_profile(language, ["configs/filters"])
-    steps = build_filters(profile, Ledger(0), identify=True, minimum_score=None, model=None)
+    context = FilterContext(profile, LanguageIdentificationConfig(), Ledger(0))
+    steps = [step for _, step in profile_steps(context)]
     named: dict[str, Callable[[str], object]] = {"normalise": normalise}
     for step in steps:
         if isinstance(step, Cleaner):

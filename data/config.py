@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator, model_validator
 
 from tsugiki.data.readers import READERS, reader_class
-from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.config import NotFingerprinted, OmittedIfDefault, StrictModel
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.text.chat_tokens import ChatConfig
 
@@ -16,6 +16,7 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 
 SourceKind = Literal["text", "parallel", "instruction"]
 OnError = Literal["skip", "fail"]
+StepPoint = Literal["read", "urls", "extraction", "language", "quality"]
 PiiKind = Literal["email", "ip", "phone", "national_id"]
 
 
@@ -237,6 +238,44 @@ class HeldoutConfig(StrictModel):
     """Changes which documents are held out."""
 
 
+class OwnStep(StrictModel):
+    """A step of the user's own, or one of datatrove's, in the first pass of the corpus."""
+
+    use: str = Field(pattern=r"^[^\s:]+:[^\s:]+$")
+    """``package.module:Class`` of a datatrove PipelineStep."""
+    after: StepPoint = "quality"
+    """Where it runs. `read`: as read, pages still markup; `urls`: behind the list of blocked addresses;
+    `extraction`: the text of pages, normalised; `language`: what is in the language; `quality`: what passes the
+    profile."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """What the report calls it; null is the name of the class."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the report."""
+        return self.name or self.use.rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``with`` gives the constructor."""
+        given: dict[str, Any] = getattr(self, "with")
+        return given
+
+
+if TYPE_CHECKING:
+    StepConfig = OwnStep
+else:
+    # `with` is a word of Python, so this field cannot be written like the others.
+    StepConfig = create_model(
+        "StepConfig",
+        __base__=OwnStep,
+        __module__=__name__,
+        **{
+            "with": (dict[str, Any], Field(default_factory=dict, description="Arguments of its constructor."))
+        },
+    )
+
+
 class CorpusConfig(StrictModel):
     """The corpus stage: sources, filters, deduplication, held-out split."""
 
@@ -256,8 +295,11 @@ class CorpusConfig(StrictModel):
     """Masking of personal data."""
     heldout: HeldoutConfig = HeldoutConfig()
     """Held-out split."""
+    steps: Annotated[list[StepConfig], OmittedIfDefault] = []
+    """Steps of one's own, in their order at each point: see docs/how-to-add.md."""
     on_error: OnError = "skip"
-    """Unreadable input: `skip` counts, samples and goes on; `fail` stops with file, line and reason."""
+    """Unreadable input, a step of one's own that fails: `skip` counts, samples and goes on; `fail` stops with file,
+    line and reason."""
     shard_input_bytes: int = Field(default=64_000_000, gt=0)
     """Input files are grouped into shards of about this size: the unit of work and of resumption."""
     shard_input_files: int = Field(default=500, gt=0)
@@ -278,6 +320,10 @@ class CorpusConfig(StrictModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"source names that are unique; written twice: {', '.join(twice)}")
+        labels = [step.label for step in self.steps]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"steps with names of their own (`name:`); twice: {', '.join(twice)}")
         return self
 
 

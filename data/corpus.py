@@ -40,11 +40,12 @@ from tsugiki.data.dedup.duplicates import Buckets, Clusters, FindExactDuplicates
 from tsugiki.data.dedup.heldout import SelectHeldout
 from tsugiki.data.dedup.lines import FindBoilerplate
 from tsugiki.data.filters.language import require_model
-from tsugiki.data.filters.profiles import Profile, load_profile
 from tsugiki.data.formatters.pii import masked
 from tsugiki.data.inputs.planning import plan_fingerprint, plan_shards
 from tsugiki.data.passes.filter import FilterShards
 from tsugiki.data.passes.finalise import FinaliseShards, shard_paths
+from tsugiki.data.passes.own_steps import check_steps
+from tsugiki.data.profiles import Profile, load_profile
 from tsugiki.data.report.corpus_report import CorpusReport, write_report
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.errors import DataError
@@ -103,9 +104,10 @@ def check_inputs(config: CorpusConfig) -> Contamination | None:
         The evaluation sets, None where there are none.
 
     Raises:
-        ConfigError: no such evaluation set or model.
+        ConfigError: no such evaluation set or model; a step of the user's own that cannot be made.
         DataError: an evaluation set cannot be read.
     """
+    check_steps(config)
     identification, sets = config.language_identification, config.decontamination
     if identification.enabled and identification.model is not None:
         require_model(identification.model)

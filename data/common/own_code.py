@@ -14,14 +14,13 @@ _INSTALLED = tuple(
 )
 
 
-def source_files(objects: Iterable[object]) -> list[Path]:
-    """Files that define these classes or functions, those of installed packages left out, sorted.
+def source_files(modules: Iterable[str]) -> list[Path]:
+    """Files of these imported modules, those of installed packages left out, sorted.
 
     An installed package changes with its version only; a module of one's own changes under the same name.
     """
     found: set[Path] = set()
-    for item in objects:
-        module = getattr(item, "__module__", "")
+    for module in modules:
         name = getattr(sys.modules.get(module), "__file__", None)
         if name is None or module.startswith("tsugiki."):  # ours changes with the stage's version
             continue

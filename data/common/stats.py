@@ -56,11 +56,20 @@ class Ledger:
     hits: list[dict[str, Any]] = field(default_factory=list)
     _samples: dict[str, list[tuple[int, str, dict[str, Any]]]] = field(default_factory=dict)
 
-    def drop(self, rule: str, document: Document, detail: str | None = None) -> None:
-        """Count a removed document and perhaps keep it as a sample."""
+    def drop(
+        self, rule: str, document: Document, detail: str | None = None, *, size_bytes: int | None = None
+    ) -> None:
+        """Count a removed document and perhaps keep it as a sample.
+
+        Args:
+            rule: what removed it.
+            document: the document, or its beginning.
+            detail: why.
+            size_bytes: UTF-8 bytes of its text, where ``document`` is only the beginning.
+        """
         count = self.dropped.setdefault(rule, RuleCount())
         count.documents += 1
-        count.bytes += len(document.text.encode(errors="replace"))
+        count.bytes += len(document.text.encode(errors="replace")) if size_bytes is None else size_bytes
         record = {"id": document.id, "text": encodable(document.text[:_SAMPLE_CHARACTERS]), "rule": rule}
         for key in ("url", "language", "language_found", "language_share"):
             if key in document.metadata:
@@ -68,6 +77,11 @@ class Ledger:
         if detail:
             record["detail"] = detail
         self._sample(rule, document.id, record)
+
+    @property
+    def excerpt_characters(self) -> int:
+        """Characters of a dropped document that a sample keeps."""
+        return _SAMPLE_CHARACTERS
 
     def bad_input(self, rule: str, where: str, detail: str, excerpt: str = "", size: int = 0) -> None:
         """Count a record that could not be read."""

@@ -1,16 +1,42 @@
-"""datatrove's Gopher quality rules, with each different word looked at once."""
+"""``gopher``: datatrove's Gopher quality rules, with each different word looked at once."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters import GopherQualityFilter
 from datatrove.utils.text import PUNCTUATION_SET, split_into_words
+
+from tsugiki.data.common.segmentation import tokenizer_for
+from tsugiki.data.filters import FILTERS
+from tsugiki.data.filters.base import FilterContext, RuleSection, Share, times
 
 _PUNCTUATION = "".join(sorted(PUNCTUATION_SET))
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
+
+
+class GopherSection(RuleSection):
+    """datatrove's GopherQualityFilter."""
+
+    minimum_words: int | None = 50
+    """Least words that are not symbols."""
+    maximum_words: int | None = 100_000
+    """Most words."""
+    minimum_word_length: float | None = 3
+    """Least mean word length."""
+    maximum_word_length: float | None = 10
+    """Most mean word length."""
+    maximum_symbol_share: Share | None = 0.1
+    """Most `#` or ellipses per word."""
+    maximum_bullet_lines: Share | None = 0.9
+    """Most lines that begin with a bullet."""
+    maximum_ellipsis_lines: Share | None = 0.3
+    """Most lines that end in an ellipsis."""
+    minimum_alphabetic_words: Share | None = 0.8
+    """Least words with a letter."""
 
 
 class FastQualityFilter(GopherQualityFilter):
@@ -59,3 +85,27 @@ class FastQualityFilter(GopherQualityFilter):
         if self.min_stop_words and len(self.stop_words & counted.keys()) < self.min_stop_words:
             return False, "gopher_enough_stop_words"
         return True
+
+
+@FILTERS.register(
+    "gopher",
+    section=GopherSection,
+    order=130,
+    title="Word statistics unlike running text",
+)
+def make(section: GopherSection, context: FilterContext) -> PipelineStep:
+    """The step of a profile."""
+    units = context.profile.units_per_word
+    return FastQualityFilter(
+        min_doc_words=times(section.minimum_words, units),
+        max_doc_words=times(section.maximum_words, units),
+        min_avg_word_length=times(section.minimum_word_length, 1 / units),
+        max_avg_word_length=times(section.maximum_word_length, 1 / units),
+        max_symbol_word_ratio=times(section.maximum_symbol_share, 1 / units),
+        max_bullet_lines_ratio=section.maximum_bullet_lines,
+        max_ellipsis_lines_ratio=section.maximum_ellipsis_lines,
+        max_non_alpha_words_ratio=section.minimum_alphabetic_words,
+        min_stop_words=None,  # a section of its own: stop_words
+        exclusion_writer=context.writer("gopher"),
+        language=tokenizer_for(context.profile.segmentation),
+    )

@@ -1,18 +1,44 @@
-"""Repetition within a document: datatrove's Gopher rules, faster, and character n-grams."""
+"""``repetition``: datatrove's Gopher rules of repetition within a document, faster."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters import GopherRepetitionFilter
-from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates
 from datatrove.utils.text import split_into_words
-from numpy.typing import NDArray
+from pydantic import Field
 
-from tsugiki.data.common.stats import DropWriter
-from tsugiki.data.filters.profiles import CharacterNgramSection
-from tsugiki.experiment.text.rolling_hash import Hashes, SpanHasher, word_bounds
+from tsugiki.data.common.segmentation import tokenizer_for
+from tsugiki.data.filters import FILTERS
+from tsugiki.data.filters.base import (
+    GOPHER_DUPLICATE_NGRAMS,
+    GOPHER_TOP_NGRAMS,
+    FilterContext,
+    RuleSection,
+    Share,
+)
+from tsugiki.experiment.text.rolling_hash import SpanHasher, counted, word_bounds
+
+
+class RepetitionSection(RuleSection):
+    """datatrove's GopherRepetitionFilter; n-grams are of words."""
+
+    duplicate_line_share: Share | None = 0.30
+    """Most duplicate lines."""
+    duplicate_paragraph_share: Share | None = 0.30
+    """Most duplicate paragraphs."""
+    duplicate_line_characters: Share | None = 0.20
+    """Most characters in duplicate lines."""
+    duplicate_paragraph_characters: Share | None = 0.20
+    """Most characters in duplicate paragraphs."""
+    top_ngrams: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_TOP_NGRAMS))
+    """Most characters in the most frequent n-gram, by n."""
+    duplicate_ngrams: dict[int, Share] = Field(default_factory=lambda: dict(GOPHER_DUPLICATE_NGRAMS))
+    """Most characters in repeated n-grams, by n."""
 
 
 class FastRepetitionFilter(GopherRepetitionFilter):
@@ -66,7 +92,7 @@ class FastRepetitionFilter(GopherRepetitionFilter):
                 continue
             first, last = starts[: len(words) - n + 1], ends[n - 1 :]
             hashes = hasher.spans(first, last)
-            different, counts = _counted(hashes)
+            different, counts = counted(hashes)
             most = int(counts.max())
             if most * int((last - first).max()) / length <= limit:
                 continue
@@ -87,7 +113,7 @@ class FastRepetitionFilter(GopherRepetitionFilter):
                 continue
             first, last = starts[:count], ends[n - 1 :]
             hashes = hasher.spans(first, last)
-            repeats = count - len(_counted(hashes)[0])
+            repeats = count - len(counted(hashes)[0])
             if repeats * int((last - first).max()) / length <= limit:
                 continue
             again = np.ones(count, bool)
@@ -102,38 +128,27 @@ class FastRepetitionFilter(GopherRepetitionFilter):
         return None
 
 
-class CharacterNgramFilter(BaseFilter):
-    """Repetition by character n-grams, as the Swallow corpus defines it.
-
-    Top n-gram: occurrences of the most frequent one among all occurrences. Duplicate n-grams: how
-    many of the different n-grams occur more than once.
-    """
-
-    name = "character_ngrams"
-
-    def __init__(self, section: CharacterNgramSection, writer: DropWriter) -> None:
-        super().__init__(writer)
-        self.top = tuple(sorted(section.top.items()))
-        self.duplicate = tuple(sorted(section.duplicate.items()))
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether the shares are within the limits."""
-        hasher = SpanHasher(doc.text)
-        for n, limit in self.top:
-            counts = _counted(hasher.windows(n))[1]
-            if len(counts) and counts.max() / counts.sum() > limit:
-                return False, f"top_{n}"
-        for n, limit in self.duplicate:
-            counts = _counted(hasher.windows(n))[1]
-            if len(counts) and np.count_nonzero(counts > 1) / len(counts) > limit:
-                return False, f"duplicate_{n}"
-        return True
+@FILTERS.register(
+    "repetition",
+    section=RepetitionSection,
+    order=110,
+    title="Repeats itself (word n-grams, lines, paragraphs)",
+)
+def make(section: RepetitionSection, context: FilterContext) -> PipelineStep:
+    """The step of a profile."""
+    units = context.profile.units_per_word
+    return FastRepetitionFilter(
+        dup_line_frac=section.duplicate_line_share,
+        dup_para_frac=section.duplicate_paragraph_share,
+        dup_line_char_frac=section.duplicate_line_characters,
+        dup_para_char_frac=section.duplicate_paragraph_characters,
+        top_n_grams=_scaled(section.top_ngrams, units),
+        dup_n_grams=_scaled(section.duplicate_ngrams, units),
+        exclusion_writer=context.writer("repetition"),
+        language=tokenizer_for(context.profile.segmentation),
+    )
 
 
-def _counted(hashes: Hashes) -> tuple[Hashes, NDArray[np.int64]]:
-    """Different hashes, ascending, and how often each occurs; a plain sort is numpy's fastest."""
-    ordered = np.sort(hashes)
-    if not len(ordered):
-        return ordered, np.empty(0, np.int64)
-    edges = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
-    return ordered[edges[:-1]], np.diff(edges)
+def _scaled(limits: Mapping[int, float], units: float) -> tuple[tuple[int, float], ...]:
+    """Limits by n in words as limits by n in units of the segmentation."""
+    return tuple((max(1, round(n * units)), limit) for n, limit in sorted(limits.items()))

@@ -1,4 +1,4 @@
-"""Language identification without downloads.
+"""``language_identification``: without downloads.
 
 The packaged default is CLD2 (``pycld2``, Apache-2.0): on NTREX-128 it names all eleven languages
 here right, Malay and Indonesian included, where fastText's lid.176 takes 87 % of Malay for
@@ -16,10 +16,15 @@ from typing import Any, Protocol
 
 import regex
 from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
+from pydantic import Field
 
 from tsugiki.data.common.stats import DropWriter
-from tsugiki.data.filters.profiles import ConfusableSection
+from tsugiki.data.config import Language
+from tsugiki.data.filters import FILTERS
+from tsugiki.data.filters.base import FilterContext, Histogram, RuleSection, Share
+from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 
 _CHARACTERS = 20_000
@@ -48,6 +53,31 @@ _FASTTEXT = {
 }
 # Characters pycld2 refuses: controls, surrogates, non-characters.
 _REFUSED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+class ConfusableSection(StrictModel):
+    """A language that identification takes for this one, told apart by words only one of them has."""
+
+    language: Language
+    """The other language."""
+    own_words: list[str] = Field(min_length=1)
+    """Words of this language that the other one writes or says differently."""
+    other_words: list[str] = Field(min_length=1)
+    """Words of the other language that this one does not use."""
+
+
+class LanguageSection(RuleSection):
+    """Language identification."""
+
+    confusable: ConfusableSection | None = None
+    """Where the model hesitates between two languages, words decide."""
+
+    accept: list[Language] = Field(default_factory=list)
+    """Labels that count as the language besides itself, e.g. `zh-Hant` for `zh`."""
+    minimum_share: Share = 0.5
+    """Least share of the text in the language, by the packaged CLD2 model."""
+    minimum_probability: Share = 0.65
+    """Least probability of the language, by a fastText model given by path."""
 
 
 class Identifier(Protocol):
@@ -209,3 +239,27 @@ class LanguageFilter(BaseFilter):
         total = scores.get(winner, 0.0) + scores.get(loser, 0.0)
         settled = {name: score for name, score in scores.items() if name != loser} | {winner: total}
         return dict(sorted(settled.items(), key=lambda item: (-item[1], item[0])))
+
+
+@FILTERS.register(
+    "language_identification",
+    section=LanguageSection,
+    order=30,
+    title="In another language",
+    rule="language",
+    histograms=(Histogram("language_share", "Language identification", least="minimum_share"),),
+)
+def make(section: LanguageSection, context: FilterContext) -> PipelineStep | None:
+    """The step of a profile; None where languages are not identified."""
+    settings = context.identification
+    if not settings.enabled:
+        return None
+    own = section.minimum_share if settings.model is None else section.minimum_probability
+    return LanguageFilter(
+        context.profile.language,
+        [context.profile.language, *section.accept],
+        own if settings.minimum_score is None else settings.minimum_score,
+        settings.model,
+        section.confusable,
+        context.writer("language"),
+    )

@@ -23,11 +23,11 @@ from tsugiki.data.common.shard import InputFile, Shard, name_hash
 from tsugiki.data.common.streams import TruncatedInput
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.inputs import debian
-from tsugiki.data.readers import reader_class
 from tsugiki.data.readers.base import reader_of
 from tsugiki.experiment.config import expand_path, fingerprint
 from tsugiki.experiment.digest import sha256_file
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.registry import load_object
 
 _MAGIC = frozenset("*?[")
 STREAMED_PARTS = 64
@@ -74,7 +74,17 @@ def own_code(config: CorpusConfig) -> list[Path]:
     Raises:
         ConfigError: it cannot be imported.
     """
-    return source_files(reader_class(source.format) for source in config.sources if ":" in source.format)
+    addresses = [
+        (source.format, f"corpus.sources.{source.name}.format")
+        for source in config.sources
+        if ":" in source.format
+    ]
+    addresses += [(step.use, f"corpus.steps.{number}.use") for number, step in enumerate(config.steps)]
+    modules: set[str] = set()
+    for address, where in addresses:
+        # The module that is named, and the one it may have the class from.
+        modules |= {address.partition(":")[0], load_object(address, where).__module__}
+    return source_files(modules)
 
 
 def find_files(source: SourceConfig) -> list[InputFile]:

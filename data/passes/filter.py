@@ -16,13 +16,15 @@ from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, write_jso
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import DropWriter, Ledger
 from tsugiki.data.common.workspace import KEY_TYPE, Workspace
-from tsugiki.data.config import CorpusConfig, SourceConfig
+from tsugiki.data.config import CorpusConfig, SourceConfig, StepPoint
 from tsugiki.data.dedup.lines import LineCounter
-from tsugiki.data.filters.profiles import Profile
-from tsugiki.data.filters.steps import BlockedUrlFilter, build_filters
+from tsugiki.data.filters.base import FilterContext
+from tsugiki.data.filters.blocked_urls import BlockedUrlFilter
 from tsugiki.data.formatters.extraction import ContentExtractor, Normaliser, Timed
 from tsugiki.data.formatters.translation_pairs import PairRenderer
 from tsugiki.data.inputs.source_reader import SourceReader
+from tsugiki.data.passes.own_steps import steps_after
+from tsugiki.data.profiles import Profile, profile_steps, up_to_language
 from tsugiki.data.readers.base import reader_of
 
 
@@ -88,28 +90,30 @@ class FilterShards(PipelineStep):
     def steps(self, source: SourceConfig, shard: Shard, ledger: Ledger) -> list[PipelineStep]:
         """The datatrove pipeline of a source."""
         config = self.config
-        steps: list[PipelineStep] = [SourceReader(source, shard, ledger, config.on_error)]
+
+        def own(point: StepPoint) -> list[PipelineStep]:
+            return steps_after(point, config, shard, len(self.shards), ledger)
+
+        steps: list[PipelineStep] = [SourceReader(source, shard, ledger, config.on_error), *own("read")]
         if config.blocked_urls:
             steps.append(BlockedUrlFilter(ledger.writer("blocked_url")))
+        steps += own("urls")
         if source.kind == "instruction":
             return steps
         if source.parallel is not None:
             steps.append(PairRenderer(source.language, source.parallel, ledger))
         elif reader_of(source).is_markup:
             steps.append(ContentExtractor(source.extraction, ledger))
-        steps.append(Normaliser(ledger))
+        steps += [Normaliser(ledger), *own("extraction")]
+        named: list[tuple[str, PipelineStep]] = []
         if (profile := self.profiles.get(source.name)) is not None:
-            identification = config.language_identification
-            steps.extend(
-                build_filters(
-                    profile,
-                    ledger,
-                    identify=identification.enabled,
-                    minimum_score=identification.minimum_score,
-                    model=identification.model,
-                )
-            )
-        return steps
+            context = FilterContext(profile, config.language_identification, ledger)
+            named = profile_steps(context)
+        before = up_to_language()
+        steps += [step for name, step in named if name in before]
+        steps += own("language")
+        steps += [step for name, step in named if name not in before]
+        return [*steps, *own("quality")]
 
 
 def _label(step: PipelineStep) -> str:

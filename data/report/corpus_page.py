@@ -6,46 +6,28 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-_STEPS = (
-    "skipped",
-    "read",
-    "blocked_url",
-    "extraction",
-    "pair",
-    "cleaning",
-    "length",
-    "language",
-    "characters",
-    "japanese",
-    "banned_words",
-    "stop_words",
-    "diversity",
-    "sentences",
-    "character_ngrams",
-    "repetition",
-    "fineweb",
-    "gopher",
-    "duplicate",
-    "boilerplate",
-    "contaminated",
-)
-"""In the order of the pipeline; the part of a rule's name before the dot."""
+from tsugiki.data.filters.base import ordered_filters, rule_of
 
-_HISTOGRAMS = (
-    ("characters", "Kept documents by characters"),
-    ("cluster_size", "Kept documents by size of their cluster of near-duplicates"),
-    ("language_share", "Language identification"),
-    ("script_share", "Letters in the language's script"),
-    ("japanese_share", "Japanese letters and marks"),
-    ("hiragana_share", "Hiragana among them"),
-    ("digit_share", "Digits"),
-    ("symbol_share", "Symbols"),
-    ("stop_word_share", "Stop words"),
-    ("entropy_bits", "Entropy, bits per character"),
-    ("compression", "Compressed size"),
-    ("sentence_characters", "Mean characters of a sentence"),
-)
-"""Name of a histogram and its title. Scores are of the documents that reach the rule."""
+
+def _steps() -> list[str]:
+    """In the order of the pipeline; the part of a rule's name before the dot."""
+    before = ("skipped", "read", "blocked_url", "extraction", "pair")
+    after = ("duplicate", "boilerplate", "contaminated")
+    return [*before, *map(rule_of, ordered_filters()), *after]
+
+
+def _histograms() -> list[tuple[str, str]]:
+    """Name of a histogram and its title. Scores are of the documents that reach the rule."""
+    return [
+        ("characters", "Kept documents by characters"),
+        ("cluster_size", "Kept documents by size of their cluster of near-duplicates"),
+        *(
+            (histogram.name, histogram.title)
+            for entry in ordered_filters()
+            for histogram in entry.facts.get("histograms", ())
+        ),
+    ]
+
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6470;--line:#dde1e6;--paper:#fff;--panel:#f6f7f9;
@@ -185,7 +167,7 @@ def _source(source: dict[str, Any]) -> str:
     limits = source["limits"]
     charts = "".join(
         _histogram(title + (f", {limits[key]}" if key in limits else ""), histograms[key])
-        for key, title in _HISTOGRAMS
+        for key, title in _histograms()
         if histograms.get(key)
     )
     return (
@@ -208,7 +190,7 @@ def _waterfall(source: dict[str, Any]) -> str:
     dropped: dict[str, int] = {}
     for rule, count in source["dropped"].items():
         dropped[_step(rule)] = dropped.get(_step(rule), 0) + count["documents"]
-    order = [step for step in _STEPS if step in dropped] + sorted(set(dropped) - set(_STEPS))
+    order = [step for step in _steps() if step in dropped] + sorted(set(dropped) - set(_steps()))
     kept = source["kept"]["documents"]
     total = kept + sum(dropped.values())
     if not total:

@@ -11,7 +11,8 @@ from tsugiki.data.common.jsonl_shards import atomic_file, write_json
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.dedup.decontamination import Contamination
-from tsugiki.data.filters.profiles import Profile
+from tsugiki.data.filters.base import ordered_filters
+from tsugiki.data.profiles import Profile
 from tsugiki.data.report.corpus_page import corpus_page
 
 _NOT_IN_METRICS = re.compile(r"[^\w. :/-]")
@@ -117,33 +118,19 @@ class CorpusReport:
         return tuple(lines)
 
 
-_LIMITS = {
-    "language_share": ("language_identification", "minimum_share", None),
-    "script_share": ("characters", "minimum_script_share", None),
-    "digit_share": ("characters", None, "maximum_digit_share"),
-    "symbol_share": ("characters", None, "maximum_symbol_share"),
-    "japanese_share": ("japanese", "minimum_share", None),
-    "hiragana_share": ("japanese", "minimum_hiragana", None),
-    "stop_word_share": ("stop_words", "minimum_share", None),
-    "entropy_bits": ("diversity", "minimum_entropy_bits", None),
-    "compression": ("diversity", "minimum_compression", "maximum_compression"),
-    "sentence_characters": ("sentences", "minimum_mean_characters", "maximum_mean_characters"),
-}
-"""Histogram: section of the profile, and what it calls the least and the most that passes."""
-
-
 def _limits(config: CorpusConfig, profile: Profile | None) -> dict[str, str]:
     """What a profile lets through, in words, by histogram."""
     result: dict[str, str] = {}
-    for histogram, (section, least, most) in _LIMITS.items():
-        rules = getattr(profile, section, None)
-        parts = [
-            f"{word} {value:g}"
-            for word, name in (("at least", least), ("at most", most))
-            if name is not None and (value := getattr(rules, name, None)) is not None
-        ]
-        if parts:
-            result[histogram] = ", ".join(parts)
+    for entry in ordered_filters():
+        section = getattr(profile, entry.name, None)
+        for histogram in entry.facts.get("histograms", ()):
+            parts = [
+                f"{word} {value:g}"
+                for word, name in (("at least", histogram.least), ("at most", histogram.most))
+                if name is not None and (value := getattr(section, name, None)) is not None
+            ]
+            if parts:
+                result[histogram.name] = ", ".join(parts)
     identification = config.language_identification
     if profile is not None and profile.language_identification is not None:
         if identification.minimum_score is not None:

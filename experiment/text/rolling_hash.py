@@ -69,3 +69,12 @@ def word_bounds(words: Sequence[str], gap: int) -> tuple[NDArray[np.int64], NDAr
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     ends = np.cumsum(lengths + gap) - gap
     return ends - lengths, ends
+
+
+def counted(hashes: Hashes) -> tuple[Hashes, NDArray[np.int64]]:
+    """Different hashes, ascending, and how often each occurs; a plain sort is numpy's fastest."""
+    ordered = np.sort(hashes)
+    if not len(ordered):
+        return ordered, np.empty(0, np.int64)
+    edges = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
+    return ordered[edges[:-1]], np.diff(edges)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import regex
 
 from tsugiki.data.common.segmentation import tokenizer_for
-from tsugiki.data.filters.profiles import Profile
+from tsugiki.data.profiles import Profile
 
 FOREIGN = "Esta página trata de la historia de la ciudad y de sus habitantes durante los últimos siglos.\n"
 RUSSIAN = "Эта страница рассказывает об истории города и его жителей за последние несколько столетий. "

@@ -11,7 +11,7 @@ from tsugiki.data import corpus
 from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.config import CorpusConfig
-from tsugiki.data.filters.profiles import load_profile
+from tsugiki.data.profiles import load_profile
 from tsugiki.experiment.stage import StageContext
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ from test_corpus_golden import LANGUAGES, ROOT, fixture_documents, rules_by_id
 from tsugiki.data import corpus
 from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.config import CorpusConfig
-from tsugiki.data.filters.profiles import load_profile
+from tsugiki.data.profiles import load_profile
 from tsugiki.experiment.stage import StageContext
 
 PROFILES = str(ROOT / "configs/filters")

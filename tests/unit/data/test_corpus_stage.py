@@ -160,7 +160,7 @@ def test_killed_run_continues_and_gives_the_same_bytes(tmp_path: Path) -> None:
     output, marker = tmp_path / "killed", tmp_path / "marker"
     output.mkdir()
     script = KILLED_RUN.format(
-        tests=str(ROOT / "tests" / "support"),
+        tests=str(Path(__file__).parent),
         marker=str(marker),
         folder=str(tmp_path / "in"),
         output=str(output),

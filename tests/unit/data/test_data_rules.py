@@ -21,21 +21,19 @@ from tsugiki.data.dedup.decontamination import Contamination, comparable
 from tsugiki.data.dedup.duplicates import FastSignature, minhash_config, repeated
 from tsugiki.data.dedup.heldout import heldout_count
 from tsugiki.data.dedup.lines import LINE_TYPE, repeated_lines
-from tsugiki.data.filters import profiles
+from tsugiki.data.filters.banned_words import BannedWordFilter, BannedWordSection
+from tsugiki.data.filters.character_ngrams import CharacterNgramFilter, CharacterNgramSection
+from tsugiki.data.filters.characters import CharacterFilter, CharacterSection
+from tsugiki.data.filters.cleaning import Cleaner, CleaningSection
+from tsugiki.data.filters.diversity import DiversityFilter, DiversitySection, entropy_bits
 from tsugiki.data.filters.gopher_quality import FastQualityFilter
-from tsugiki.data.filters.gopher_repetition import CharacterNgramFilter, FastRepetitionFilter
-from tsugiki.data.filters.heuristics import (
-    BannedWordFilter,
-    CharacterFilter,
-    Cleaner,
-    DiversityFilter,
-    JapaneseFilter,
-    LengthFilter,
-    SentenceFilter,
-    StopWordFilter,
-    entropy_bits,
-)
+from tsugiki.data.filters.gopher_repetition import FastRepetitionFilter
+from tsugiki.data.filters.japanese import JapaneseFilter, JapaneseSection
+from tsugiki.data.filters.length import LengthFilter, LengthSection
+from tsugiki.data.filters.sentences import SentenceFilter, SentenceSection
+from tsugiki.data.filters.stop_words import StopWordFilter, StopWordSection
 from tsugiki.data.formatters.extraction import normalise
+from tsugiki.data.profiles import load_profile
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.shipped import shipped_folder
 from tsugiki.experiment.text.rolling_hash import SpanHasher
@@ -91,7 +89,7 @@ def test_segmentation_loses_nothing(kind: Any) -> None:
 
 def test_length() -> None:
     step = LengthFilter(
-        profiles.LengthSection(source="t", minimum_characters=5, maximum_characters=9, minimum_letters=4),
+        LengthSection(source="t", minimum_characters=5, maximum_characters=9, minimum_letters=4),
         writer(),
     )
     assert [outcome(step, text) for text in ("abcd", "abcde", "abc12", "abcdefghij", "日本語ですか")] == [
@@ -104,7 +102,7 @@ def test_length() -> None:
 
 
 def test_character_shares() -> None:
-    section = profiles.CharacterSection(
+    section = CharacterSection(
         source="t", minimum_script_share=0.5, maximum_digit_share=0.3, maximum_symbol_share=0.25
     )
     step = CharacterFilter(section, ["Thai"], writer())
@@ -117,7 +115,7 @@ def test_character_shares() -> None:
 
 
 def test_japanese_letters_as_the_swallow_corpus_counts_them() -> None:
-    section = profiles.JapaneseSection(
+    section = JapaneseSection(
         source="t", minimum_letters=6, minimum_share=0.5, minimum_hiragana=0.2, maximum_katakana=0.5
     )
     step = JapaneseFilter(section, writer())
@@ -131,7 +129,7 @@ def test_japanese_letters_as_the_swallow_corpus_counts_them() -> None:
 
 def test_sentences_as_the_swallow_corpus_counts_them() -> None:
     def step(**limits: float) -> SentenceFilter:
-        return SentenceFilter(profiles.SentenceSection(source="t", **limits), writer())
+        return SentenceFilter(SentenceSection(source="t", **limits), writer())
 
     # Lines: a。b。 | a。b。 | c。  Sentences: a。 b。 a。 b。 c。
     text = "あ。い。\nあ。い。\nう。"
@@ -149,7 +147,7 @@ def test_sentences_as_the_swallow_corpus_counts_them() -> None:
 
 def test_diversity() -> None:
     def step(**limits: float) -> DiversityFilter:
-        return DiversityFilter(profiles.DiversitySection(source="t", **limits), writer())
+        return DiversityFilter(DiversitySection(source="t", **limits), writer())
 
     assert entropy_bits("aabb") == 1.0
     assert entropy_bits("abcdabcd") == 2.0
@@ -163,19 +161,19 @@ def test_diversity() -> None:
 
 
 def test_stop_and_banned_words() -> None:
-    section = profiles.StopWordSection(source="t", words=["the", "of", "and"], minimum_different=2)
+    section = StopWordSection(source="t", words=["the", "of", "and"], minimum_different=2)
     assert outcome(StopWordFilter(section, True, writer()), "The end of it") == "kept"
     assert outcome(StopWordFilter(section, True, writer()), "the then offer the") == "few_different"
-    section = profiles.StopWordSection(source="t", words=["的", "是"], minimum_different=1, minimum_share=0.2)
+    section = StopWordSection(source="t", words=["的", "是"], minimum_different=1, minimum_share=0.2)
     assert outcome(StopWordFilter(section, False, writer()), "我的书是") == "kept"  # 2 of 4
     assert outcome(StopWordFilter(section, False, writer()), "我家有很多的书") == "few"  # 1 of 7
-    banned = profiles.BannedWordSection(source="t", words=["casino"], maximum_share=0.25)
+    banned = BannedWordSection(source="t", words=["casino"], maximum_share=0.25)
     assert outcome(BannedWordFilter(banned, True, writer()), "Casino and other things to do here") == "kept"
     assert outcome(BannedWordFilter(banned, True, writer()), "casino bonus CASINO") == "share"
 
 
 def test_cleaning() -> None:
-    section = profiles.CleaningSection(
+    section = CleaningSection(
         source="t", punctuation_by_majority=True, footer_lines=2, footer_phrases=["関連記事"]
     )
     ledger = Ledger()
@@ -189,9 +187,7 @@ def test_cleaning() -> None:
 
 def test_character_ngrams_as_the_swallow_corpus_defines_them() -> None:
     def step(top: dict[int, float], duplicate: dict[int, float]) -> CharacterNgramFilter:
-        return CharacterNgramFilter(
-            profiles.CharacterNgramSection(source="t", top=top, duplicate=duplicate), writer()
-        )
+        return CharacterNgramFilter(CharacterNgramSection(source="t", top=top, duplicate=duplicate), writer())
 
     # abab: ab ba ab -> the most frequent is 2 of 3 occurrences; 1 of 2 different ones is repeated.
     assert outcome(step({2: 0.67}, {}), "abab") == "kept"
@@ -342,15 +338,15 @@ def test_contamination_ignores_spacing_case_and_width() -> None:
 
 def test_profiles_name_the_source_of_every_threshold() -> None:
     with pytest.raises(ValueError, match="a source for minimum_letters"):
-        profiles.LengthSection(source={"minimum_characters": "x"}, minimum_characters=1, minimum_letters=2)
+        LengthSection(source={"minimum_characters": "x"}, minimum_characters=1, minimum_letters=2)
     with pytest.raises(ValueError, match="existing thresholds"):
-        profiles.LengthSection(source={"minimum_chars": "x", "default": "y"})
+        LengthSection(source={"minimum_chars": "x", "default": "y"})
 
 
 @pytest.mark.parametrize("folder", ["configs/filters", "configs/filters/help", "tests/fixtures/filters"])
 @pytest.mark.parametrize("language", ["ja", "zh", "vi", "id", "th", "ms", "km", "lo", "my", "tl", "en"])
 def test_shipped_profiles_load(folder: str, language: str) -> None:
-    assert profiles.load_profile(language, [folder]).language == language
+    assert load_profile(language, [folder]).language == language
 
 
 def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
@@ -359,10 +355,10 @@ def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
     profile = yaml.safe_load(shipped.read_text()) | {"banned_words": section}
     (tmp_path / "en.yaml").write_text(yaml.safe_dump(profile))
     with pytest.raises(ConfigError, match=r"banned_words\.files") as caught:
-        profiles.load_profile("en", [str(tmp_path)])
+        load_profile("en", [str(tmp_path)])
     assert str(tmp_path / "list.txt") in str(caught.value)
     (tmp_path / "list.txt").write_text("# from a list\nbad phrase\n\nspam\n")
-    loaded = profiles.load_profile("en", [str(tmp_path)]).banned_words
+    loaded = load_profile("en", [str(tmp_path)]).banned_words
     assert loaded is not None and loaded.words == ["spam", "bad phrase"]
     step = BannedWordFilter(loaded, True, writer())
     # 4 letters of 40 are just allowed: 0.1; 9 ("bad phrase" without its space counts 10) of 40 are not.
@@ -372,7 +368,7 @@ def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
 
 def test_scores_are_binned_by_hand() -> None:
     ledger = Ledger()
-    section = profiles.CharacterSection(source="x", minimum_script_share=0.5, maximum_digit_share=0.2)
+    section = CharacterSection(source="x", minimum_script_share=0.5, maximum_digit_share=0.2)
     step = CharacterFilter(section, ["Han"], ledger.writer("characters"))
     # 2 of 5 letters; 3 of 4 letters and 1 of 5 visible characters a digit; 4 of 4 and none.
     assert [outcome(step, text) for text in ("日本abc", "日本語x 7", "日本日本")] == [
@@ -385,7 +381,7 @@ def test_scores_are_binned_by_hand() -> None:
         "digit_share": {"000.20": 1, "000.00": 1},
     }
     lengths = Ledger()
-    sentences = profiles.SentenceSection(source="x", maximum_mean_characters=100)
+    sentences = SentenceSection(source="x", maximum_mean_characters=100)
     step = SentenceFilter(sentences, lengths.writer("sentences"))
     for count in (9, 24, 300):  # with the full stop 10, 25 and 301 characters
         outcome(step, "あ" * count + "。")

@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from test_corpus_stage import config, contents, documents, run, text, write_jsonl
 
-from tsugiki.data.filters import steps as filters
+from tsugiki.data.filters import blocked_urls
 from tsugiki.experiment.errors import ConfigError, DataError
 
 
@@ -117,7 +117,7 @@ def test_blocked_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (assets / f"{name}.txt").write_text(words + "\n")
     monkeypatch.setattr(url_filter, "ASSETS_PATH", str(assets))
     monkeypatch.setattr(url_filter, "cached_assets_path", lambda **_: str(cache))
-    filters._blocklists.cache_clear()
+    blocked_urls._blocklists.cache_clear()
     urls = [
         None, "https://good.org/page", "https://www.mixed.co.jp/", "https://good.org/one-hot-day",  # kept
         "https://www.bad.com/a", "https://sub.mixed.co.jp/", "https://good.org/x", "https://good.org/casino/1",
@@ -141,5 +141,5 @@ def test_blocked_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     }
     kept = [*documents(tmp_path / "out"), *documents(tmp_path / "out", "heldout")]
-    filters._blocklists.cache_clear()
+    blocked_urls._blocklists.cache_clear()
     assert sorted(item["id"] for item in kept) == ["web/0", "web/1", "web/2", "web/3"]  # type: ignore[type-var]

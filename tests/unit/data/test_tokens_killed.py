@@ -25,7 +25,7 @@ SHARDS = 30
 RUN = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path.insert(0, {tests!r})
 if __name__ == "__main__":
     from tsugiki.data.common import executor as execution
     from test_tokens_killed import graph
@@ -47,7 +47,7 @@ def graph(folder: Path, run_dir: Path) -> Graph:
 
 def start(folder: Path, run_dir: Path) -> subprocess.Popen[str]:
     script = folder / "run.py"
-    names = {"root": str(ROOT), "tests": str(ROOT / "tests" / "support")}
+    names = {"tests": str(Path(__file__).parent)}
     script.write_text(RUN.format(folder=str(folder), run_dir=str(run_dir), **names))
     return subprocess.Popen(
         [sys.executable, str(script)], start_new_session=True, cwd=ROOT, text=True,

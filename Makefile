@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: quickstart smoke test test-unit check format install clean help
+.PHONY: .types quickstart smoke test test-unit check format install clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +33,7 @@ check: $(VENV)/.installed .types  ## lint, formatting, types
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml
 
 # mypy does not read the editable install: the package as a tree of links.
-.types: setup.py
+.types:
 	rm -rf .types && mkdir -p .types/tsugiki
 	cd .types/tsugiki && ln -s ../../tsugiki/* . && \
 	  for room in data tokenizer pretrain evaluation experiment slurm; do ln -s ../../$$room .; done

@@ -13,8 +13,7 @@ import yaml
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.manifest import Manifest
-
-_ORDER = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
+from tsugiki.experiment.stage_names import STAGE_NAMES
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def read_status(run_dir: Path) -> RunStatus:
             where=run_dir,
             expected="a run directory with config.yaml, e.g. runs/quickstart",
         )
-    stages = [_stage(run_dir, name) for name in _ORDER if name != "base" or _has_base(run_dir)]
+    stages = [_stage(run_dir, name) for name in STAGE_NAMES if name != "base" or _has_base(run_dir)]
     training = last_metrics(run_dir)
     if training and next(stage.state for stage in stages if stage.name == "train") == "complete":
         training.pop("eta_seconds", None)

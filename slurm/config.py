@@ -12,10 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.shipped import clusters, find
+from tsugiki.experiment.stage_names import STAGE_NAMES
 
 OVERRIDE_PREFIX = "cluster."
-
-STAGES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 
 Role = Literal["cpu", "gpu", "train"]
 
@@ -209,14 +208,14 @@ class ClusterConfig(StrictModel):
     @field_validator("stages", mode="before")
     @classmethod
     def _stages_are_known(cls, value: Any) -> Any:
-        if isinstance(value, dict) and (unknown := sorted(set(value) - set(STAGES))):
-            raise ValueError(f"stages among {', '.join(STAGES)}; not {', '.join(unknown)}")
+        if isinstance(value, dict) and (unknown := sorted(set(value) - set(STAGE_NAMES))):
+            raise ValueError(f"stages among {', '.join(STAGE_NAMES)}; not {', '.join(unknown)}")
         return value
 
     @model_validator(mode="after")
     def _jobs_outlast_the_signal(self) -> Self:
         ahead = self.restart.stop_seconds_before_limit
-        for stage in STAGES:
+        for stage in STAGE_NAMES:
             if (limit := 60 * self.resources(stage).time_limit_minutes) <= ahead:
                 raise ValueError(
                     f"restart.stop_seconds_before_limit below the time limit of every job; it is {ahead} s, "

@@ -27,6 +27,7 @@ from tsugiki.experiment.config import (
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
@@ -36,8 +37,6 @@ from tsugiki.pretrain.planning.plan import BaseNotHere, base_spec
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.learning.word_lists import is_file, word_list_files
-
-STAGE_NAMES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 
 
 class ExperimentConfig(StrictModel):
@@ -158,18 +157,20 @@ class Experiment:
         temporary.replace(self.run_dir / "config.yaml")
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = (), *, any_layout: bool = False) -> Experiment:
+def load_experiment(
+    path: Path | str, overrides: Sequence[str] = (), *, any_layout: bool = False
+) -> Experiment:
     """Read and check an experiment.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the name of a shipped experiment.
         overrides: ``--set`` options.
         any_layout: accept a division over processes that cannot run, to plan another.
 
     Raises:
         ConfigError: with the dotted path, the value, what was expected, file and line.
     """
-    raw = load_raw(path, overrides)
+    raw = load_raw(Path(path), overrides)
     experiment = Experiment(validate(ExperimentConfig, raw), raw)
     _check_languages(experiment)
     _check_lengths(experiment)

@@ -11,8 +11,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.manifest import Manifest
-
-STAGES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate")
+from tsugiki.experiment.stage_names import STAGE_NAMES
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Artefacts:
 
 def run_directories(run_dir: Path) -> dict[str, Path]:
     """Directories of the stages of a run."""
-    return {name: run_dir / name for name in STAGES if (run_dir / name).is_dir()}
+    return {name: run_dir / name for name in STAGE_NAMES if (run_dir / name).is_dir()}
 
 
 def _document(path: Path | None) -> dict[str, Any] | None:

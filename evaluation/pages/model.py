@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tsugiki.evaluation.benchmarks.suites import published_perplexities
-from tsugiki.evaluation.pages.artefacts import STAGES, Artefacts
+from tsugiki.evaluation.pages.artefacts import Artefacts
 from tsugiki.experiment.pages.html import (
     Column,
     Markup,
@@ -25,6 +25,7 @@ from tsugiki.experiment.pages.html import (
     text,
 )
 from tsugiki.experiment.pages.languages import labelled, language_name
+from tsugiki.experiment.stage_names import STAGE_NAMES
 
 _MARKED_CHANGE = 0.005
 """Without an interval, changes below half a percent are not coloured."""
@@ -381,7 +382,7 @@ def environment_section(artefacts: Artefacts) -> Section:
             "How it was made",
             note("No manifests: stages were run outside an experiment.", "missing"),
         )
-    ordered = [name for name in STAGES if name in artefacts.manifests]
+    ordered = [name for name in STAGE_NAMES if name in artefacts.manifests]
     longest = max(artefacts.manifests[name].seconds for name in ordered)
     rows = [
         [

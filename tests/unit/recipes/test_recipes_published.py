@@ -196,9 +196,11 @@ def test_sus_chat() -> None:
 def test_published_rows_of_the_report_exist() -> None:
     import yaml
 
-    suites = yaml.safe_load((ROOT / "evaluation" / "suites.yaml").read_text(encoding="utf-8"))
+    suites = yaml.safe_load((ROOT / "evaluation" / "benchmarks" / "suites.yaml").read_text(encoding="utf-8"))
     rows = {row for suite in suites.values() for row in suite.get("published") or {}}
-    perplexities = yaml.safe_load((ROOT / "evaluation" / "perplexities.yaml").read_text(encoding="utf-8"))
+    perplexities = yaml.safe_load(
+        (ROOT / "evaluation" / "benchmarks" / "perplexities.yaml").read_text(encoding="utf-8")
+    )
     rows |= set(perplexities["published"])
     for path in RECIPES:
         assert set(recipe(path.stem).report.published) <= rows, path.stem
@@ -305,14 +307,14 @@ def test_the_plan_on_the_page_of_swallow_is_what_plan_says(monkeypatch: pytest.M
 
     from typer.testing import CliRunner
 
-    import tsugiki.cli.main
+    from tsugiki.cli.main import app
 
     monkeypatch.chdir(ROOT)
     lines = {cells[0]: cells[1:] for cells in _tables("swallow") if cells[0] in SWALLOW and len(cells) == 4}
     assert set(lines) == set(SWALLOW)
     for name, (parameters, fullest, days) in lines.items():
         command = ["plan", f"configs/recipes/{name}.yaml", "--gpu", "a100-40gb", "--mfu", "0.4", "--json"]
-        plan = json.loads(CliRunner().invoke(tsugiki.app, command).stdout)
+        plan = json.loads(CliRunner().invoke(app, command).stdout)
         assert f"{plan['parameters']:,}" == parameters
         assert f"{max(plan['gpu_memory_bytes']) / 2**30:.1f} GiB" == fullest
         assert f"{plan['hours'] / 24:.1f}" == days
@@ -324,7 +326,7 @@ def test_a_plan_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     from typer.testing import CliRunner
 
-    import tsugiki.cli.main
+    from tsugiki.cli.main import app
 
     monkeypatch.chdir(ROOT)
     cluster = tmp_path / "site.yaml"
@@ -339,7 +341,7 @@ def test_a_plan_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def gpus(*options: str) -> int:
         command = ["plan", "configs/recipes/swallow-7b.yaml", "--json", "--cluster", str(cluster), *options]
-        done = CliRunner().invoke(tsugiki.app, command)
+        done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, (done.output, done.exception)
         return int(json.loads(done.stdout)["world_size"])
 
@@ -353,11 +355,11 @@ def test_every_recipe_dry_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """As `tsugiki run RECIPE --dry-run` does, in one process."""
     from typer.testing import CliRunner
 
-    import tsugiki.cli.main
+    from tsugiki.cli.main import app
 
     monkeypatch.chdir(ROOT)
     for path in RECIPES:
-        done: Any = CliRunner().invoke(tsugiki.app, ["run", str(path), "--dry-run"])
+        done: Any = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
         assert done.exit_code == 0, (path.name, done.output, done.exception)
         assert "is valid" in done.output
 
@@ -377,11 +379,11 @@ def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: p
     """In a dry run, and as a warning when a run begins: not hours later, and not as an error."""
     from typer.testing import CliRunner
 
-    import tsugiki.cli.main
+    from tsugiki.cli.main import app
     from tsugiki.experiment.graph import Graph
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pipeline.is_installed", lambda: False)
+    monkeypatch.setattr("tsugiki.pipeline.is_installed", lambda: False)
     started: list[list[str]] = []
     monkeypatch.setattr(
         Graph, "run", lambda self, stages, *_, **__: started.append([item.name for item in stages])
@@ -391,21 +393,21 @@ def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: p
         "run", "configs/smoke.yaml", "--set", f"run_dir={tmp_path / 'run'}",
         "--set", "evaluate.harness.tasks=[jsquad, niilc]", "--set", f"evaluate.harness.data={tmp_path}",
     ]  # fmt: skip
-    dry = CliRunner().invoke(tsugiki.app, [*command, "--dry-run"])
+    dry = CliRunner().invoke(app, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert "evaluate.harness = lm-evaluation-harness: pip install 'tsugiki[eval]'" in dry.stdout
     assert f"not on this machine: evaluate.harness.data = {tmp_path}/jsquad-valid.json\n" in dry.stdout
     assert not started
-    done = CliRunner().invoke(tsugiki.app, command)
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and len(started) == 1, done.output
     assert (
         f"warning: not on this machine: evaluate.harness.data = {tmp_path}/jsquad-valid.json" in done.stderr
     )
     chat = [*command, "--dry-run", "--set", "evaluate.harness.chat_template=result"]
-    assert "evaluate.harness.chat_template = a template" in CliRunner().invoke(tsugiki.app, chat).stdout
+    assert "evaluate.harness.chat_template = a template" in CliRunner().invoke(app, chat).stdout
     chat += ["--set", "tokens.chat.template=configs/chat_templates/billa.jinja"]
-    assert "chat_template" not in CliRunner().invoke(tsugiki.app, chat).stdout
-    early = CliRunner().invoke(tsugiki.app, [*command, "--until", "train"])
+    assert "chat_template" not in CliRunner().invoke(app, chat).stdout
+    early = CliRunner().invoke(app, [*command, "--until", "train"])
     assert early.exit_code == 0 and "warning" not in early.output
 
 
@@ -414,11 +416,11 @@ def test_every_recipe_plans_and_fits_a_large_gpu(monkeypatch: pytest.MonkeyPatch
 
     from typer.testing import CliRunner
 
-    import tsugiki.cli.main
+    from tsugiki.cli.main import app
 
     monkeypatch.chdir(ROOT)
     for path in RECIPES:
-        done = CliRunner().invoke(tsugiki.app, ["plan", str(path), "--json", "--gpu", "h100"])
+        done = CliRunner().invoke(app, ["plan", str(path), "--json", "--gpu", "h100"])
         assert done.exit_code == 0, (path.name, done.output, done.exception)
         assert json.loads(done.stdout)["fits"] is True, path.name
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.pipeline import load_experiment
-from tsugiki.slurm.config import STAGES, ClusterConfig, Resources, load_cluster, split_overrides
+from tsugiki.slurm.config import ClusterConfig, Resources, load_cluster, split_overrides
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs" / "clusters").glob("*.yaml"))
@@ -99,7 +100,7 @@ def test_slips_are_refused_with_what_is_expected(
 
 def test_stages_are_those_of_the_pipeline() -> None:
     graph = load_experiment(ROOT / "configs/smoke.yaml").graph()
-    assert tuple(graph.stages) == STAGES
+    assert tuple(graph.stages) == STAGE_NAMES
 
 
 @pytest.mark.parametrize(("written", "memory"), [("0", "0"), ("64000", "64000"), ("64G", "64G")])

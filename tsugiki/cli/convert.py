@@ -1,0 +1,140 @@
+"""``tsugiki convert``: checkpoints between Hugging Face and Megatron."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsugiki.experiment.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Hugging Face to Megatron and back, bit for bit.")
+
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output directory if it exists.")
+]
+IterationOption = Annotated[
+    int | None, typer.Option("--iteration", metavar="N", help="Step of a training run; default: the last.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Threads.")]
+
+
+@app.command("import")
+def convert_import(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="Extended tokenizer whose pieces.tsv names the new rows."
+        ),
+    ] = None,
+    init: Annotated[str, typer.Option("--init", help="How new rows start; see docs/graft.md.")] = "mean",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; default: as it is.")
+    ] = None,
+    trim_padding_rows: Annotated[
+        bool, typer.Option("--trim-padding-rows", help="Drop rows behind the last id of the tokenizer.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random new rows.")] = 1234,
+    workers: WorkersOption = 2,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a Hugging Face model as a Megatron distributed checkpoint that loads under any layout."""
+    from tsugiki.experiment.config import RawConfig, validate
+    from tsugiki.pretrain.convert import import_checkpoint
+    from tsugiki.pretrain.convert_config import GraftConfig
+
+    values = {"init": init, "dtype": dtype, "trim_padding_rows": trim_padding_rows}
+    config = validate(GraftConfig, RawConfig(values, {}))
+    report = import_checkpoint(
+        hf_dir,
+        megatron_dir,
+        tokenizer_dir=tokenizer,
+        config=config,
+        workers=workers,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    typer.echo(json.dumps(report, indent=2))
+
+
+@app.command("export")
+def convert_export(
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="DIR", help="Tokenizer to put beside the weights.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="DIR", help="Base model: generation settings, chat template, licence."
+        ),
+    ] = None,
+    iteration: IterationOption = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; default: the base's.")
+    ] = None,
+    shard_bytes: Annotated[
+        int, typer.Option("--shard-bytes", metavar="N", help="Largest safetensors file.")
+    ] = 5_000_000_000,
+    license_name: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="Licence for the model card.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Base model's name for the model card.")
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Compare weights and logits with Megatron afterwards.")] = True,
+    workers: WorkersOption = 2,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a Megatron checkpoint of any layout as a Hugging Face directory, and verify it."""
+    from tsugiki.experiment.config import RawConfig, validate
+    from tsugiki.pretrain.convert import export_checkpoint
+    from tsugiki.pretrain.convert_config import ExportConfig
+
+    values = {
+        "iteration": iteration,
+        "dtype": dtype,
+        "shard_bytes": shard_bytes,
+        "license": license_name,
+        "base_model": base_model,
+        "verify": verify,
+    }
+    report = export_checkpoint(
+        megatron_dir,
+        hf_dir,
+        tokenizer_dir=tokenizer,
+        base_dir=base,
+        config=validate(ExportConfig, RawConfig(values, {})),
+        workers=workers,
+        overwrite=overwrite,
+    )
+    typer.echo(json.dumps(report, indent=2))
+
+
+@app.command("verify")
+def convert_verify(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    megatron_dir: Annotated[Path, typer.Argument(metavar="MEGATRON_DIR")],
+    iteration: IterationOption = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Compare fp32 logits too.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Text to compare logits on, a line a sample."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to compare logits on.")] = 512,
+) -> None:
+    """Check bit for bit that a Hugging Face directory and a Megatron checkpoint are the same model."""
+    from tsugiki.pretrain.convert import verify_checkpoint
+
+    if text is not None and not text.is_file():
+        raise ConfigError("no such text file", where="--text", got=text)
+    texts = [] if text is None else text.read_text(encoding="utf-8").splitlines()
+    report = verify_checkpoint(
+        hf_dir, megatron_dir, iteration=iteration, logits=logits, texts=texts, tokens=tokens
+    )
+    typer.echo(json.dumps(report, indent=2))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tsugiki.experiment.config import NotFingerprinted, OmittedIfNull, StrictModel
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
 
 WeightDtype = Literal["bf16", "fp16", "fp32"]
-InitMethod = Literal["mean", "weighted", "multivariate", "similarity", "random", "distillation"]
 
 
 class RopeScalingConfig(StrictModel):
@@ -83,15 +84,26 @@ class DistillationConfig(StrictModel):
     """Of the choice of documents and the order of contexts; null is the experiment's."""
 
 
+def _known_initialisation(name: str) -> str:
+    try:
+        find_initialisation(name)
+    except ConfigError as error:
+        # As a mistake in the configuration it is shown with file and line.
+        raise ValueError(
+            "; ".join(str(item) for item in (error.what, error.expected, error.fix) if item)
+        ) from error
+    return name
+
+
 class GraftConfig(StrictModel):
     """Hugging Face base -> Megatron checkpoint with the extended vocabulary."""
 
-    init: InitMethod = "mean"
+    init: Annotated[str, AfterValidator(_known_initialisation)] = "mean"
     """How the rows of added pieces start, input and output alike: the mean of the rows of the base
     tokens a piece is made of (mean), later tokens counting more (weighted), moved towards similar
     pieces (similarity); or drawn from the distribution of the base rows (multivariate) or from
     N(0, 0.02) (random, an ablation). Or the mean first, then input rows trained on text of the corpus to
-    stand for those base tokens (distillation)."""
+    stand for those base tokens (distillation). Or `package.module:function`, one of your own."""
     distillation: Annotated[DistillationConfig | None, OmittedIfNull] = None
     """Settings of `init: distillation`; null is their defaults there."""
     dtype: WeightDtype | None = None
@@ -110,13 +122,14 @@ class GraftConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("init") == "distillation":
+        init = values.get("init") if isinstance(values, dict) else None
+        if isinstance(init, str) and init in INITIALISATIONS and find_initialisation(init).learns_from_corpus:
             return {**values, "distillation": values.get("distillation") or {}}
         return values
 
     @model_validator(mode="after")
     def _of_its_init(self) -> Self:
-        if self.distillation is not None and self.init != "distillation":
+        if self.distillation is not None and not find_initialisation(self.init).learns_from_corpus:
             raise ValueError(f"distillation belongs to init: distillation, not to init: {self.init}")
         return self
 

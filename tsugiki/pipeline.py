@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tsugiki.data.common.own_code import source_files
 from tsugiki.data.config import CorpusConfig, TokensConfig
 from tsugiki.data.inputs.planning import own_code
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
@@ -30,6 +31,7 @@ from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
+from tsugiki.pretrain.conversion.initialisation import find_initialisation
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
 from tsugiki.pretrain.planning.parallelism import check as check_layout
@@ -194,14 +196,19 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     if config.base.scratch is not None:
         graph.append(Stage("base", config.base, ("corpus",), "tsugiki.pretrain.base:run"))
     # Only the initialisation that learns from text depends on the corpus.
-    graft_inputs = ("base", "tokenizer", *(("corpus",) if config.graft.init == "distillation" else ()))
+    init = config.graft.init
+    learns_from_corpus = find_initialisation(init).learns_from_corpus
+    graft_inputs = ("base", "tokenizer", *(("corpus",) if learns_from_corpus else ()))
     graph += [
         Stage(
             "tokenizer", config.tokenizer, ("corpus", "base"), "tsugiki.tokenizer.extend:run", external,
             sources=(lambda: word_list_files(extend.word_lists)) if extend and extend.word_lists else None,
         ),
         Stage("tokens", config.tokens, ("corpus", "tokenizer"), "tsugiki.data.tokens:run", keep_partial=True),
-        Stage("graft", config.graft, graft_inputs, "tsugiki.pretrain.graft:run", external),
+        Stage(
+            "graft", config.graft, graft_inputs, "tsugiki.pretrain.graft:run", external,
+            sources=(lambda: source_files([find_initialisation(init).make])) if ":" in init else None,
+        ),
         Stage(
             "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",
             keep_partial=True, precious=True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
 from tsugiki.pretrain.conversion.new_rows import PIECES_NAME, NewRows, Piece, read_pieces, tokenizer_size
 from tsugiki.pretrain.conversion.source import Source, row_blocks
 from tsugiki.pretrain.conversion.weights import (
@@ -62,9 +63,12 @@ def write_import(
     contents of the latter. ``corpus_dir`` is the text that ``init: distillation`` learns from.
     """
     if config.distillation is not None and corpus_dir is None:
+        without = [
+            name for name in INITIALISATIONS.names() if not find_initialisation(name).learns_from_corpus
+        ]
         raise ConfigError(
             "distillation learns from a corpus, and there is none", where="graft.init", got=config.init,
-            expected="mean, weighted, multivariate, similarity or random",
+            expected=f"one of {', '.join(without)}",
             fix="`tsugiki run` gives the graft stage the corpus of the experiment",
         )  # fmt: skip
     source = Source(hf_dir)

@@ -1,7 +1,7 @@
 """Rows that an extended vocabulary adds to the embedding and output matrices.
 
 ``pieces.tsv`` of the tokenizer says, for each added id, into which base tokens the old tokenizer
-cuts the piece; :mod:`tsugiki.pretrain.conversion.initialise` makes rows of that, one matrix after the other.
+cuts the piece; :mod:`tsugiki.pretrain.conversion.initialisation` makes rows of that, one matrix after the other.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import DataError
-from tsugiki.pretrain.convert_config import InitMethod
+from tsugiki.pretrain.conversion.initialisation import find_initialisation, initialise_rows
 
 if TYPE_CHECKING:
     import torch
-
-    from tsugiki.pretrain.conversion.initialise import Method
 
 PIECES_NAME = "pieces.tsv"
 _HEADER = ["id", "piece", "score", "base_ids"]
 _BLOCK_PIECES = 1024
 _NO_ID = 1 << 62
-_ROW_BY_ROW = ("mean", "weighted")
-_DRAWN = ("multivariate", "random")
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,12 @@ class NewRows:
         read: ``read(name, start, stop)`` gives rows of a base matrix.
         base_rows: rows of the base matrices.
         pieces: the added pieces.
-        method: see :data:`tsugiki.pretrain.conversion.initialise.Method`; ``distillation`` starts from the mean.
+        init: name or address of an initialisation.
         seed: of random draws.
 
     Raises:
         DataError: a piece is made of base ids that the base does not have.
+        ConfigError: no such initialisation.
     """
 
     def __init__(
@@ -104,11 +101,11 @@ class NewRows:
         read: Callable[[str, int, int], torch.Tensor],
         base_rows: int,
         pieces: Sequence[Piece],
-        method: InitMethod,
+        init: str,
         seed: int,
     ) -> None:
         self._read, self._pieces, self._seed = read, pieces, seed
-        self._method: Method = "mean" if method == "distillation" else method
+        self._init = find_initialisation(init)
         self.first_id = pieces[0].id if pieces else _NO_ID
         # Rows above the first new id are padding of the base matrix and carry no meaning.
         self._known_rows = min(base_rows, self.first_id)
@@ -147,24 +144,22 @@ class NewRows:
         """All new rows of one matrix: [pieces, h] fp32."""
         import torch
 
-        from tsugiki.pretrain.conversion.initialise import initialise_rows
-
         base = self._read(name, 0, self._known_rows)  # in its own type: the one tensor held whole
         made = [position for position, piece in enumerate(self._pieces) if piece.base_ids]
         # Input and output rows are drawn independently.
         seed = self._seed + zlib.crc32(name.encode())
-        if self._method not in _ROW_BY_ROW:
+        if not self._init.row_by_row:
             ids = [piece.base_ids for piece in self._pieces]
-            result = initialise_rows(base, ids, self._method, seed)
+            result = initialise_rows(base, ids, self._init, seed)
         else:
-            # These look at one piece at a time: blocks of pieces keep the gathered rows few.
+            # Blocks of pieces keep the gathered rows few.
             result = torch.zeros((len(self._pieces), base.shape[1]))
             for begin in range(0, len(made), _BLOCK_PIECES):
                 block = made[begin : begin + _BLOCK_PIECES]
                 ids = [self._pieces[position].base_ids for position in block]
-                result[block] = initialise_rows(base, ids, self._method, seed)
+                result[block] = initialise_rows(base, ids, self._init, seed)
         reserved = [position for position, piece in enumerate(self._pieces) if not piece.base_ids]
-        if reserved and self._method not in _DRAWN:
+        if reserved and not self._init.draws_reserved:
             # Never zero, which would give extreme gradients.
             result[reserved] = result[made].mean(dim=0) if made else base.float().mean(dim=0)
         return result

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from tsugiki.cli.main import app
+from tsugiki.experiment.config import load_config
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.pretrain.conversion.initialise import initialise_rows
+from tsugiki.pretrain.conversion.initialisation import (
+    BaseRows,
+    Initialisation,
+    averaged,
+    initialise_rows,
+    rows_of,
+)
 from tsugiki.pretrain.conversion.new_rows import NewRows, Piece
+from tsugiki.pretrain.convert_config import GraftConfig
 
 BASE = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, -2.0], [0.0, 8.0]])
 PIECES = [[0, 1], [2], [], [0, 1, 1]]
@@ -23,12 +36,12 @@ def test_mean_by_hand():
 
 
 def test_reader_gives_the_same_as_the_matrix():
-    rows = initialise_rows(lambda ids: BASE[list(ids)], PIECES)
+    rows = initialise_rows(BaseRows(4, lambda ids: BASE[list(ids)]), PIECES)
     assert torch.equal(rows, initialise_rows(BASE, PIECES))
 
 
 def test_weighted_by_hand():
-    rows = initialise_rows(BASE, [[0, 1]], "weighted", weights=[[1.0, 3.0]])
+    rows = averaged(rows_of(BASE), [[0, 1]], [[1.0, 3.0]])
     assert torch.allclose(rows[0], torch.tensor([2.5, 1.5]))
     default = initialise_rows(BASE, [[0, 1]], "weighted")
     assert torch.allclose(default[0], (BASE[0] + 2 * BASE[1]) / 3)
@@ -65,10 +78,8 @@ def test_shapes_dtype_and_norms(method):
 def test_bad_requests():
     with pytest.raises(DataError, match="does not have"):
         initialise_rows(BASE, [[4]])
-    with pytest.raises(ConfigError, match="unknown initialisation"):
-        initialise_rows(BASE, [[0]], "zeros")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="one number"):
-        initialise_rows(BASE, [[0, 1]], "weighted", weights=[[1.0]])
+    with pytest.raises(ConfigError, match="no such initialisation"):
+        initialise_rows(BASE, [[0]], "zeros")
     with pytest.raises(DataError, match="not finite"):
         initialise_rows(BASE * torch.inf, [[0, 1]])
 
@@ -95,3 +106,53 @@ def test_padding_rows_of_the_base_are_overwritten_and_never_averaged():
 def test_pieces_made_of_padding_are_refused():
     with pytest.raises(DataError, match="ids the base does not have"):
         NewRows(lambda *_: BASE, 10, [Piece(8, (9,))], "mean", 1)
+
+
+def test_an_unknown_initialisation_is_refused_with_file_and_line(tmp_path):
+    (tmp_path / "graft.yaml").write_text("dtype: bf16\ninit: similarty\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(GraftConfig, tmp_path / "graft.yaml")
+    message = str(caught.value)
+    assert "graft.yaml:2" in message and "'similarty'" in message
+    assert "one of distillation, mean, multivariate, random, similarity, weighted" in message
+    assert "did you mean 'similarity'?" in message
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("zeros", "one of distillation, mean,"),
+        ("no_such_module_here:zeros", "no_such_module_here"),
+        ("tsugiki.pretrain.conversion.initialisation:zeros", "has no such name"),
+        ("tsugiki.pretrain.conversion.initialisation:RowReaders", "did you mean 'RowReader'"),
+        ("tsugiki.pretrain.conversion.new_rows:PIECES_NAME", "not an initialisation"),
+    ],
+)
+def test_the_command_line_refuses_what_it_cannot_find(init, message, tmp_path):
+    done = CliRunner().invoke(
+        app, ["convert", "import", str(tmp_path), str(tmp_path / "out"), "--init", init]
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda base, pieces, seed: torch.zeros(1, 2), r"\[1, 2\] torch.float32"),
+        (lambda base, pieces, seed: torch.zeros(4, 2, dtype=torch.float64), r"\[4, 2\] torch.float64"),
+        (lambda base, pieces, seed: None, "NoneType"),
+    ],
+)
+def test_what_is_no_matrix_of_new_rows_is_refused(make, got):
+    with pytest.raises(DataError, match=got):
+        initialise_rows(BASE, PIECES, Initialisation("mine:make", make))
+
+
+def test_listing_names_imports_no_torch():
+    program = (
+        "import sys; from tsugiki.pretrain.convert_config import GraftConfig; GraftConfig(init='similarity');"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

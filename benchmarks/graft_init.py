@@ -73,7 +73,7 @@ def without_output_rows(
     table = network.get_input_embeddings().weight
     first = pieces[0].id
     rows = (
-        table[: len(pieces)] if model is None else model.network.get_input_embeddings().weight[first:].float()
+        table[: len(pieces)] if model is None else model.model.get_input_embeddings().weight[first:].float()
     )
     student, expansion = Student(network, pieces, [start_id], rows, None), Expansion(pieces)
     head = network.get_output_embeddings().weight[:first]

@@ -8,7 +8,6 @@ same code, so what follows cannot tell it from a published base.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
+from tsugiki.experiment.text.tokenizer_files import OpenedTokenizer, open_tokenizer
 from tsugiki.pretrain import train
 from tsugiki.pretrain.config import (
     BaseConfig,
@@ -98,10 +98,8 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
     """Encode the corpus's text of the base's language; writes a mixture of that one source.
 
     Raises:
-        DataError: the corpus has no text in that language.
+        DataError: the corpus has no text in that language, or the tokenizer no end-of-sequence token.
     """
-    from tokenizers import Tokenizer
-
     index = CorpusIndex.load(corpus_dir)
     sources = [source for source in index.sources if source.language == config.language]
     size = sum(source.train_bytes for source in sources)
@@ -113,17 +111,17 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
             expected=f"one of {', '.join(index.languages)}",
             fix="add a source in that language to corpus.sources, or set base.scratch.language",
         )
-    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-    bos, eod = _special_ids(tokenizer, tokenizer_dir)
+    tokenizer = open_tokenizer(tokenizer_dir)
+    bos, eod = tokenizer.bos_id, tokenizer.require_eos("to end documents with")
     counts = {}
     sizes = [len(text.encode()) for text in _texts(index, corpus_dir, config.language, "heldout")]
     save_document_bytes(tokens_dir, "base.heldout", sizes)
     for split, name in (("train", "base"), ("heldout", "base.heldout")):
         texts = _texts(index, corpus_dir, config.language, split)  # type: ignore[arg-type]
         documents = _encode(tokenizer, texts, bos, eod)
-        counts[split] = write_indexed(tokens_dir / name, documents, tokenizer.get_vocab_size())
+        counts[split] = write_indexed(tokens_dir / name, documents, tokenizer.size)
     mixture = Mixture(
-        vocabulary_size=tokenizer.get_vocab_size(),
+        vocabulary_size=tokenizer.size,
         bos_id=bos,
         eod_id=eod,
         total_tokens=max(config.train_tokens, config.global_batch * config.sequence_length),
@@ -149,30 +147,19 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
     return mixture
 
 
-def _special_ids(tokenizer: object, tokenizer_dir: Path) -> tuple[int | None, int]:
-    settings = json.loads((tokenizer_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-    bos, eos = (
-        value.get("content") if isinstance(value, dict) else value
-        for value in (settings.get("bos_token"), settings.get("eos_token"))
-    )
-    to_id = tokenizer.token_to_id  # type: ignore[attr-defined]
-    eod = None if eos is None else to_id(eos)
-    if eod is None:
-        raise DataError("the tokenizer has no end-of-sequence token", where=tokenizer_dir)
-    return (None if bos is None else to_id(bos)), eod
-
-
 def _texts(index: CorpusIndex, corpus_dir: Path, language: str, split: Split) -> Iterator[str]:
     for document in index.documents(corpus_dir, split, language=language):
         if document["text"]:
             yield document["text"]
 
 
-def _encode(tokenizer: object, texts: Iterator[str], bos: int | None, eod: int) -> Iterator[list[int]]:
+def _encode(
+    tokenizer: OpenedTokenizer, texts: Iterator[str], bos: int | None, eod: int
+) -> Iterator[list[int]]:
     prefix = [] if bos is None else [bos]
     while group := list(islice(texts, _ENCODED_TOGETHER)):
-        for encoding in tokenizer.encode_batch(group, add_special_tokens=False):  # type: ignore[attr-defined]
-            yield [*prefix, *encoding.ids, eod]
+        for ids in tokenizer.encode_batch(group):
+            yield [*prefix, *ids, eod]
 
 
 def write_random_model(config: ScratchConfig, mixture: Mixture, directory: Path, seed: int) -> None:

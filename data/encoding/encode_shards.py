@@ -8,7 +8,6 @@ leaves ``<part>.ids`` (raw ids), ``<part>.lengths.npy`` (tokens of every documen
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from tsugiki.experiment.artefacts.indexed_dataset import TokenType, token_type
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.text.cached_bpe import Ids, load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatConfig, ChatEncoder
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 SPLITS: tuple[Split, Split] = ("train", "heldout")
@@ -64,30 +64,10 @@ class Vocabulary:
         Raises:
             DataError: a file is missing or unreadable, or the tokenizer has no end-of-sequence token.
         """
-        from tokenizers import Tokenizer
-
         path = tokenizer_dir / TOKENIZER_NAME
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-            settings = json.loads((tokenizer_dir / "tokenizer_config.json").read_bytes())
-        except Exception as error:  # tokenizers raises bare Exception
-            raise DataError("unreadable tokenizer", where=tokenizer_dir, got=error) from error
-        eod = _special_id(tokenizer, settings.get("eos_token"))
-        if eod is None:
-            raise DataError(
-                "the tokenizer has no end-of-sequence token to end documents with",
-                where=tokenizer_dir / "tokenizer_config.json",
-                got=f"eos_token {settings.get('eos_token')!r}",
-                expected="eos_token naming a token of the vocabulary",
-            )
-        size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        bos = _special_id(tokenizer, settings.get("bos_token"))
-        return cls(size, bos, eod, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def _special_id(tokenizer: Any, token: Any) -> int | None:
-    content = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(content) if isinstance(content, str) else None
+        tokenizer = open_tokenizer(path)
+        eod = tokenizer.require_eos("to end documents with")
+        return cls(tokenizer.size, tokenizer.bos_id, eod, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def score_documents(
 
     encoded: list[torch.Tensor] = []
     for document in documents:
-        ids = model.codec.encode(document.text)
+        ids = model.tokenizer.encode(document.text)
         if ids and max(ids) >= model.vocabulary_size:
             raise CheckpointError(
                 "the tokenizer makes a token that the model has no embedding for",

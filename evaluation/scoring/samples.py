@@ -112,7 +112,7 @@ def _continue_batch(model: LanguageModel, prompts: Sequence[str], config: Sample
     import torch
 
     new_tokens = config.maximum_new_tokens
-    encoded = [model.codec.encode(prompt) for prompt in prompts]
+    encoded = [model.tokenizer.encode(prompt) for prompt in prompts]
     if model.max_positions is not None:
         new_tokens = min(new_tokens, model.max_positions - 2)
         room = model.max_positions - new_tokens - 1
@@ -123,7 +123,7 @@ def _continue_batch(model: LanguageModel, prompts: Sequence[str], config: Sample
     rows = [[padding] * (width - 1 - len(ids)) + [model.start_id, *ids] for ids in encoded]
     mask = [[0] * (width - 1 - len(ids)) + [1] * (1 + len(ids)) for ids in encoded]
     with torch.inference_mode():
-        output = model.network.generate(
+        output = model.model.generate(
             torch.tensor(rows, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             do_sample=False,
@@ -136,8 +136,8 @@ def _continue_batch(model: LanguageModel, prompts: Sequence[str], config: Sample
     for ids, generated in zip(encoded, output[:, width:].tolist(), strict=True):
         end = next((at for at, token in enumerate(generated) if token in model.stop_ids), len(generated))
         # Decoded together with the prompt: on its own, a first piece would lose the space before it.
-        before = model.codec.decode(ids)
-        whole = model.codec.decode([*ids, *generated[:end]])
-        text = whole[len(before) :] if whole.startswith(before) else model.codec.decode(generated[:end])
+        before = model.tokenizer.decode(ids)
+        whole = model.tokenizer.decode([*ids, *generated[:end]])
+        text = whole[len(before) :] if whole.startswith(before) else model.tokenizer.decode(generated[:end])
         texts.append(clip(text, config.maximum_new_bytes))
     return texts

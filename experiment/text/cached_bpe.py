@@ -9,7 +9,6 @@ cutting, the lookup and the assembly are numpy over a batch of documents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsugiki.experiment.text.rolling_hash import Hashes, SpanHasher
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 
 _SPACE = "▁"
 _SEPARATOR = "\x00"
@@ -232,11 +232,7 @@ def load_encoder(path: Path) -> Encoder:
     """The quickest exact encoder for a ``tokenizer.json``, loaded once per process."""
     key = str(path)
     if key not in _ENCODERS:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(key)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        settings = json.loads(path.read_bytes())
-        _ENCODERS[key] = PartEncoder(tokenizer) if can_be_cut(settings) else PlainEncoder(tokenizer)
+        opened = open_tokenizer(path)
+        cut = opened.document is not None and can_be_cut(opened.document)
+        _ENCODERS[key] = PartEncoder(opened.fast) if cut else PlainEncoder(opened.fast)
     return _ENCODERS[key]

@@ -8,7 +8,6 @@ training data take for padding; a padding token is not learned either, so nothin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic import Field
 from tsugiki.experiment.config import StrictModel, expand_path
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.chat import Answers, ChatTemplate, HuggingFaceEncoder, Message
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 
 TEMPLATE_NAME = "chat_template.jinja"
 
@@ -78,36 +78,30 @@ class ChatEncoder:
             ConfigError: the template cannot be used.
             DataError: the tokenizer cannot be read, or has no end-of-sequence token.
         """
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-            settings = json.loads((tokenizer_dir / "tokenizer_config.json").read_bytes())
-        except Exception as error:  # tokenizers raises bare Exception
-            raise DataError("unreadable tokenizer", where=tokenizer_dir, got=error) from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        opened = open_tokenizer(tokenizer_dir, special_tokens_in_text=False)
         special_ids = {
             token.content: number
-            for number, token in tokenizer.get_added_tokens_decoder().items()
+            for number, token in opened.fast.get_added_tokens_decoder().items()
             if token.special
         }
-        bos, eos = _text(settings.get("bos_token")), _text(settings.get("eos_token"))
-        if eos is None or eos not in special_ids:
+        texts = {number: content for content, number in special_ids.items()}
+        end = opened.require_eos("to end answers with")
+        if end not in texts:
             raise DataError(
-                "the tokenizer has no end-of-sequence token to end answers with",
+                "the end-of-sequence token is not a special one, so answers may contain it",
                 where=tokenizer_dir / "tokenizer_config.json",
-                got=f"eos_token {settings.get('eos_token')!r}",
+                got=f"eos_token {opened.surface(end)!r}",
                 expected=f"one of {', '.join(special_ids)}",
             )
+        bos = None if opened.bos_id is None else opened.surface(opened.bos_id)
         template = ChatTemplate.load(
             expand_path(config.template),
             bos_token=bos,
-            eos_token=eos,
+            eos_token=texts[end],
             special_tokens=list(special_ids),
             answers=config.answers,
         )
-        return cls(template, HuggingFaceEncoder(tokenizer), special_ids, special_ids[eos])
+        return cls(template, HuggingFaceEncoder(opened.fast), special_ids, end)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as it is stored, the end-of-document token last.
@@ -129,8 +123,3 @@ class ChatEncoder:
         if encoded.ids[-1] != self._end_id:
             stored.append(mark(self._end_id, False))
         return stored
-
-
-def _text(token: Any) -> str | None:
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None

@@ -105,7 +105,7 @@ def write_hf_tokenizer(model_path: Path, output_dir: Path, *, inherit_from: Path
         ConfigError: the model is not BPE.
     """
     proto = load_sentencepiece_proto(model_path)
-    base = _read_json(inherit_from / "tokenizer.json") if inherit_from is not None else None
+    base = read_json(inherit_from / "tokenizer.json") if inherit_from is not None else None
     document = tokenizer_document(proto) if base is None else _extend_document(base, proto, str(inherit_from))
     config = tokenizer_config(proto, None if inherit_from is None else inherit_from)
     content = model_path.read_bytes()
@@ -283,7 +283,7 @@ def tokenizer_config(proto: Any, inherit_from: Path | None) -> dict[str, Any]:
         "legacy": True,
     }
     if inherit_from is not None:
-        config.update(_read_json(inherit_from / "tokenizer_config.json") or {})
+        config.update(read_json(inherit_from / "tokenizer_config.json") or {})
     # The architecture's own class (LlamaTokenizer) would rebuild normaliser and decoder on loading.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for key in ("auto_map", "tokenizer_file", "vocab_file", "name_or_path", "backend", "is_local"):
@@ -331,7 +331,12 @@ def _merge_pair(merge: str | list[str]) -> list[str]:
     return merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of one of a tokenizer's JSON files; None where there is no such file.
+
+    Raises:
+        DataError: it is not a JSON object.
+    """
     if not path.is_file():
         return None
     try:

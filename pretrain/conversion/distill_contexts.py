@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 from tsugiki.pretrain.conversion.new_rows import Piece
 from tsugiki.pretrain.convert_config import DistillationConfig
 
@@ -99,7 +100,7 @@ def find_contexts(
             got=f"languages: {', '.join(index.languages) or 'none'}",
             fix="add sources to corpus.sources, or set graft.init to mean",
         )  # fmt: skip
-    tokenizer = _tokenizer(tokenizer_dir)
+    tokenizer = open_tokenizer(tokenizer_dir).fast
     search = _Search(pieces, config)
     wanted = {language: min(size, config.corpus_bytes_per_language) for language, size in sizes.items()}
     with Progress("graft: contexts", sum(wanted.values()) / 1e6, "MB") as progress:
@@ -184,16 +185,6 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
             batch, held = [], 0
     if batch:
         yield batch
-
-
-def _tokenizer(directory: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise DataError("unreadable tokenizer", where=path, got=error) from error
 
 
 def collate(

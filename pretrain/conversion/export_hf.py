@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
 from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.import_hf import (
     CHECKPOINT_NAME,
     DTYPES_KEY,
@@ -19,7 +20,6 @@ from tsugiki.pretrain.conversion.import_hf import (
     for_each,
     require_space,
 )
-from tsugiki.pretrain.conversion.new_rows import tokenizer_size
 from tsugiki.pretrain.conversion.source import row_blocks
 from tsugiki.pretrain.conversion.weights import Weight, hf_tensors, split, weight_table
 from tsugiki.pretrain.convert_config import WeightDtype

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
-from tsugiki.pretrain.conversion.new_rows import PIECES_NAME, NewRows, Piece, read_pieces, tokenizer_size
+from tsugiki.pretrain.conversion.new_rows import PIECES_NAME, NewRows, Piece, read_pieces
 from tsugiki.pretrain.conversion.source import Source, row_blocks
 from tsugiki.pretrain.conversion.weights import (
     EMBEDDING,

@@ -6,14 +6,13 @@ cuts the piece; :mod:`tsugiki.pretrain.conversion.initialisation` makes rows of 
 
 from __future__ import annotations
 
-import json
 import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tsugiki.experiment.errors import DataError
 from tsugiki.pretrain.conversion.initialisation import find_initialisation, initialise_rows
@@ -58,27 +57,6 @@ def read_pieces(tokenizer_dir: Path) -> list[Piece]:
                 "ids of added pieces have a gap", where=path, got=piece.id, expected=previous.id + 1
             )
     return pieces
-
-
-def tokenizer_size(tokenizer_dir: Path) -> int:
-    """Number of ids of a tokenizer directory, added tokens included.
-
-    Raises:
-        DataError: no tokenizer there.
-    """
-    path = tokenizer_dir / "tokenizer.json"
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary: Any = content["model"]["vocab"]
-        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        added = (token["id"] for token in content.get("added_tokens", []))
-        return 1 + max((*ids, *added), default=-1)
-    path = tokenizer_dir / "tokenizer.model"
-    if path.is_file():
-        import sentencepiece
-
-        return sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
-    raise DataError("no tokenizer here", where=tokenizer_dir, expected="tokenizer.json or tokenizer.model")
 
 
 class NewRows:

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.experiment.errors import CheckpointError, DataError, EnvironmentError_
+from tsugiki.experiment.errors import CheckpointError, EnvironmentError_
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer, tokenizer_size
 from tsugiki.pretrain.conversion.export_hf import TrainedModel, Unit, read_parts, units
 from tsugiki.pretrain.conversion.import_hf import for_each
-from tsugiki.pretrain.conversion.new_rows import tokenizer_size
 from tsugiki.pretrain.conversion.source import Source
 from tsugiki.pretrain.conversion.weights import hf_tensors
 from tsugiki.pretrain.formats.byte_ranges import byte_progress
@@ -127,19 +127,13 @@ def encode_text(tokenizer_dir: Path, texts: Iterable[str], tokens: int) -> list[
     Raises:
         DataError: unreadable tokenizer.
     """
-    from tokenizers import Tokenizer
-
     tokenizer = None
     sequences: list[list[int]] = []
     left = tokens
     for text in texts:
         if tokenizer is None:
-            path = tokenizer_dir / "tokenizer.json"
-            try:
-                tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises nothing more specific
-                raise DataError("unreadable tokenizer", where=path, got=error) from error
-        ids = tokenizer.encode(text[:2000], add_special_tokens=False).ids[: min(_SEQUENCE, left)]
+            tokenizer = open_tokenizer(tokenizer_dir)
+        ids = tokenizer.encode(text[:2000])[: min(_SEQUENCE, left)]
         if ids:
             sequences.append(ids)
             left -= len(ids)

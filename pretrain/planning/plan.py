@@ -15,6 +15,7 @@ from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.shipped import shipped_folder
+from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
@@ -308,9 +309,7 @@ def _scratch_rows(tokenizer: str) -> int:
     path = expand_path(tokenizer)
     if not path.is_file():
         raise ConfigError("no such SentencePiece model", where="base.scratch.tokenizer", got=tokenizer)
-    import sentencepiece
-
-    return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    return tokenizer_size(path)
 
 
 def extended_rows(rows: int, extension: Extension | None, run_dir: Path | None = None) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.text.hf_tokenizer import SPACE, load_sentencepiece_proto
+from tsugiki.experiment.text.tokenizer_files import JSON_NAME, MODEL_NAME, read_tokenizer_json
 
 Kind = Literal["sentencepiece", "byte_level"]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -71,13 +71,13 @@ def load_base(directory: Path) -> BaseTokenizer:
         DataError: no tokenizer there, or a corrupt one.
         ConfigError: a tokenizer that cannot be extended by merges (Unigram, WordPiece).
     """
-    document = read_tokenizer_json(directory / "tokenizer.json")
-    model_file = directory / "tokenizer.model"
+    document = read_tokenizer_json(directory / JSON_NAME)
+    model_file = directory / MODEL_NAME
     kind = (document or {}).get("model", {}).get("type")
     if kind is not None and kind != "BPE":
         raise ConfigError(
             f"the base tokenizer is a {kind} model, which cannot be extended by merges",
-            where=directory / "tokenizer.json",
+            where=directory / JSON_NAME,
             got=kind,
             expected="a BPE model (Llama, Mistral, Yi, Gemma, Qwen, SmolLM)",
             fix="an added Unigram piece changes the segmentation of old text whatever its score: keep the "
@@ -108,27 +108,6 @@ def _ids(document: dict[str, Any] | None) -> list[int]:
         return []
     added = [int(token["id"]) for token in document.get("added_tokens") or []]
     return [*document["model"]["vocab"].values(), *added]
-
-
-def read_tokenizer_json(path: Path) -> dict[str, Any] | None:
-    """The content of a ``tokenizer.json``, or None where there is none.
-
-    Raises:
-        DataError: the file is corrupt.
-    """
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_bytes())
-        document["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            "corrupt tokenizer.json",
-            where=path,
-            got=f"{type(error).__name__}: {error}",
-            fix="download the file again (a Git LFS pointer or an HTML error page is a frequent cause)",
-        ) from error
-    return dict(document)
 
 
 def is_byte_level(document: dict[str, Any]) -> bool:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.cached_bpe import Encoder, PartEncoder, PlainEncoder, can_be_cut
-from tsugiki.experiment.text.hf_tokenizer import load_sentencepiece_proto, tokenizer_document
-from tsugiki.tokenizer.base.base import is_byte_level, read_tokenizer_json
+from tsugiki.experiment.text.hf_tokenizer import read_json
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
+from tsugiki.tokenizer.base.base import is_byte_level
 from tsugiki.tokenizer.base.words import word_splitter
 
 _BATCH_BYTES = 1_000_000
@@ -52,19 +53,14 @@ class AnyTokenizer:
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        from tokenizers import Tokenizer
-
         self.name = name
-        document, self.config = _load_document(path)
-        try:
-            self._tokenizer: Any = Tokenizer.from_str(json.dumps(document))
-        except Exception as error:  # the Rust side raises plain Exception
-            raise DataError("this tokenizer cannot be loaded", where=path, got=error) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        opened = open_tokenizer(path)
+        self._tokenizer: Any = opened.fast
+        document = opened.document if opened.document is not None else json.loads(opened.fast.to_str())
+        self.config = read_json(path / "config.json") if path.is_dir() else None
         self._can_be_cut = can_be_cut(document)
+        self.size = opened.size
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.size = max(vocabulary.values()) + 1
         self.surfaces = [""] * self.size
         for surface, index in vocabulary.items():
             self.surfaces[index] = surface
@@ -88,33 +84,6 @@ class AnyTokenizer:
         if self.byte_level:
             return byte_surface(self.surfaces[index]).decode("utf-8", errors="replace")
         return self.surfaces[index].replace("▁", " ")
-
-
-def _load_document(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if not path.exists():
-        raise DataError(
-            "no tokenizer here",
-            where=path,
-            expected="a Hugging Face directory, a tokenizer.json or a SentencePiece .model file",
-        )
-    folder = path if path.is_dir() else path.parent
-    config = None
-    if path.is_dir() and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if path.is_file() and path.suffix != ".json":
-        return tokenizer_document(load_sentencepiece_proto(path)), config
-    file = path / "tokenizer.json" if path.is_dir() else path
-    document = read_tokenizer_json(file)
-    if document is not None:
-        return document, config
-    if (path / "tokenizer.model").is_file():
-        return tokenizer_document(load_sentencepiece_proto(path / "tokenizer.model")), config
-    raise DataError(
-        "no tokenizer here",
-        where=path,
-        got="neither tokenizer.json nor tokenizer.model",
-        expected="one of the two",
-    )
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -149,7 +149,7 @@ def test_misspelt_weight_and_missing_tokenizer(tmp_path: Path, tokenizer_dir: Pa
     corpus = make_corpus(tmp_path / "corpus")
     with pytest.raises(ConfigError, match="did you mean 'src-ja'"):
         encode(corpus, tokenizer_dir, tmp_path / "a", mixture={"total_tokens": 9, "weights": {"src_ja": 1}})
-    with pytest.raises(DataError, match="unreadable tokenizer"):
+    with pytest.raises(DataError, match="no tokenizer here"):
         encode(corpus, tmp_path / "nowhere", tmp_path / "b")
 
 

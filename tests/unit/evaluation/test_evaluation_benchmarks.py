@@ -388,10 +388,10 @@ def test_the_harness_agrees_with_likelihoods_computed_directly(tmp_path: Path) -
         context = f"{item['premise']} maka"
         totals = []
         for choice in (item["choice1"], item["choice2"]):
-            start = len(model.codec.encode(context)) + 1
-            ids = torch.tensor([[1, *model.codec.encode(f"{context} {choice}")]])
+            start = len(model.tokenizer.encode(context)) + 1
+            ids = torch.tensor([[1, *model.tokenizer.encode(f"{context} {choice}")]])
             with torch.no_grad():
-                logs = torch.log_softmax(model.network(ids).logits[0].double(), -1)
+                logs = torch.log_softmax(model.model(ids).logits[0].double(), -1)
             totals.append(sum(float(logs[at - 1, ids[0, at]]) for at in range(start, ids.shape[1])))
         right += totals[0] > totals[1]
     outcome = outcomes["xcopa_local_id"]

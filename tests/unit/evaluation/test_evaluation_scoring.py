@@ -22,7 +22,7 @@ from tsugiki.evaluation.scoring.bits_per_byte import (
 )
 from tsugiki.evaluation.scoring.heldout import Document
 from tsugiki.evaluation.scoring.language_model import LanguageModel, common_window, load_language_model
-from tsugiki.experiment.errors import CheckpointError, ConfigError, EnvironmentError_
+from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def test_windows_score_every_token_once_with_enough_context(
 def test_a_continuation_has_the_loss_that_transformers_computes(model: LanguageModel, share: float) -> None:
     document = Document("a", "A cup of tea, please, and a slice of the cake that stands over there.")
     (score,) = score_documents(model, [document], window=64, stride=32, given=share)
-    ids = torch.tensor([[1, *model.codec.encode(document.text)]])
+    ids = torch.tensor([[1, *model.tokenizer.encode(document.text)]])
     context = math.floor(share * (ids.shape[1] - 1))
     labels = ids.clone()
     labels[:, : context + 1] = -100  # BOS and what is given
     with torch.no_grad():
-        loss = model.network(input_ids=ids, labels=labels).loss
+        loss = model.model(input_ids=ids, labels=labels).loss
     assert score.tokens == ids.shape[1] - 1 - context
     assert score.nats == pytest.approx(float(loss) * score.tokens, rel=1e-6)
 
@@ -79,9 +79,9 @@ def test_short_documents_have_the_loss_that_transformers_computes(model: Languag
     ]
     scores = score_documents(model, texts, window=64, stride=32)
     for document, score in zip(texts, scores, strict=True):
-        ids = torch.tensor([[1, *model.codec.encode(document.text)]])
+        ids = torch.tensor([[1, *model.tokenizer.encode(document.text)]])
         with torch.no_grad():
-            loss = model.network(input_ids=ids, labels=ids).loss  # mean over all tokens but the first
+            loss = model.model(input_ids=ids, labels=ids).loss  # mean over all tokens but the first
         assert score.tokens == ids.shape[1] - 1
         assert score.nats == pytest.approx(float(loss) * score.tokens, rel=1e-6)
         assert score.bytes == len(document.text.encode())
@@ -94,7 +94,7 @@ def test_long_documents_agree_with_the_sliding_window_of_the_transformers_docume
     length = 32
     for document in documents("ja", "en", count=2):
         (score,) = score_documents(model, [document], window=length, stride=stride)
-        ids = torch.tensor([[1, *model.codec.encode(document.text)]])
+        ids = torch.tensor([[1, *model.tokenizer.encode(document.text)]])
         expected, done = 0.0, 0
         targets = ids.shape[1] - 1
         end = min(length, targets)
@@ -105,7 +105,7 @@ def test_long_documents_agree_with_the_sliding_window_of_the_transformers_docume
             labels = chunk.clone()
             labels[:, : -(end - done)] = -100
             with torch.no_grad():
-                expected += float(model.network(chunk, labels=labels).loss) * (end - done)
+                expected += float(model.model(chunk, labels=labels).loss) * (end - done)
             done, end = end, min(end + stride, targets)
         assert score.nats == pytest.approx(expected, rel=1e-6)
 
@@ -132,10 +132,10 @@ def test_models_that_cannot_skip_logits_score_the_same(
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token(tmp_path: Path) -> None:
     directory = write_model(tmp_path)
     model = load_language_model(directory, device="cpu")
-    torch.nn.init.zeros_(model.network.lm_head.weight)
+    torch.nn.init.zeros_(model.model.lm_head.weight)
     texts = documents("en", "my")
     scores = score_documents(model, texts, window=64, stride=32)
-    tokens = sum(len(model.codec.encode(document.text)) for document in texts)
+    tokens = sum(len(model.tokenizer.encode(document.text)) for document in texts)
     size = sum(len(document.text.encode()) for document in texts)
     assert bits_per_byte(scores) == pytest.approx(tokens * math.log2(32000) / size, rel=1e-6)
     assert perplexity(scores) == pytest.approx(32000, rel=1e-5)
@@ -155,9 +155,9 @@ def test_a_model_without_bos_starts_documents_with_eos(tmp_path: Path) -> None:
     model = load_language_model(directory, device="cpu")
     assert model.start_id == 2
     (score,) = score_documents(model, [Document("a", "Tea.")], window=64, stride=32)
-    ids = torch.tensor([[2, *model.codec.encode("Tea.")]])
+    ids = torch.tensor([[2, *model.tokenizer.encode("Tea.")]])
     with torch.no_grad():
-        loss = float(model.network(ids, labels=ids).loss)
+        loss = float(model.model(ids, labels=ids).loss)
     assert score.nats == pytest.approx(loss * score.tokens, rel=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_unknown_tokens_are_counted(model: LanguageModel) -> None:
         def decode(self, ids: list[int]) -> str:
             return ""
 
-    lossy = LanguageModel(**{**vars(model), "codec": Lossy()})
+    lossy = LanguageModel(**{**vars(model), "tokenizer": Lossy()})
     (score,) = score_documents(lossy, [Document("a", "xyz")], window=64, stride=32)
     assert score.unknown_tokens == 2
 
@@ -182,7 +182,7 @@ def test_sentencepiece_model_alone_gives_the_same_ids(model_dir: Path, tmp_path:
     whole = load_language_model(model_dir, device="cpu")
     assert (alone.start_id, alone.stop_ids) == (whole.start_id, whole.stop_ids) == (1, frozenset({2}))
     for document in documents("en", "ja", "vi"):
-        assert alone.codec.encode(document.text) == whole.codec.encode(document.text)
+        assert alone.tokenizer.encode(document.text) == whole.tokenizer.encode(document.text)
 
 
 def test_ids_beyond_the_embedding_are_refused(model: LanguageModel) -> None:
@@ -194,7 +194,7 @@ def test_ids_beyond_the_embedding_are_refused(model: LanguageModel) -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     model = load_language_model(write_model(tmp_path), device="cpu")
-    torch.nn.init.constant_(model.network.lm_head.weight, math.nan)
+    torch.nn.init.constant_(model.model.lm_head.weight, math.nan)
     with pytest.raises(CheckpointError, match="not finite"):
         score_documents(model, [Document("a", "Tea.")], window=64, stride=32)
 
@@ -207,7 +207,7 @@ def test_loading_errors_name_the_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="unreadable model configuration"):
         load_language_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match="no tokenizer here"):
+    with pytest.raises(DataError, match="no tokenizer here"):
         load_language_model(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_common_window(tmp_path: Path) -> None:
 
 def test_weights_are_in_the_type_asked_for(model_dir: Path) -> None:
     model = load_language_model(model_dir, dtype="bfloat16", device="cpu")
-    assert model.network.dtype == torch.bfloat16
+    assert model.model.dtype == torch.bfloat16
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     ids = torch.tensor([[1, 500, 700]])
     with torch.no_grad():

@@ -11,13 +11,21 @@ from typing import Any
 import yaml
 
 from tsugiki.evaluation.pages.artefacts import Artefacts, run_directories
-from tsugiki.evaluation.pages.compare import comparison_page
+from tsugiki.evaluation.pages.compare import (
+    TEMPLATE,
+    benchmarks_table,
+    comparison_page,
+    quality_table,
+    reached_table,
+    runs_table,
+    vocabulary_table,
+)
 from tsugiki.evaluation.pages.compute_matched import curves, equal_effort, facts
-from tsugiki.evaluation.pages.results import table, with_interval
 from tsugiki.evaluation.scoring.bits_per_byte import Score
 from tsugiki.evaluation.scoring.intervals import Resampler
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.pages.charts import short
+from tsugiki.experiment.pages.formats import short
+from tsugiki.experiment.pages.page import render
 
 PAGE_NAME = "index.html"
 JSON_NAME = "comparison.json"
@@ -87,14 +95,12 @@ def compare(
     settings = {name: _settings(run_dir) for name, run_dir in zip(runs, run_dirs, strict=True)}
     values = _values(runs, settings, resamples, confidence, seed)
     output.mkdir(parents=True, exist_ok=True)
-    contents = {
-        PAGE_NAME: comparison_page(values),
-        JSON_NAME: json.dumps(values, indent=2, ensure_ascii=False) + "\n",
-        MARKDOWN_NAME: _markdown(values),
-    }
-    for name, content in contents.items():
-        (output / name).write_text(content, encoding="utf-8")
-    return Comparison(values, _summary(values), tuple(output / name for name in contents))
+    (output / PAGE_NAME).write_bytes(render(comparison_page(values), TEMPLATE))
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    (output / JSON_NAME).write_text(text + "\n", encoding="utf-8")
+    (output / MARKDOWN_NAME).write_text(_markdown(values), encoding="utf-8")
+    files = tuple(output / name for name in (PAGE_NAME, JSON_NAME, MARKDOWN_NAME))
+    return Comparison(values, _summary(values), files)
 
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:
@@ -298,62 +304,19 @@ def _summary(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _markdown(values: Mapping[str, Any]) -> str:
-    names = list(values["runs"])
-    rows = []
-    for language in values["languages"]:
-        cells = []
-        for name in names:
-            entry = values["result"][language].get(name)
-            cells.append("–" if entry is None else with_interval(entry["bits_per_byte"], entry["interval"]))
-        for name in names[1:]:
-            entry = values["difference"].get(language, {}).get(name)
-            cells.append(
-                "–" if entry is None else with_interval(entry["bits_per_byte"], entry["interval"], "+.3f")
-            )
-        rows.append([language, *cells])
-    runs = [
-        [
-            name,
-            *(
-                "–" if value is None else short(value) if isinstance(value, float) else f"{value:,}"
-                for value in entry.values()
-            ),
-        ]
-        for name, entry in values["runs"].items()
-    ]
     parts = [
-        f"# {' against '.join(names)}",
+        f"# {' against '.join(values['runs'])}",
         f"Bits per byte on held-out text, {values['confidence']:.0%} confidence intervals over documents; "
         f"lower is better. Differences are to {values['reference']}, on the same documents.",
-        table(["language", *names, *(f"{name} − {names[0]}" for name in names[1:])], rows),
-        table(["run", *(key.replace("_", " ") for key in values["runs"][names[0]])], runs),
+        quality_table(values).markdown(),
+        runs_table(values).markdown(),
         *values["warnings"],
     ]
     for axis, entry in values["equal_effort"].items():
-        rows = [
-            [language, *(f"{reached[name]:.3f}" for name in names)]
-            for language, reached in entry["bits_per_byte"].items()
-        ]
         parts.append(f"Held-out bits per byte during training after {short(entry['at'])} {_EFFORT[axis]}:")
-        parts.append(table(["language", *names], rows))
-    rows = [
-        [language, *(f"{rates[name]:.4f}" if name in rates else "–" for name in names)]
-        for language, rates in values["tokens_per_byte"].items()
-    ]
-    if rows:
-        parts += ["Tokens per byte of held-out text:", table(["language", *names], rows)]
+        parts.append(reached_table(values, axis).markdown())
+    if values["tokens_per_byte"]:
+        parts += ["Tokens per byte of held-out text:", vocabulary_table(values).markdown()]
     if values["benchmarks"]:
-        rows = [
-            [
-                key,
-                *(
-                    with_interval(outcomes[name]["value"], outcomes[name]["interval"], ".4f")
-                    if name in outcomes
-                    else "–"
-                    for name in names
-                ),
-            ]
-            for key, outcomes in values["benchmarks"].items()
-        ]
-        parts.append(table(["benchmark", *names], rows))
+        parts.append(benchmarks_table(values).markdown())
     return "\n\n".join(parts) + "\n"

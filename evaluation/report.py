@@ -7,20 +7,15 @@ from pathlib import Path
 
 from tsugiki.evaluation.config import ReportConfig
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.evaluation.pages.benchmarks import benchmarks_section
-from tsugiki.evaluation.pages.data import corpus_section, mixture_section, tokenizer_section
-from tsugiki.evaluation.pages.model import (
-    environment_section,
-    export_section,
-    headline,
-    quality_section,
-    samples_section,
-)
-from tsugiki.evaluation.pages.training import training_section
-from tsugiki.experiment.pages.html import page
+from tsugiki.evaluation.pages.benchmarks import benchmarks
+from tsugiki.evaluation.pages.data import corpus, mixture, vocabulary
+from tsugiki.evaluation.pages.quality import headline, quality, samples
+from tsugiki.evaluation.pages.training import export, making, training
+from tsugiki.experiment.pages.page import Page, Section, render
 from tsugiki.experiment.stage import StageContext, StageResult
 
 PAGE_NAME = "index.html"
+TEMPLATE = Path(__file__).parent / "pages" / "run.html.jinja"
 
 
 def run(
@@ -38,19 +33,19 @@ def run(
         DataError: an artefact that is there cannot be read.
     """
     artefacts = Artefacts.load(inputs)
-    benchmarks = benchmarks_section(artefacts, config.published)
+    measured = benchmarks(artefacts, config.published)
     sections = [
-        quality_section(artefacts, config.published),
-        *([benchmarks] if benchmarks is not None else []),
-        samples_section(artefacts, config.samples_per_language),
-        tokenizer_section(artefacts),
-        corpus_section(artefacts),
-        mixture_section(artefacts),
-        training_section(artefacts),
-        export_section(artefacts),
-        environment_section(artefacts),
+        Section("quality", "Base against result", quality(artefacts, config.published)),
+        *([Section("benchmarks", "Benchmarks", measured)] if measured else []),
+        Section("samples", "Samples", samples(artefacts, config.samples_per_language)),
+        Section("vocabulary", "Vocabulary", vocabulary(artefacts)),
+        Section("corpus", "Corpus", corpus(artefacts)),
+        Section("mixture", "Training mixture", mixture(artefacts)),
+        Section("training", "Training", training(artefacts)),
+        Section("export", "Export", export(artefacts)),
+        Section("environment", "How it was made", making(artefacts)),
     ]
-    title = config.title or context.experiment_name
-    subtitle, lead = headline(artefacts)
-    (output_dir / PAGE_NAME).write_text(page(title, subtitle, lead, sections), encoding="utf-8")
+    subtitle, cards = headline(artefacts)
+    page = Page(config.title or context.experiment_name, subtitle, sections, cards)
+    (output_dir / PAGE_NAME).write_bytes(render(page, TEMPLATE))
     return StageResult(counts={"sections": len(sections)}, artifacts=(PAGE_NAME,))

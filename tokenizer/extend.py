@@ -218,7 +218,7 @@ def _report(
         },
         metrics={**metrics, "tokenizer/vocabulary_size": final_size, "tokenizer/added_pieces": added},
         artifacts=(
-            *sorted(p.name for p in output_dir.iterdir() if p.suffix in {".html", ".png", ".csv", ".md"}),
+            *sorted(p.name for p in output_dir.iterdir() if p.suffix in {".html", ".csv", ".md"}),
             "report.json",
             "pieces.tsv",
         ),

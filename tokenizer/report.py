@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as escape
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,20 @@ from typing import Any
 import numpy as np
 
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.pages.page import Page, Section, render
+from tsugiki.experiment.pages.tables import Language, Table, text_columns
 from tsugiki.experiment.progress import Progress
 from tsugiki.tokenizer.gates import Gate
 from tsugiki.tokenizer.learning.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
-from tsugiki.tokenizer.measure import html, plots
 from tsugiki.tokenizer.measure.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words
+from tsugiki.tokenizer.measure.page import (
+    TEMPLATE,
+    as_csv,
+    gates_section,
+    measures_sections,
+    metrics_table,
+    size_curve,
+)
 
 _RARE = 10
 _SHOWN_PIECES = 60
@@ -31,7 +39,7 @@ def run_report(
     limit_bytes: int | None = None,
     title: str = "Tokenizer efficiency",
 ) -> dict[str, Any]:
-    """Measure tokenizers on texts; write ``report.json``, ``.csv``, ``.md``, ``.html`` and figures.
+    """Measure tokenizers on texts; write ``report.json``, ``.csv``, ``.md``, and ``.html``.
 
     Args:
         tokenizers: name -> Hugging Face directory, ``tokenizer.json`` or SentencePiece ``.model``; the
@@ -169,13 +177,13 @@ def write_report(
     output_dir: Path,
     title: str,
     extra: Mapping[str, Any] | None = None,
-    lead: Sequence[html.Section] = (),
+    lead: Sequence[Section] = (),
+    cards: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """Measure and write all forms of the report; ``extra`` goes into report.json, ``lead`` on top."""
     metrics, raw = measure_all(tokenizers, texts, parallel, shape)
     output_dir.mkdir(parents=True, exist_ok=True)
     usage = {item.name: added_usage(tokenizers[0], item, raw[item.name]) for item in tokenizers[1:]}
-    figures = _figures(metrics, raw, usage, output_dir)
     words = {language: found.words for language, found in raw[tokenizers[0].name].items()}
     document: dict[str, Any] = {
         **(extra or {}),
@@ -193,113 +201,22 @@ def write_report(
             "context_tokens": shape.context_tokens,
         },
     }
-    header, rows = html.metric_rows(metrics)
     text = json.dumps(document, indent=2, ensure_ascii=False)
     (output_dir / "report.json").write_text(text + "\n", encoding="utf-8")
-    (output_dir / "report.csv").write_text(html.as_csv(metrics), encoding="utf-8")
-    (output_dir / "report.md").write_text(html.as_markdown(title, header, rows), encoding="utf-8")
-    sections = [*lead, *_sections(tokenizers, header, rows, usage, figures, words, shape)]
-    subtitle = ", ".join(f"{item.name}: {item.size:,} rows" for item in tokenizers)
-    (output_dir / "report.html").write_text(html.page(title, subtitle, sections), encoding="utf-8")
-    return document
-
-
-def _figures(
-    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
-    raw: Mapping[str, Mapping[str, Measured]],
-    usage: Mapping[str, Mapping[str, Any] | None],
-    output_dir: Path,
-) -> dict[str, tuple[Path, str]]:
-    def values(key: str) -> dict[str, dict[str, float]]:
-        return {
-            name: {language: found[key] for language, found in row.items() if key in found}
-            for name, row in metrics.items()
-        }
-
-    languages = list(next(iter(raw.values())))
+    (output_dir / "report.csv").write_text(as_csv(metrics), encoding="utf-8")
+    markdown = f"# {title}\n\n{metrics_table(metrics).markdown()}\n"
+    (output_dir / "report.md").write_text(markdown, encoding="utf-8")
     lines = {
-        language: {name: row[language].tokens_per_line for name, row in raw.items()} for language in languages
+        language: {name: row[language].tokens_per_line for name, row in raw.items()} for language in texts
     }
-    figures = {
-        "tokens": (
-            plots.bars(values("tokens_per_character"), "tokens per character", output_dir / "tokens.png"),
-            "Tokens per character; lower is better.",
-        ),
-        "fertility": (
-            plots.bars(values("fertility"), "tokens per word", output_dir / "fertility.png"),
-            "Fertility: tokens per word; 1 would be a token for every word.",
-        ),
-        "ecdf": (
-            plots.ecdf(lines, output_dir / "ecdf.png"),
-            "Share of lines that need at most so many tokens (98 % of lines shown); further left is better.",
-        ),
-    }
-    for name, found in usage.items():
-        if found is not None and found["added"]:
-            safe = "".join(c if c.isalnum() else "_" for c in name)
-            figures[f"ranks {name}"] = (
-                plots.ranks(np.array(found["counts"]), output_dir / f"ranks-{safe}.png"),
-                f"Occurrences of the pieces that {name} adds, by rank.",
-            )
-    return figures
-
-
-def _sections(
-    tokenizers: Sequence[AnyTokenizer],
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    usage: Mapping[str, Mapping[str, Any] | None],
-    figures: Mapping[str, tuple[Path, str]],
-    words: Mapping[str, str],
-    shape: ModelShape,
-) -> list[html.Section]:
-    segmenters = "; ".join(f"{language}: {name}" for language, name in words.items())
-    first = tokenizers[0].name
-    sections = [
-        html.Section("Compression", "", (figures["tokens"],)),
-        html.Section(
-            "All measures",
-            html.table(header, rows)
-            + html.metric_legend()
-            + f"<p>Relative to {escape.escape(first)}. Words by {escape.escape(segmenters)}. "
-            f"Cost and context for a model of {shape.body_parameters / 1e9:.2f}B parameters besides the "
-            f"vocabulary, {shape.hidden_size} wide, with a context of {shape.context_tokens:,} tokens.</p>",
-        ),
-        html.Section("Words and lines", "", (figures["fertility"], figures["ecdf"])),
-    ]
-    for name, found in usage.items():
-        if found is None:
-            continue
-        body = html.cards(
-            {
-                "pieces added": f"{found['added']:,}",
-                "reserved rows": f"{found['reserved']:,}",
-                "not in these texts": f"{found['unused']:,}",
-                f"fewer than {found['rare_below']} times": f"{found['rare']:,}",
-            }
-        )
-        body += "<p>Most frequent</p>" + html.pieces_list(found["most_frequent"])
-        body += "<p>Longest</p>" + html.pieces_list(found["longest"])
-        if found["unused_examples"]:
-            body += "<p>Not in these texts</p>" + html.pieces_list(found["unused_examples"])
-        figure = figures.get(f"ranks {name}")
-        sections.append(html.Section(f"Added pieces of {name}", body, (figure,) if figure else ()))
-    return sections
-
-
-def gates_section(gates: Sequence[Gate]) -> html.Section:
-    """The gates as a table; a waived failure is red."""
-    rows, classes = [], []
-    for item in gates:
-        state = "passed" if item.passed else "FAILED, waived"
-        rows.append([item.name, state, f"{item.checked:,}", f"{item.failures:,}", item.note])
-        classes.append("" if item.passed else "bad")
-    body = html.table(["gate", "result", "checked", "failed", "note"], rows, classes)
-    for item in gates:
-        if item.examples:
-            examples = "".join(f"<li><code>{escape.escape(text)}</code></li>" for text in item.examples)
-            body += f'<p class="bad">{escape.escape(item.name)}</p><ul>{examples}</ul>'
-    return html.Section("Gates", body)
+    page = Page(
+        title,
+        ", ".join(f"{item.name}: {item.size:,} rows" for item in tokenizers),
+        [*lead, *measures_sections(metrics, lines, words, shape, usage)],
+        cards,
+    )
+    (output_dir / "report.html").write_bytes(render(page, TEMPLATE))
+    return document
 
 
 def stage_report(
@@ -326,23 +243,25 @@ def stage_report(
         title: of the page.
     """
     shape = _model_shape(None, base)
-    lead = [html.Section("", html.cards({key: str(value) for key, value in facts["headline"].items()}))]
+    lead = []
     if by_language := facts.get("pieces_by_language"):
         lists = facts.get("word_lists", {})
-        rows = [[key, f"{count:,}", lists.get(key, "none")] for key, count in by_language.items()]
-        lead.append(html.Section("Languages", html.table(["language", "pieces", "word list"], rows)))
+        rows = [[Language(key), count, lists.get(key, "none")] for key, count in by_language.items()]
+        columns = [*text_columns("language"), "pieces", *text_columns("word list")]
+        lead.append(Section("languages", "Languages", Table("Pieces by language", columns, rows)))
     if curve is not None:
         sizes, ratios = curve
-        figure = plots.curve(sizes, ratios, output_dir / "curve.png", facts.get("pieces"))
-        caption = "Tokens of held-out text relative to the base, by number of added pieces (in merge order)."
-        lead.append(html.Section("Compression against size", "", ((figure, caption),)))
+        lead.append(
+            Section("curve", "Compression against size", size_curve(sizes, ratios, facts.get("pieces")))
+        )
     lead.append(gates_section(gates))
     extra = {
         **facts,
         "gates": [item.as_dict() for item in gates],
         "curve": None if curve is None else {"pieces": list(curve[0]), "tokens_relative_to_base": curve[1]},
     }
-    document = write_report([base, extended], texts, {}, shape, output_dir, title, extra, lead)
+    cards = [(str(value), key) for key, value in facts["headline"].items()]
+    document = write_report([base, extended], texts, {}, shape, output_dir, title, extra, lead, cards)
     document["tokens_relative_to_base"] = {
         language: row["relative_to_reference"]
         for language, row in document["tokenizers"][extended.name].items()

@@ -13,7 +13,8 @@ from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.dedup.decontamination import Contamination
 from tsugiki.data.filters.base import ordered_filters
 from tsugiki.data.profiles import Profile
-from tsugiki.data.report.corpus_page import corpus_page
+from tsugiki.data.report.corpus_page import TEMPLATE, corpus_page
+from tsugiki.experiment.pages.page import render
 
 _NOT_IN_METRICS = re.compile(r"[^\w. :/-]")
 
@@ -170,5 +171,5 @@ def write_report(report: CorpusReport, output_dir: Path) -> tuple[str, ...]:
     """Write both files; returns their names."""
     write_json(output_dir / "report.json", report.values)
     with atomic_file(output_dir / "report.html") as file:
-        file.write(corpus_page(report.values).encode(errors="replace"))
+        file.write(render(corpus_page(report.values), TEMPLATE))
     return ("report.json", "report.html")

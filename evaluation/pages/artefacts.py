@@ -89,6 +89,13 @@ class Artefacts:
             return None
         return int(report["vocabulary_size"]) - int(report["base_vocabulary"])
 
+    @property
+    def consumed_tokens(self) -> int | None:
+        """Tokens trained on; None where they are not logged. Not every line has them: a checkpoint's has not."""
+        return max(
+            (int(line["consumed_tokens"]) for line in self.metrics if "consumed_tokens" in line), default=None
+        )
+
     def series(self, key: str) -> list[tuple[float, float]]:
         """A metric of training over the tokens consumed (over steps where tokens are not logged)."""
         return [

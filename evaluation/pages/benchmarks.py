@@ -1,83 +1,77 @@
-"""Section of the report about benchmarks: ours beside the rows of the published tables."""
+"""What the report says about benchmarks: ours beside the rows of the published tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.evaluation.benchmarks.suites import suites
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.experiment.pages.html import Column, Markup, Section, join, note, number, table, tag
+from tsugiki.experiment.pages.tables import Cell, Column, Number, Styled, Table, text_columns
 
 
-def benchmarks_section(artefacts: Artefacts, published: Sequence[str]) -> Section | None:
-    """One table per suite, one for tasks named on their own; None when no benchmark was run."""
+@dataclass(frozen=True)
+class Suite:
+    """One table of benchmarks.
+
+    Attributes:
+        title: name of the suite.
+        table: models, of this run and published, below each other.
+        shots: examples before a question, and how many questions were asked.
+        chat: models that were asked in their chat template.
+        source: where the published rows are from.
+    """
+
+    title: str
+    table: Table
+    shots: str
+    chat: str
+    source: str
+
+
+def benchmarks(artefacts: Artefacts, published: Sequence[str]) -> list[Suite]:
+    """One table per suite, one for tasks named on their own; none when no benchmark was run."""
     measured: dict[str, dict[str, Any]] = (artefacts.results or {}).get("benchmarks", {})
-    if not measured.get("base"):
-        return None
-    parts: list[Markup] = [
-        tag(
-            "p",
-            "Run through lm-evaluation-harness with the number of examples of the published table; 95% "
-            "intervals. Prompts of our own tasks are not those of the publishers: "
-            "compare base with result first, and either with a published row with care.",
-        )
-    ]
-    names = list(dict.fromkeys(entry["suite"] for entry in measured["base"].values()))
-    for suite in names:
-        entries = {key: entry for key, entry in measured["base"].items() if entry["suite"] == suite}
-        parts.append(tag("h3", "Single tasks" if suite is None else suite))
-        parts.append(_table(suite, entries, measured, published))
-    return Section("benchmarks", "Benchmarks", join(parts))
+    names = list(dict.fromkeys(entry["suite"] for entry in measured.get("base", {}).values()))
+    return [_suite(name, measured, published) for name in names]
 
 
-def _table(
-    suite: str | None,
-    entries: Mapping[str, Mapping[str, Any]],
-    measured: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    published: Sequence[str],
-) -> Markup:
-    described = {} if suite is None else suites().get(suite, {})
+def _suite(
+    name: str | None, measured: Mapping[str, Mapping[str, Mapping[str, Any]]], published: Sequence[str]
+) -> Suite:
+    entries = {key: entry for key, entry in measured["base"].items() if entry["suite"] == name}
+    described = {} if name is None else suites().get(name, {})
     unit = described.get("unit", 1)
-    columns = [
-        Column(entry["title"], hint=f"{entry['task']}, {entry['metric']}, {entry['questions']:,} questions")
-        for entry in entries.values()
-    ]
-    rows: list[list[object]] = []
-    for name in ("base", "result"):
-        cells = [_cell(measured[name][key], unit) for key in entries]
-        rows.append([join(["this run: ", name]), *cells])
+    form = ".4f" if unit == 1 else ".1f"
+    rows: list[list[Cell]] = []
+    for model in ("base", "result"):
+        found = [measured[model][key] for key in entries]
+        rows.append([f"this run: {model}", *(_number(entry, unit, form) for entry in found)])
     titles = [column["title"] for column in described.get("columns", [])]
     for row, values in described.get("published", {}).items():
         if published and row not in published:
             continue
         by_title = dict(zip(titles, values, strict=True))
-        rows.append(
-            [
-                tag("span", row, class_="small"),
-                *(_plain(by_title.get(entry["title"]), unit) for entry in entries.values()),
-            ]
-        )
+        cells = [by_title.get(entry["title"]) for entry in entries.values()]
+        rows.append([Styled(row), *(None if cell is None else Number(cell, form) for cell in cells)])
+    columns = [
+        Column(entry["title"], hint=f"{entry['task']}, {entry['metric']}, {entry['questions']:,} questions")
+        for entry in entries.values()
+    ]
     shots = [f"{entry['title']} {entry['fewshot']} ({entry['questions']:,})" for entry in entries.values()]
-    asked = [name for name in ("base", "result") if any(measured[name][key].get("chat") for key in entries)]
-    source = f" Asked in their chat template: {', '.join(asked)}." if asked else ""
-    source += f" Other rows: {described['source']}." if described else ""
-    return join(
-        [
-            table(f"Benchmarks {suite or ''}", [Column("model", numeric=False), *columns], rows),
-            note(f"Examples before a question (questions asked): {', '.join(shots)}.{source}"),
-        ]
+    asked = [
+        model for model in ("base", "result") if any(measured[model][key].get("chat") for key in entries)
+    ]
+    return Suite(
+        title=name or "Single tasks",
+        table=Table(f"Benchmarks {name or ''}", [*text_columns("model"), *columns], rows),
+        shots=", ".join(shots),
+        chat=", ".join(asked),
+        source=described.get("source", ""),
     )
 
 
-def _plain(value: float | None, unit: int) -> object:
-    return None if value is None else number(value, ".4f" if unit == 1 else ".1f")
-
-
-def _cell(entry: Mapping[str, Any], unit: int) -> Markup:
-    form = ".4f" if unit == 1 else ".1f"
-    shown = number(entry["value"] * unit, form)
-    if entry["interval"] is None:
-        return shown
-    low, high = (number(bound * unit, form) for bound in entry["interval"])
-    return join([shown, " ", tag("span", Markup(f"[{low}, {high}]"), class_="small")])
+def _number(entry: Mapping[str, Any], unit: int, form: str) -> Number:
+    bounds = entry["interval"]
+    return Number(entry["value"] * unit, form, None if bounds is None else [bound * unit for bound in bounds])

@@ -36,7 +36,7 @@ def flops_per_token(artefacts: Artefacts) -> float | None:
 
 def facts(artefacts: Artefacts) -> dict[str, Any]:
     """Size and cost of a run; None for what is not known."""
-    tokens = max((int(line.get("consumed_tokens", 0)) for line in artefacts.metrics), default=0) or None
+    tokens = artefacts.consumed_tokens
     per_byte, per_flop = bytes_per_token(artefacts), flops_per_token(artefacts)
     speed = sorted(value for _, value in artefacts.series("throughput/tokens_per_second"))
     return {

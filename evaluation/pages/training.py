@@ -1,43 +1,97 @@
-"""Section of the report about training: curves in bits per byte."""
+"""What the report says about training, the export and how everything was made."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.experiment.pages.charts import Line, line_chart, thin
-from tsugiki.experiment.pages.html import Column, Markup, Section, details, facts, join, note, table, tag
-from tsugiki.experiment.pages.languages import labelled, language_name
+from tsugiki.experiment.pages.charts import Chart, Line, numbers, thin
+from tsugiki.experiment.pages.formats import duration
+from tsugiki.experiment.pages.languages import language_name
+from tsugiki.experiment.pages.page import Missing
+from tsugiki.experiment.pages.tables import (
+    Bar,
+    Bars,
+    Cell,
+    Column,
+    Language,
+    Number,
+    Styled,
+    Table,
+    Verdict,
+    bars_column,
+    text_columns,
+)
+from tsugiki.experiment.stage_names import STAGE_NAMES
 
 
-def training_section(artefacts: Artefacts) -> Section:
+@dataclass(frozen=True)
+class Training:
+    """Curves in bits per byte.
+
+    Attributes:
+        facts: length, speed and shape.
+        loss: of training.
+        loss_numbers: the same as a table.
+        validation: held-out text, a chart for each language.
+        validation_numbers: first and last value of each.
+    """
+
+    facts: Mapping[str, Cell]
+    loss: Chart | None
+    loss_numbers: Table | None
+    validation: Sequence[Chart]
+    validation_numbers: Table | None
+
+
+def training(artefacts: Artefacts) -> Training | Missing:
     """Loss curves in bits per byte."""
     if not artefacts.metrics:
-        return Section("training", "Training", note("No train/metrics.jsonl: no curves.", "missing"))
-    parts: list[Markup] = [_training_facts(artefacts)]
+        return Missing("No train/metrics.jsonl: no curves.")
     train = artefacts.series("train/bits_per_byte")
-    axis = "tokens" if "consumed_tokens" in artefacts.metrics[-1] else "steps"
-    if train:
-        chart = line_chart(
+    axis = "steps" if artefacts.consumed_tokens is None else "tokens"
+    loss = (
+        Chart(
             f"Training loss in bits per byte, from {train[0][1]:.3f} to {train[-1][1]:.3f}",
             [Line("training", thin(train), "r")],
             x_title=axis,
+            y_title="bits per byte",
+            caption="Training loss, bits per byte",
             width=960,
             height=250,
         )
-        parts.append(tag("figure", join([tag("figcaption", "Training loss, bits per byte"), chart])))
-        rows = [[round(position), f"{value:.3f}"] for position, value in thin(train, 20)]
-        columns: list[Column | str] = [axis, "bits per byte"]
-        parts.append(details("The same as a table", table("Training loss, bits per byte", columns, rows)))
-    languages = artefacts.validated_languages()
-    if languages:
-        parts.append(_validation(artefacts, languages, axis))
-    return Section("training", "Training", join(parts))
+        if train
+        else None
+    )
+    curves = {
+        name: artefacts.series(f"validation/bits_per_byte/{name}") for name in artefacts.validated_languages()
+    }
+    before = {} if artefacts.results is None else artefacts.results["base"]["bits_per_byte"]
+    rows: list[list[Cell]] = [
+        [Language(name), Number(points[0][1], ".3f"), Number(points[-1][1], ".3f"), len(points)]
+        for name, points in curves.items()
+    ]
+    return Training(
+        facts=_facts(artefacts),
+        loss=loss,
+        loss_numbers=numbers("Training loss, bits per byte", [loss]) if loss else None,
+        validation=[_validation(name, points, axis, before.get(name)) for name, points in curves.items()],
+        validation_numbers=Table(
+            "Bits per byte on held-out text during training",
+            [*text_columns("language"), "first", "last", "measurements"],
+            rows,
+        )
+        if rows
+        else None,
+    )
 
 
-def _training_facts(artefacts: Artefacts) -> Markup:
+def _facts(artefacts: Artefacts) -> dict[str, Cell]:
     last = artefacts.metrics[-1]
-    pairs: dict[str, Any] = {"steps": last["step"], "tokens": last.get("consumed_tokens")}
+    pairs: dict[str, Cell] = {"steps": last["step"], "tokens": artefacts.consumed_tokens}
     speed = [value for _, value in artefacts.series("throughput/tokens_per_second")]
     if speed:
         pairs["tokens per second (median)"] = round(sorted(speed)[len(speed) // 2])
@@ -57,49 +111,108 @@ def _training_facts(artefacts: Artefacts) -> Markup:
     if artefacts.model:
         names = {"family": "architecture", "layers": "layers", "hidden_size": "hidden size"}
         pairs.update({title: artefacts.model[key] for key, title in names.items() if key in artefacts.model})
-    return facts(pairs)
+    return pairs
 
 
-def _validation(artefacts: Artefacts, languages: list[str], axis: str) -> Markup:
-    curves = {name: artefacts.series(f"validation/bits_per_byte/{name}") for name in languages}
-    before = {} if artefacts.results is None else artefacts.results["base"]["bits_per_byte"]
-    figures = []
-    for name, points in curves.items():
-        lines = [Line(f"{language_name(name)} during training", thin(points), "r")]
-        if name in before:
-            lines.insert(
-                0, Line(f"base: {before[name]:.3f}", [(points[0][0], before[name])], "b", level=True)
-            )
-        caption = join(
+def _validation(
+    language: str, points: Sequence[tuple[float, float]], axis: str, before: float | None
+) -> Chart:
+    name = language_name(language)
+    first, last = points[0][1], points[-1][1]
+    lines = [Line(f"{name} during training", thin(points), "r")]
+    if before is not None:
+        lines.insert(0, Line(f"base: {before:.3f}", [(points[0][0], before)], "b", level=True))
+    return Chart(
+        f"Bits per byte on held-out {name}: {first:.3f} to {last:.3f}",
+        lines,
+        x_title=axis,
+        y_title="bits per byte",
+        caption=name,
+        detail=f"{first:.3f} → {last:.3f}",
+        width=330,
+        height=180,
+    )
+
+
+@dataclass(frozen=True)
+class Export:
+    """Whether the exported model is the trained one, and what was measured to say so."""
+
+    verdict: Verdict
+    facts: Mapping[str, Cell]
+
+
+def export(artefacts: Artefacts) -> Export | Missing:
+    """Whether the exported model is the trained one."""
+    checked = artefacts.verification
+    if checked is None:
+        return Missing("No export/verify.json: the exported model was not verified.")
+    passed = _within_tolerance(artefacts, checked)
+    word = {True: "verified", False: "does not agree", None: "measured"}[passed]
+    return Export(Verdict(passed, word), dict(_flattened(checked)))
+
+
+def _within_tolerance(artefacts: Artefacts, checked: Mapping[str, Any]) -> bool | None:
+    """Whether the logits agree as well as the configuration asks; None when that is not known."""
+    difference = checked.get("logits", {}).get("max_difference")
+    manifest = artefacts.manifests.get("export")
+    tolerance = None if manifest is None else (manifest.config or {}).get("verify_tolerance")
+    return None if difference is None or tolerance is None else difference <= tolerance
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]:
+    """Numbers and words of a nested mapping under readable names; lists are left out."""
+    found: list[tuple[str, Cell]] = []
+    for key, value in values.items():
+        name = f"{prefix} {key}".strip().replace("_", " ")
+        if isinstance(value, Mapping):
+            found.extend(_flattened(value, name))
+        elif not isinstance(value, list) and key not in ("passed", "schema_version"):
+            found.append((name, Number(value, ".3g") if isinstance(value, float) else value))
+    return found
+
+
+@dataclass(frozen=True)
+class Making:
+    """Stages with their time, versions, and (stage, configuration)."""
+
+    stages: Table
+    versions: Mapping[str, Cell]
+    configurations: Sequence[tuple[str, str]]
+
+
+def making(artefacts: Artefacts) -> Making | Missing:
+    """Stages with their time, versions, configuration."""
+    if not artefacts.manifests:
+        return Missing("No manifests: stages were run outside an experiment.")
+    manifests = {name: artefacts.manifests[name] for name in STAGE_NAMES if name in artefacts.manifests}
+    longest = max(manifest.seconds for manifest in manifests.values())
+    last = list(manifests.values())[-1]
+    return Making(
+        Table(
+            "Stages and the time they took",
             [
-                language_name(name),
-                tag("span", f" {points[0][1]:.3f} → {points[-1][1]:.3f}", class_="small"),
-            ]
-        )
-        label = f"Bits per byte on held-out {language_name(name)}: {points[0][1]:.3f} to {points[-1][1]:.3f}"
-        chart = line_chart(label, lines, x_title=axis, width=330, height=180)
-        figures.append(tag("figure", join([tag("figcaption", caption), chart])))
-    rows = [
-        [labelled(name), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}", len(points)]
-        for name, points in curves.items()
-    ]
-    return join(
+                *text_columns("stage"),
+                bars_column(""),
+                "time",
+                "started (UTC)",
+                Column("content", numeric=False, hint="hash of the stage's output"),
+            ],
+            [
+                [
+                    name,
+                    Bars((Bar(manifest.seconds, longest),)),
+                    duration(manifest.seconds),
+                    manifest.started.replace("T", " ")[:19],
+                    Styled(manifest.digest[:12], "code"),
+                ]
+                for name, manifest in manifests.items()
+            ],
+        ),
+        {"git revision": last.git_revision, **last.versions},
         [
-            tag("h3", "Held-out text during training, bits per byte"),
-            tag(
-                "p",
-                "Measured in fixed windows over some of the held-out text, so the figures differ a little "
-                "from the table above. The dashed line is the base before any of this, from that table.",
-                class_="small",
-            ),
-            tag("div", join(figures), class_="multiples"),
-            details(
-                "The same as a table",
-                table(
-                    "Bits per byte on held-out text during training",
-                    [Column("language", numeric=False), "first", "last", "measurements"],
-                    rows,
-                ),
-            ),
-        ]
+            (name, json.dumps(manifest.config, indent=2, ensure_ascii=False))
+            for name, manifest in manifests.items()
+            if manifest.config
+        ],
     )

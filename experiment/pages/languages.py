@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tsugiki.experiment.pages.html import Markup, join, tag
-
 _NAMES = {
     "ar": "Arabic", "bn": "Bengali", "ceb": "Cebuano", "cs": "Czech", "da": "Danish", "de": "German",
     "el": "Greek", "en": "English", "es": "Spanish", "et": "Estonian", "eu": "Basque", "fa": "Persian",
@@ -22,11 +20,3 @@ _NAMES = {
 def language_name(code: str) -> str:
     """English name of a language, or its code when it is not known here."""
     return _NAMES.get(code, code)
-
-
-def labelled(code: str) -> Markup:
-    """Name and code of a language, for a table."""
-    name = language_name(code)
-    if name == code:
-        return tag("span", code)
-    return join([name, tag("span", code, class_="code")])

@@ -33,15 +33,23 @@ from tsugiki.evaluation.benchmarks.scores import (
 from tsugiki.evaluation.benchmarks.suites import benchmarks, missing_files, origins, own_tasks, suites
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.evaluation.pages.benchmarks import benchmarks_section
+from tsugiki.evaluation.pages.benchmarks import benchmarks as shown_benchmarks
+from tsugiki.evaluation.report import TEMPLATE
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.pages.page import Section, render_section
 from tsugiki.experiment.stage import StageContext
 from tsugiki.pipeline import load_experiment
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed"
 )
+
+
+def benchmarks_of(artefacts: Artefacts, published: list[str]) -> str:
+    """The section of the report as HTML."""
+    section = Section("benchmarks", "Benchmarks", shown_benchmarks(artefacts, published))
+    return render_section(section, TEMPLATE)
 
 
 def test_json_lines_and_lists_compressed_or_not(tmp_path: Path) -> None:
@@ -253,8 +261,8 @@ def test_scores_lie_on_the_scale_of_the_published_row() -> None:
     assert found["interval"] == pytest.approx(wilson(0.3207, 1000))
     results = {"benchmarks": {name: {item.key: found} for name in ("base", "result")}}
     artefacts = Artefacts(**{**vars(Artefacts.load({})), "results": results})
-    section = benchmarks_section(artefacts, ["Swallow 7B"])
-    assert section is not None and "0.3207" in section.content and "0.3125" in section.content
+    content = benchmarks_of(artefacts, ["Swallow 7B"])
+    assert "0.3207" in content and "0.3125" in content
 
 
 def test_the_filter_whose_answer_counts() -> None:
@@ -540,17 +548,15 @@ def test_the_report_shows_ours_beside_the_published_row() -> None:
         }
 
     artefacts = Artefacts.load({})
-    assert benchmarks_section(artefacts, []) is None
+    assert shown_benchmarks(artefacts, []) == []
     measured = {
         name: {"swallow-ja/JSQuAD": outcome(value)} for name, value in (("base", 0.7), ("result", 0.8))
     }
     artefacts = Artefacts(**{**vars(artefacts), "results": {"benchmarks": measured}})
-    section = benchmarks_section(artefacts, ["Swallow 7B"])
-    assert section is not None
+    content = benchmarks_of(artefacts, ["Swallow 7B"])
     for expected in ("0.7000", "0.8000", "[0.6804, 0.7196]", "Swallow 7B", "0.8573", "JSQuAD 4 (100)"):
-        assert expected in section.content
-    assert "Swallow 70B" not in section.content
-    assert "chat template" not in section.content
+        assert expected in content
+    assert "Swallow 70B" not in content
+    assert "chat template" not in content
     measured["result"]["swallow-ja/JSQuAD"]["chat"] = True
-    section = benchmarks_section(artefacts, ["Swallow 7B"])
-    assert section is not None and "Asked in their chat template: result." in section.content
+    assert "Asked in their chat template: result." in benchmarks_of(artefacts, ["Swallow 7B"])

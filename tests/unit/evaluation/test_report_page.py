@@ -12,12 +12,10 @@ import pytest
 
 from tsugiki.evaluation.config import ReportConfig
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.evaluation.pages.model import quality_section
+from tsugiki.evaluation.pages.quality import Quality, quality
 from tsugiki.evaluation.report import run
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.manifest import Manifest
-from tsugiki.experiment.pages.charts import Line, line_chart, nice_ticks, short, thin
-from tsugiki.experiment.pages.html import bar, stacked, tag, text
 from tsugiki.experiment.stage import StageContext
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "export", "evaluate")
@@ -322,52 +320,6 @@ def test_title_and_samples_follow_the_configuration(stages: dict[str, Path], tmp
     assert "1 more samples" in page
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "count", "expected"),
-    [
-        (0, 100, 5, [0, 20, 40, 60, 80, 100]),
-        (2.98, 3.06, 4, [2.98, 3.0, 3.02, 3.04, 3.06]),
-        (0.3, 4.2, 4, [0, 1, 2, 3, 4, 5]),
-        (5, 5, 2, [5, 7.5, 10]),
-    ],
-)
-def test_nice_ticks(low: float, high: float, count: int, expected: list[float]) -> None:
-    assert nice_ticks(low, high, count) == pytest.approx(expected)
-
-
-def test_short_numbers() -> None:
-    assert [short(value) for value in (0, 0.25, 999, 1500, 2_000_000, 1.048e11)] == [
-        "0", "0.25", "999", "1.5k", "2M", "104.8B",
-    ]  # fmt: skip
-
-
-def test_a_line_goes_where_its_points_are() -> None:
-    chart = line_chart("test", [Line("a", [(0, 0), (10, 4)], "1")], x_title="x", width=200, height=100)
-    # Plot area: 44 to 188 across, 10 to 66 down; the vertical axis covers 0 to 4.
-    assert 'd="M44.0 66.0L188.0 10.0"' in chart
-
-
-def test_long_curves_are_thinned_to_means() -> None:
-    points = [(float(step), float(step % 2)) for step in range(1000)]
-    thinned = thin(points, 100)
-    assert len(thinned) == 100
-    assert thinned[-1] == (999.0, 0.5)
-    assert thin(points[:50], 100) == points[:50]
-
-
-def test_values_are_escaped_once() -> None:
-    assert tag("p", "a < b & c", title='say "hi"') == '<p title="say &quot;hi&quot;">a &lt; b &amp; c</p>'
-    assert tag("p", tag("b", "x")) == "<p><b>x</b></p>"
-    assert [text(value) for value in (None, True, 12345, -0.5)] == ["–", "yes", "12,345", "−0.5"]
-
-
-def test_bars_are_shares_of_the_largest() -> None:
-    assert 'style="width:25.00%"' in bar(1, 4)
-    assert 'style="left:25.00%;width:50.00%"' in bar(2, 4, interval=(1, 3))
-    assert 'style="width:0.00%"' in bar(1, 0)
-    assert stacked([("a", 1), ("b", 3), ("c", 0)], {"a": "k1", "b": "k2", "c": "k3"}).count("<i ") == 2
-
-
 def test_published_perplexities_stand_beside_ours(stages: dict[str, Path], tmp_path: Path) -> None:
     def entry(value: float, given: float) -> dict[str, Any]:
         model = {"perplexity": value, "bits_per_byte": None if given else 1.0, "tokens": 10}
@@ -376,29 +328,63 @@ def test_published_perplexities_stand_beside_ours(stages: dict[str, Path], tmp_p
     sets = {"english": entry(6.25, 0.0), "mixed-continued": entry(7.5, 0.45), "mine": entry(9.75, 0.0)}
     found = {**results(), "perplexity_sets": sets}
     artefacts = Artefacts(**{**vars(Artefacts.load(stages)), "results": found})
-    content = quality_section(artefacts, ["BiLLa-7B-LLM", "LLaMA-7B"]).content
-    beside = re.sub(r"<[^>]+>", " ", content[content.index("Perplexity beside published figures") :])
-    cells = beside.split("Other rows")[0].split()
-    assert cells[4:] == [
-        "model",
-        "english",
-        "mixed-continued",
-        "this",
-        "run:",
-        "base",
-        "6.25",
-        "7.50",
-        "this",
-        "run:",
-        "result",
-        "6.25",
-        "7.50",
-        "LLaMA-7B",
-        "5.11",
-        "–",
-        "BiLLa-7B-LLM",
-        "5.47",
-        "6.92",
+    shown = quality(artefacts, ["BiLLa-7B-LLM", "LLaMA-7B"])
+    assert isinstance(shown, Quality) and shown.published is not None and shown.source
+    assert [column.title for column in shown.published.columns] == ["model", "english", "mixed-continued"]
+    assert [[str(value) for _, value in row] for row in shown.published.rows] == [
+        ["this run: base", "6.25", "7.50"],
+        ["this run: result", "6.25", "7.50"],
+        ["LLaMA-7B", "5.11", "None"],
+        ["BiLLa-7B-LLM", "5.47", "6.92"],
     ]
-    assert "published figures" not in quality_section(artefacts, []).content
-    assert "published figures" not in quality_section(artefacts, ["Swallow 7B"]).content
+    (stages["evaluate"] / "results.json").write_text(json.dumps(found))
+    config = ReportConfig(published=["BiLLa-7B-LLM", "LLaMA-7B"])
+    page = Page(render(stages, tmp_path / "report", config)).text
+    assert "Perplexity beside published figures model english mixed-continued" in page
+    assert "this run: result 6.25 7.50 LLaMA-7B 5.11 – BiLLa-7B-LLM 5.47 6.92 Other rows" in page
+    for names in ([], ["Swallow 7B"]):
+        without = quality(artefacts, names)
+        assert isinstance(without, Quality) and without.published is None
+    assert "published figures" not in Page(render(stages, tmp_path / "without")).text
+
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>{{ 7*7 }}"
+
+
+def hostile(value: Any) -> Any:
+    """The same structure with every text replaced, languages and times left alone."""
+    if isinstance(value, dict):
+        kept = {"language", "started", "metric", "suite"}
+        return {key: item if key in kept else hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_is_shown_and_not_obeyed(stages: dict[str, Path], tmp_path: Path) -> None:
+    for path in (path for folder in stages.values() for path in folder.glob("*.json*")):
+        lines = [json.dumps(hostile(json.loads(line))) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
+    report = json.loads((stages["corpus"] / "report.json").read_text())
+    report["sources"][0]["dropped"] = {HOSTILE: {"documents": 434, "bytes": 1}}
+    (stages["corpus"] / "report.json").write_text(json.dumps(report))
+    (stages["tokenizer"] / "pieces.tsv").write_text(f"id\tpiece\tscore\tbase_ids\n1\t{HOSTILE}\t-1\t5\n")
+    with (stages["train"] / "metrics.jsonl").open("a") as file:
+        point = {"step": 60, "consumed_tokens": 6000, f"validation/bits_per_byte/{HOSTILE}": 2.0}
+        file.write(json.dumps(point) + "\n")
+    markup = render(stages, tmp_path / "report", ReportConfig(title=HOSTILE))
+    page = Page(markup)
+    assert "<script" not in markup and "<img" not in markup
+    assert page.text.count(HOSTILE) >= 10 and "49" not in page.text.split()
+    assert all(reference.startswith("#") for reference in page.references)
+
+
+def test_the_axis_is_tokens_though_the_last_line_is_about_a_checkpoint(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    with (stages["train"] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 50, "checkpoint/seconds": 0.5}) + "\n")
+    page = Page(render(stages, tmp_path / "report")).text
+    assert "tokens 5,000" in page
+    assert re.search(r"5k tokens|1k tokens", page) is not None
+    assert "steps bits per byte" not in page and "tokens bits per byte" in page

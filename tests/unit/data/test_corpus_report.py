@@ -6,6 +6,7 @@ import json
 import random
 import re
 import tracemalloc
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import ExtractionConfig, SourceConfig
 from tsugiki.data.dedup.duplicates import ExactFilter
 from tsugiki.data.dedup.lines import LINE_TYPE, LineCounter, host_hash, line_hash
+from tsugiki.data.report.corpus_page import TEMPLATE, corpus_page
 from tsugiki.experiment.artefacts.corpus_index import read_jsonl_zst
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.pages.corpus import Overview
+from tsugiki.experiment.pages.page import render
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import open_run
@@ -210,3 +214,30 @@ def test_samples_of_what_was_dropped_are_masked(tmp_path: Path) -> None:
     assert "email@example.com" in samples["read.missing_field"]["text"]
     for name in ("report.json", "report.html"):
         assert "corp.org" not in (tmp_path / "out" / name).read_text()
+
+
+def test_hostile_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    hostile = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>{{ 7*7 }}"
+    records = [{"text": text(random.Random(1))}, {"text": f"short {hostile}", "id": hostile}]
+    write_jsonl(tmp_path / "in/a.jsonl", records)
+    report = run(config(tmp_path / "in"), tmp_path / "out")
+    [source] = report["sources"]
+    source["dropped"][f"contaminated.{hostile}"] = {"documents": 1, "bytes": 1}
+    source["contamination"] = {hostile: {"hits": 1, "items": 1, "documents": 1}}
+    source["histograms"]["language_found"] = {hostile: 1}
+    source["counters"][hostile] = source["seconds"][hostile] = 1
+    source["limits"]["characters"] = source["name"] = source["language"] = source["kind"] = hostile
+    report["evaluation"] = {"items": 1, "too_short": 0}
+    markup = render(corpus_page(report), TEMPLATE).decode()
+    assert "<script" not in markup and "<img" not in markup
+    assert unescape(re.sub(r"<[^>]+>", "", markup)).count(hostile) >= 10
+
+
+def test_the_share_kept_is_of_what_the_records_could_become() -> None:
+    def pair(documents: int) -> dict[str, int]:
+        return {"documents": documents, "bytes": 1000}
+
+    source = {"name": "pairs", "language": "en", "offered": 40, "dropped": {"length.few_letters": pair(10)}}
+    source |= {part: pair(20) for part in ("read", "extracted", "filtered", "heldout")} | {"kept": pair(30)}
+    [row] = Overview.of([source]).table.rows
+    assert {column.title: value for column, value in row}["kept, %"] == "75.0%"

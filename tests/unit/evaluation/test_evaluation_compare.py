@@ -219,6 +219,30 @@ def test_benchmarks_of_the_runs_side_by_side(runs: list[Path], tmp_path: Path) -
     assert "| swallow-ja/JSQuAD | 0.2500 [0.1500, 0.3500] |" in (tmp_path / "out/comparison.md").read_text()
 
 
+def test_hostile_text_is_shown_and_not_obeyed(runs: list[Path], tmp_path: Path) -> None:
+    hostile = (
+        "<script>alert('x')<|script>\"><img src=x onerror=alert(1)>{{ 7*7 }}"  # a folder's name has no slash
+    )
+    other = write_run(tmp_path / hostile, {"ja": [1.0], hostile: [2.0]}, tokens_per_byte=0.5)
+    for run_dir, value in zip([runs[0], other], (1, hostile), strict=True):
+        (run_dir / "config.yaml").write_text(json.dumps({hostile: value}))
+    compare([runs[0], other], tmp_path / "out")
+    markup = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    page = Page(markup)
+    assert "<script" not in markup and "<img" not in markup
+    assert page.text.count(hostile) >= 10 and "49" not in page.text.split()
+    tables = (tmp_path / "out/comparison.md").read_text(encoding="utf-8").splitlines()
+    columns = {len(re.findall(r"(?<!\\\\)\|", line)) for line in tables if line.startswith("| ja ")}
+    assert columns == {4, 5}  # the name's own bar ends no cell
+
+
+def test_charts_have_their_numbers_in_a_table(runs: list[Path], tmp_path: Path) -> None:
+    compare(runs, tmp_path / "out")
+    page = Page((tmp_path / "out/index.html").read_text(encoding="utf-8")).text
+    assert "Held-out bits per byte during training chart line" in page
+    assert "Japanese extended 4,000 3.000 Japanese extended 8,000 1.500" in page
+
+
 def test_names_are_made_unique(runs: list[Path], tmp_path: Path) -> None:
     twin = write_run(tmp_path / "b" / "extended", {"ja": [1.0]}, tokens_per_byte=0.5)
     names = list(compare([runs[0], twin], tmp_path / "out").values["runs"])

@@ -130,6 +130,22 @@ def test_report_of_several_tokenizers(base, tmp_path):
     assert "| ja | model |" in (out / "report.md").read_text()
 
 
+def test_hostile_text_is_shown_and_not_obeyed(base, tmp_path):
+    hostile = "<script>alert('x')</script>"
+    document = json.loads((base / "tokenizer.json").read_text())
+    document["model"]["vocab"]["<img"] = 32000
+    document["model"]["merges"].append(["<", "img"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "t.txt").write_text("<img <img src=x>\nplain words\n", encoding="utf-8")
+    tokenizers = {hostile: base, f"new {hostile}": tmp_path / "tokenizer.json"}
+    run_report(
+        tokenizers, {"en": [tmp_path / "t.txt"], hostile: [tmp_path / "t.txt"]}, tmp_path, title=hostile
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;") >= 20 and "<code>&lt;img</code>" in page
+
+
 def test_unused_and_longest_added_pieces(base, tmp_path):
     document = json.loads((base / "tokenizer.json").read_text())
     vocabulary = document["model"]["vocab"]

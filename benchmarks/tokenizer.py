@@ -26,7 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.text.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
 from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
@@ -92,7 +93,7 @@ def build_corpus(text_dir: Path, languages: tuple[str, ...], target: Path) -> Co
             (target / name).mkdir(parents=True)
             lines: dict[str, list[str]] = {"train": [], "heldout": []}
             size = {"train": 0, "heldout": 0}
-            for record in read_jsonl_zst(file):
+            for record in read_shard(file):
                 digest = hashlib.blake2b(str(record["id"]).encode(), digest_size=4).digest()
                 split = "train" if int.from_bytes(digest, "big") % HELD_OUT_ONE_IN else "heldout"
                 entry = {"id": record["id"], "text": record["text"], "metadata": {"language": language}}

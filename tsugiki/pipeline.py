@@ -11,7 +11,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tsugiki.data.common.own_code import source_files
 from tsugiki.data.config import CorpusConfig, TokensConfig
 from tsugiki.data.inputs.planning import own_code
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
@@ -27,6 +26,7 @@ from tsugiki.experiment.config import (
 )
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.own_code import source_files
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
@@ -207,7 +207,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         Stage("tokens", config.tokens, ("corpus", "tokenizer"), "tsugiki.data.tokens:run", keep_partial=True),
         Stage(
             "graft", config.graft, graft_inputs, "tsugiki.pretrain.graft:run", external,
-            sources=(lambda: source_files([find_initialisation(init).make])) if ":" in init else None,
+            sources=(lambda: source_files([find_initialisation(init).make.__module__])) if ":" in init else None,
         ),
         Stage(
             "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",

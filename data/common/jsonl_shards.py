@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, Self
 import orjson
 from datatrove.data import Document
 
+from tsugiki.experiment.artefacts.shards import read_shard
+
 _LEVEL = 3
 _BUFFER_BYTES = 1 << 20
 
@@ -112,12 +114,12 @@ class ShardWriter:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """Documents of a shard written here; none when the file does not exist (an empty shard)."""
+    """Documents of a shard written here; none when the file does not exist (an empty shard).
+
+    Raises:
+        DataError: it is truncated.
+    """
     if not path.exists():
         return
-    from tsugiki.data.common.streams import open_stream
-
-    with open_stream(str(path)) as stream:
-        for line in stream:
-            record = orjson.loads(line)
-            yield Document(text=record["text"], id=record["id"], metadata=record["metadata"])
+    for record in read_shard(path):
+        yield Document(text=record["text"], id=record["id"], metadata=record["metadata"])

@@ -26,8 +26,9 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from tsugiki.data.common.stats import Ledger
-from tsugiki.data.common.streams import TruncatedInput, open_stream
+from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import DecontaminationConfig
+from tsugiki.experiment.artefacts.shards import TruncatedInput
 from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.text.rolling_hash import SpanHasher

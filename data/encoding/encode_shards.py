@@ -29,9 +29,9 @@ from tsugiki.experiment.artefacts.corpus_index import (
     CorpusIndex,
     CorpusSource,
     Split,
-    read_jsonl_zst,
 )
 from tsugiki.experiment.artefacts.indexed_dataset import TokenType, token_type
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.text.cached_bpe import Ids, load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatConfig, ChatEncoder
@@ -125,7 +125,7 @@ class EncodeShards(PipelineStep):
         dtype = stored_type(task.kind, self.vocabulary)
         lengths, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         with atomic_file(self.work / f"{task.part}.ids") as file:
-            for records in _batches(read_jsonl_zst(task.shard), self.config.batch_documents):
+            for records in _batches(read_shard(task.shard), self.config.batch_documents):
                 ids, counts, text_bytes = encode(records)
                 file.write(ids.astype(dtype).tobytes())
                 lengths.append(counts)

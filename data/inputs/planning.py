@@ -18,15 +18,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tsugiki.data.common.own_code import source_files
 from tsugiki.data.common.shard import InputFile, Shard, name_hash
-from tsugiki.data.common.streams import TruncatedInput
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.inputs import debian
 from tsugiki.data.readers.base import reader_of
+from tsugiki.experiment.artefacts.shards import TruncatedInput
 from tsugiki.experiment.config import expand_path, fingerprint
 from tsugiki.experiment.digest import sha256_file
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.own_code import source_files
 from tsugiki.experiment.registry import load_object
 
 _MAGIC = frozenset("*?[")

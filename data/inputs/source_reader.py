@@ -9,9 +9,9 @@ from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.shard import InputFile, Shard, name_hash
 from tsugiki.data.common.stats import Ledger
-from tsugiki.data.common.streams import TruncatedInput
 from tsugiki.data.config import OnError, SourceConfig
 from tsugiki.data.readers.base import BadRecord, reader_of
+from tsugiki.experiment.artefacts.shards import TruncatedInput
 from tsugiki.experiment.errors import DataError
 
 

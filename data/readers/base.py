@@ -9,14 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from tsugiki.data.common.charset import encodable
 from tsugiki.data.common.shard import InputFile, Part
 from tsugiki.data.config import ReaderConfig, SourceConfig, SourceKind
 from tsugiki.data.readers import reader_class
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BadRecord:
     is_bad: bool = True
 
 
-Records = Iterator[tuple[int, Document | BadRecord]]
+Records: TypeAlias = "Iterator[tuple[int, Document | BadRecord]]"
 """Number of a record in its file (a line, row or archive record, from 1), and the record."""
 
 
@@ -111,6 +112,8 @@ def new_document(
     source: SourceConfig, identifier: str, text: str, input_bytes: int, **metadata: Any
 ) -> Document:
     """A document with the metadata every document has; its names and addresses fit into UTF-8."""
+    from datatrove.data import Document
+
     known = {"language": source.language, "source": source.name}
     extra = {
         key: encodable(value) if isinstance(value, str) else value

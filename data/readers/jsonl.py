@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING
 
 from tsugiki.data.common.shard import InputFile
 from tsugiki.data.config import SourceConfig
@@ -13,6 +12,9 @@ from tsugiki.data.readers import READERS
 from tsugiki.data.readers.base import BadRecord, Reader, Records
 from tsugiki.data.readers.lines import divided_lines, line_numbers, lines_of
 from tsugiki.data.readers.records import document_of_record
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 
 @READERS.register("jsonl")

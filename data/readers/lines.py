@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING, TypeAlias
 
 from tsugiki.data.common.shard import InputFile, Part
 from tsugiki.data.common.streams import byte_range, open_stream, read_lines
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.readers.base import BadRecord, Records, numbered_parts
 
+if TYPE_CHECKING:
+    from datatrove.data import Document
+
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
 _CHUNK_BYTES = 1 << 22
 
-LineReader = Callable[[SourceConfig, InputFile, bytes, str, int], Document | BadRecord]
+LineReader: TypeAlias = "Callable[[SourceConfig, InputFile, bytes, str, int], Document | BadRecord]"
 """Makes a record of a line: source, file, line, its place for people, its number."""
 
 

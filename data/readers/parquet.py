@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tsugiki.data.common.shard import InputFile
-from tsugiki.data.common.streams import TruncatedInput, open_stream
+from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.readers import READERS
 from tsugiki.data.readers.base import BadRecord, Reader, Records, numbered_parts
 from tsugiki.data.readers.records import document_of_record
+from tsugiki.experiment.artefacts.shards import TruncatedInput
 
 _ROWS = 1000
 

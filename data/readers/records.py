@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING, Any
 
 from tsugiki.data.common.charset import encodable
 from tsugiki.data.common.shard import InputFile
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.readers.base import BadRecord, new_document
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 
 def document_of_record(

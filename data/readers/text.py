@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING
 
 from tsugiki.data.common.charset import UndecodableInput, decode_text
 from tsugiki.data.common.shard import InputFile
@@ -16,6 +15,9 @@ from tsugiki.data.readers import READERS
 from tsugiki.data.readers.base import BadRecord, Reader, Records, new_document
 from tsugiki.data.readers.lines import divided_lines, lines_of
 from tsugiki.data.readers.whole import read_whole
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 
 @READERS.register("text")

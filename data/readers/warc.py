@@ -12,16 +12,18 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeAlias
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page, decode_text
 from tsugiki.data.common.shard import InputFile
-from tsugiki.data.common.streams import TruncatedInput, open_stream
+from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.readers import READERS
 from tsugiki.data.readers.base import BadRecord, Reader, Records, new_document, numbered_parts
+from tsugiki.experiment.artefacts.shards import TruncatedInput
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.I)
@@ -174,7 +176,7 @@ class _Frames:
         return count - left
 
 
-RecordReader = Callable[[SourceConfig, Any, str, str], Document | BadRecord]
+RecordReader: TypeAlias = "Callable[[SourceConfig, Any, str, str], Document | BadRecord]"
 """Makes a document of a record parsed by warcio: source, record, its place for people, identifier."""
 
 

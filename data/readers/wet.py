@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from datatrove.data import Document
+from typing import TYPE_CHECKING, Any
 
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.readers import READERS
 from tsugiki.data.readers.base import BadRecord, new_document
 from tsugiki.data.readers.warc import ArchiveReader, record_content, record_date
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
 
 
 @READERS.register("wet")

@@ -7,13 +7,13 @@ tokenizer is: that is what makes bits per byte comparable.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.errors import DataError
 
@@ -86,26 +86,4 @@ class CorpusIndex(StrictModel):
             if source is not None and entry.name != source:
                 continue
             for shard in entry.train if split == "train" else entry.heldout:
-                yield from read_jsonl_zst(corpus_dir / shard)
-
-
-def read_jsonl_zst(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream the records of a zstandard-compressed JSON-lines file.
-
-    Raises:
-        DataError: the file is missing, truncated or not JSON lines.
-    """
-    import orjson
-    import zstandard
-
-    line_number = 0
-    try:
-        with (
-            path.open("rb") as raw,
-            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
-        ):
-            for line in io.BufferedReader(stream, 1 << 20):
-                line_number += 1
-                yield orjson.loads(line)
-    except (OSError, zstandard.ZstdError, ValueError) as error:
-        raise DataError("unreadable shard", where=f"{path}, line {line_number + 1}", got=error) from error
+                yield from read_shard(corpus_dir / shard)

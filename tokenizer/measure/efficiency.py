@@ -270,9 +270,9 @@ def _lines_of(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise DataError("no such text file", where=path)
     if path.name.endswith(".jsonl.zst"):
-        from tsugiki.experiment.artefacts.corpus_index import read_jsonl_zst
+        from tsugiki.experiment.artefacts.shards import read_shard
 
-        for record in read_jsonl_zst(path):
+        for record in read_shard(path):
             yield from str(record.get("text", "")).splitlines()
         return
     number = 0

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource, read_jsonl_zst
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
 from tsugiki.experiment.progress import Progress
 from tsugiki.experiment.status import read_status
@@ -115,10 +116,10 @@ def test_truncated_shard_is_an_error_with_a_line(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"id": str(number), "text": "x" * 50}) + "\n" for number in range(2000))
     whole = zstandard.ZstdCompressor().compress(lines.encode())
     (tmp_path / "ok.jsonl.zst").write_bytes(whole)
-    assert len(list(read_jsonl_zst(tmp_path / "ok.jsonl.zst"))) == 2000
+    assert len(list(read_shard(tmp_path / "ok.jsonl.zst"))) == 2000
     (tmp_path / "bad.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"id": "1"}\n{"id": '))
     with pytest.raises(DataError, match=r"bad\.jsonl\.zst, line 3|bad\.jsonl\.zst, line 2"):
-        list(read_jsonl_zst(tmp_path / "bad.jsonl.zst"))
+        list(read_shard(tmp_path / "bad.jsonl.zst"))
 
 
 def test_corpus_index_round_trip_and_errors(tmp_path: Path) -> None:

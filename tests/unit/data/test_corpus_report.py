@@ -22,7 +22,7 @@ from tsugiki.data.config import ExtractionConfig, SourceConfig
 from tsugiki.data.dedup.duplicates import ExactFilter
 from tsugiki.data.dedup.lines import LINE_TYPE, LineCounter, host_hash, line_hash
 from tsugiki.data.report.corpus_page import TEMPLATE, corpus_page
-from tsugiki.experiment.artefacts.corpus_index import read_jsonl_zst
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.pages.corpus import Overview
 from tsugiki.experiment.pages.page import render
@@ -207,9 +207,7 @@ def test_samples_of_what_was_dropped_are_masked(tmp_path: Path) -> None:
     ]
     write_jsonl(tmp_path / "in/a.jsonl", [*records, {"body": "you@corp.org"}])
     run(config(tmp_path / "in"), tmp_path / "out")
-    samples = {
-        item["metadata"]["rule"]: item for item in read_jsonl_zst(tmp_path / "out/web/dropped.jsonl.zst")
-    }
+    samples = {item["metadata"]["rule"]: item for item in read_shard(tmp_path / "out/web/dropped.jsonl.zst")}
     assert samples["length.few_letters"]["text"] == "mail email@example.com, (000) 000-0000"
     assert "email@example.com" in samples["read.missing_field"]["text"]
     for name in ("report.json", "report.html"):

@@ -19,7 +19,8 @@ from tsugiki.data import corpus
 from tsugiki.data.common import executor as execution
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.passes.job_array import filter_pass
-from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, read_jsonl_zst
+from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
+from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.stage import StageContext
 
@@ -105,7 +106,7 @@ def test_documents_are_counted_kept_and_split(tmp_path: Path) -> None:
     assert train[0]["metadata"]["language"] == "en"
     assert train[0]["metadata"]["source"] == "web"
     assert sum(len(item["text"].encode()) for item in train) == source["train"]["bytes"]
-    dropped = list(read_jsonl_zst(tmp_path / "out/web/dropped.jsonl.zst"))
+    dropped = list(read_shard(tmp_path / "out/web/dropped.jsonl.zst"))
     assert {item["metadata"]["rule"] for item in dropped} == {"duplicate.text"}
     assert sum(source["histograms"]["language_share"].values()) == 84
     assert sum(source["histograms"]["characters"].values()) == 80

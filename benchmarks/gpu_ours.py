@@ -88,13 +88,13 @@ class Bench:
         """One optimizer step as in the training loop; returns its seconds."""
         from train_gpu import synchronize
 
-        from tsugiki.pretrain.training.trainer import _forward_step
+        from tsugiki.pretrain.training.step import forward_step
 
         synchronize(self.options.device)
         start = time.perf_counter()
         self.optimizer.zero_grad(self.wrapped)
         self.forward_backward(
-            forward_step_func=_forward_step,
+            forward_step_func=forward_step,
             data_iterator=iter(self.batches),
             model=self.wrapped[0],
             num_microbatches=len(self.batches),

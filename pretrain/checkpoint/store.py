@@ -318,7 +318,7 @@ class CheckpointStore:
         interval = self.milestone_interval
         return interval is not None and iteration > 0 and iteration % interval == 0
 
-    def newest_whole(self, at_most: int | None = None) -> tuple[int | None, list[str]]:
+    def newest_complete(self, at_most: int | None = None) -> tuple[int | None, list[str]]:
         """The newest checkpoint whose files have the recorded sizes and checksums.
 
         Where none is as old as asked for, the oldest.

@@ -25,7 +25,7 @@ def initialise(
 
     Args:
         world: this process.
-        parallel: the layout; its `data` is ignored, replicas fill the world.
+        parallel: the layout; its `data` is ignored, data-parallel ranks fill the world.
         seed: seed of the generators of every rank.
         store: rendezvous store; None = MASTER_ADDR and MASTER_PORT.
         timeout: how long a rank waits for the others.
@@ -58,7 +58,7 @@ def initialise(
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
-def owns_loss() -> bool:
+def is_logging_rank() -> bool:
     """Whether this rank reports: the first of the ranks that compute the loss."""
     return (
         parallel_state.is_pipeline_last_stage(ignore_virtual=True)
@@ -67,11 +67,16 @@ def owns_loss() -> bool:
     )
 
 
-def agree(flags: list[float]) -> list[float]:
-    """Every flag's largest value over all ranks, so that all of them act alike."""
-    values = torch.tensor(flags, dtype=torch.float64, device=torch.cuda.current_device())
+def all_reduce_max(numbers: list[float]) -> list[float]:
+    """Every number's largest value over all ranks, so that all of them act alike."""
+    values = torch.tensor(numbers, dtype=torch.float64, device=torch.cuda.current_device())
     torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
     return values.tolist()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    all_reduce_max([0.0])
 
 
 def finalize_gradients(
@@ -101,7 +106,7 @@ def finalize_gradients(
         model.scale_gradients(factor)
 
 
-def sum_over_replicas(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over data- and context-parallel ranks, then known to all pipeline stages."""
     torch.distributed.all_reduce(
         values, group=parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy
 import torch
@@ -25,7 +25,9 @@ from torch import Tensor
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.chat_tokens import unmark
+from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+from tsugiki.pretrain.training.run import Run
 
 _OPENING_THREADS = 1
 
@@ -115,6 +117,18 @@ class TrainingData:
             builder = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config)
             self._dataset: Any = builder.build()[0]
 
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The samples of a run."""
+        return cls(
+            run.mixture,
+            run.job.tokens_dir,
+            run.job.work_dir / "samples",
+            sequence_length=run.config.sequence_length,
+            samples=run.steps * run.config.global_batch,
+            seed=run.job.seed,
+        )
+
     def sample(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and loss mask of one sample, each [S]."""
         item = self._dataset[index]
@@ -173,6 +187,18 @@ class BatchLayout:
     reset_position_ids: bool = False
     reset_attention_mask: bool = False
     mask_end_of_document: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig, eod_id: int) -> Self:
+        """As the train section says."""
+        return cls(
+            micro_batch=config.micro_batch,
+            global_batch=config.global_batch,
+            eod_id=eod_id,
+            reset_position_ids=config.reset_position_ids,
+            reset_attention_mask=config.reset_attention_mask,
+            mask_end_of_document=config.mask_end_of_document,
+        )
 
     @property
     def micro_batches(self) -> int:
@@ -272,11 +298,12 @@ class BatchReader:
 
     def _batches(self, step: int) -> list[Batch]:
         layout = self._layout
-        replica = parallel_state.get_data_parallel_rank()
-        replicas = parallel_state.get_data_parallel_world_size()
+        data_rank = parallel_state.get_data_parallel_rank()
+        data_parallel_size = parallel_state.get_data_parallel_world_size()
         batches = []
         for micro in range(layout.micro_batches):
-            first = step * layout.global_batch + (micro * replicas + replica) * layout.micro_batch
+            number = micro * data_parallel_size + data_rank
+            first = step * layout.global_batch + number * layout.micro_batch
             samples = [self._data.sample(first + offset) for offset in range(layout.micro_batch)]
             batches.append(layout.build(*(torch.stack(part) for part in zip(*samples, strict=True))))
         return batches

@@ -1,13 +1,10 @@
-"""What a run reports: metrics.jsonl, the console, and the mixture's bits per byte."""
+"""The numbers of a run: what is summed up for a log line, and what a line is to the trackers."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
@@ -60,7 +57,7 @@ def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float
     return matrices + full, matrices + causal
 
 
-class Interval:
+class LogWindow:
     """Sums since the last log line.
 
     Args:
@@ -108,55 +105,6 @@ class Interval:
         return self.total / max(self.tokens, 1.0)
 
 
-class MetricsLog:
-    """Writes metric lines to metrics.jsonl, which the trackers are fed from, and lines to the console.
-
-    Args:
-        path: metrics.jsonl; lines after `step` are dropped, they belong to steps done again.
-        step: steps of the checkpoint that the run continues from.
-        total_steps: for the time left.
-    """
-
-    def __init__(self, path: Path, step: int, total_steps: int) -> None:
-        self._total = total_steps
-        self._begin = step
-        self._start = time.monotonic()
-        truncate(path, step)
-        self._stream = path.open("a", encoding="utf-8")
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        line = {**line, "seconds": round(time.time(), 3)}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-
-    def say(self, text: str) -> None:
-        """A line for the console."""
-        print(text, file=sys.stdout, flush=True)
-
-    def console_line(self, line: Mapping[str, Any]) -> str:
-        """One interval as a person wants to read it."""
-        step = int(line["step"])
-        elapsed = time.monotonic() - self._start
-        done = step - self._begin
-        left = (self._total - step) * elapsed / done if done else 0.0
-        share = line.get("throughput/mfu_full_attention")
-        return (
-            f"step {step:>{len(str(self._total))}}/{self._total}"
-            f"  loss {line['train/loss']:.4f}"
-            f"  bits/byte {line['train/bits_per_byte']:.4f}"
-            f"  lr {line['train/learning_rate']:.2e}"
-            f"  grad {line['train/grad_norm']:.3f}"
-            f"  {line['throughput/tokens_per_second']:,.0f} tok/s"
-            + (f"  MFU {share:.1%}" if share is not None else "")
-            + f"  {_clock(left)} left"
-        )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-
 def point_of(line: Mapping[str, Any]) -> Point:
     """A line of metrics.jsonl as the trackers take it."""
     return Point(int(line["step"]), int(line["seconds"] * 1000), numbers_of(line))
@@ -169,26 +117,3 @@ def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
         for key, value in line.items()
         if key not in _NOT_METRICS and isinstance(value, (int, float)) and math.isfinite(value)
     }
-
-
-def truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that was not written to its end."""
-    if not path.exists():
-        return
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if int(line["step"]) <= step:
-            kept.append(text + "\n")
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,11 +1,11 @@
-"""The line of metrics of an interval: loss, work done, share of the peak, memory, embedding rows."""
+"""The line of a log window: loss, work done, share of the peak, memory, embedding rows."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import psutil
 import torch
@@ -14,8 +14,9 @@ from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
-from tsugiki.pretrain.runtime.process_groups import agree
-from tsugiki.pretrain.training.metrics import Interval, data_sheet_peak, flops_per_token, tokens_per_byte
+from tsugiki.pretrain.runtime.process_groups import all_reduce_max
+from tsugiki.pretrain.training.metrics import LogWindow, data_sheet_peak, flops_per_token, tokens_per_byte
+from tsugiki.pretrain.training.run import Run
 
 _GPU_PRODUCT, _CPU_PRODUCT = 8192, 512
 """Width of the square product that measures a peak; 8192 is what published figures take."""
@@ -60,8 +61,8 @@ def memory() -> tuple[str, float]:
     return "memory/resident_bytes", float(psutil.Process(os.getpid()).memory_info().rss)
 
 
-class Observer:
-    """Puts the metrics of an interval together.
+class Throughput:
+    """Puts the line of a log window together.
 
     Args:
         spec: the model.
@@ -91,34 +92,48 @@ class Observer:
         self._phases, self._peak = phases, peak
         self._waited = 0.0
 
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """For a run; measures the peak where the configuration asks for it."""
+        config = run.config
+        return cls(
+            run.spec,
+            run.mixture,
+            config.sequence_length,
+            run.tokens_per_step,
+            run.world.size,
+            run.phases,
+            peak_flops(config.peak_tflops, config.precision),
+        )
+
     def line(
         self,
         step: int,
-        interval: Interval,
+        window: LogWindow,
         rate: float,
         phase: Phase,
         waited_seconds: float,
         norms: dict[str, float],
     ) -> dict[str, Any]:
-        """The line of an interval that ends with `step`; every rank calls this.
+        """The line of a window that ends with `step`; every rank calls this.
 
         Memory and the wait for data are those of the worst rank. FLOP/s are counted for the tokens that
         went through the model, masked ones included.
 
         Args:
             step: steps done.
-            interval: sums since the last line.
+            window: sums since the last line.
             rate: learning rate of the last step.
             phase: of the last step.
             waited_seconds: waited for data since the start, in all.
             norms: of the embedding rows.
         """
         memory_key, held = memory()
-        held, waited = agree([held, waited_seconds - self._waited])
+        held, waited = all_reduce_max([held, waited_seconds - self._waited])
         self._waited = waited_seconds
-        seconds = max(interval.seconds(), 1e-9)
-        per_second = interval.timed_steps * self._tokens_per_step / seconds
-        loss = interval.loss()
+        seconds = max(window.seconds(), 1e-9)
+        per_second = window.timed_steps * self._tokens_per_step / seconds
+        loss = window.loss()
         consumed = step * self._tokens_per_step
         line = {
             "step": step,
@@ -127,11 +142,11 @@ class Observer:
             "train/loss": loss,
             "train/bits_per_byte": loss * self._bits_per_nat,
             "train/learning_rate": rate,
-            "train/grad_norm": interval.norm,
+            "train/grad_norm": window.norm,
             "train/consumed_tokens": consumed,
             "throughput/tokens_per_second": per_second,
             "throughput/tokens_per_second_per_process": per_second / self._processes,
-            "throughput/step_seconds": seconds / max(interval.timed_steps, 1),
+            "throughput/step_seconds": seconds / max(window.timed_steps, 1),
             "throughput/data_wait_seconds": waited,
             memory_key: held,
             "phase/number": self._phases.index(phase) + 1,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -20,6 +21,10 @@ from megatron.core import parallel_state
 from tsugiki.experiment.artefacts.mixture import Mixture, TokenSource, load_document_bytes
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.training.batches import Batch, BatchLayout
+from tsugiki.pretrain.training.guard import Watchdog
+from tsugiki.pretrain.training.log import Log
+from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,9 @@ class Windows:
 
     def batches(self, layout: BatchLayout) -> list[Batch]:
         """The micro batches of this rank; all ranks get equally many, empty ones added."""
-        replica = parallel_state.get_data_parallel_rank()
-        replicas = parallel_state.get_data_parallel_world_size()
-        size = layout.micro_batch * replicas
+        data_rank = parallel_state.get_data_parallel_rank()
+        data_parallel_size = parallel_state.get_data_parallel_world_size()
+        size = layout.micro_batch * data_parallel_size
         rounds = -(-len(self.tokens) // size)
         # The interleaved pipeline schedule takes micro batches in groups of the pipeline's size.
         stages = parallel_state.get_pipeline_model_parallel_world_size()
@@ -115,7 +120,7 @@ class Windows:
         )
         batches = []
         for number in range(rounds):
-            first = (number * replicas + replica) * layout.micro_batch
+            first = (number * data_parallel_size + data_rank) * layout.micro_batch
             rows = slice(first, first + layout.micro_batch)
             batches.append(layout.build(tokens[rows], labels[rows], mask[rows]))
         return batches
@@ -123,3 +128,29 @@ class Windows:
     def bits_per_byte(self, total_loss: float) -> float | None:
         """From the sum of losses in nats; None for conversations."""
         return None if self.text.bytes is None else total_loss / math.log(2) / self.text.bytes
+
+
+def validate(run: Run, step: TrainingStep, number: int, log: Log, watchdog: Watchdog) -> None:
+    """Evaluate the held-out text after step `number`; every rank calls this."""
+    texts = read_heldout(run.mixture, run.job.tokens_dir, run.config.validation_bytes_per_language)
+    if not texts:
+        return
+    layout = BatchLayout.of(run.config, run.mixture.eod_id)
+    line: dict[str, Any] = {"step": number, "consumed_tokens": run.tokens(number)}
+    with step.evaluating():
+        for text in texts:
+            watchdog.alive()
+            windows = Windows.cut(text, run.config.sequence_length, run.mixture.bos_id)
+            total, tokens = step.evaluate(windows.batches(layout))
+            line[f"validation/loss/{text.language}"] = total / max(tokens, 1.0)
+            if (bits := windows.bits_per_byte(total)) is not None:
+                line[f"validation/bits_per_byte/{text.language}"] = bits
+    log.write(line)
+    for measure, unit in (("bits_per_byte", "bits/byte"), ("loss", "loss")):
+        shown = [
+            f"{text.language} {line[f'validation/{measure}/{text.language}']:.3f}"
+            for text in texts
+            if (text.bytes is None) == (measure == "loss")
+        ]
+        if shown:
+            log.say(f"step {number}/{run.steps}  held-out {unit}: {'  '.join(shown)}")

@@ -212,11 +212,11 @@ def run_schedule(case: dict[str, Any], wrapped: list[Any], after_forward: Any) -
     from megatron.core.parallel_state import get_context_parallel_world_size
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from tsugiki.pretrain.training import step as training_step
     from tsugiki.pretrain.training.batches import Batch, iterators
-    from tsugiki.pretrain.training.trainer import _forward_step
 
     def forward_step(data: Any, model: Any) -> Any:
-        result = _forward_step(data, model)
+        result = training_step.forward_step(data, model)
         after_forward(result[0])
         return result
 

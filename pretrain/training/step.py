@@ -1,0 +1,193 @@
+"""One step: forward and backward through the pipeline, gradient norm, update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from tsugiki.pretrain.checkpoint.store import TrainingState
+from tsugiki.pretrain.model.backend import acceleration_of
+from tsugiki.pretrain.model.gpt import build_model
+from tsugiki.pretrain.model.trainable import base_rows
+from tsugiki.pretrain.planning.schedule import Phase
+from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients
+from tsugiki.pretrain.training.batches import Batch, iterators
+from tsugiki.pretrain.training.freeze import RowControl
+from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
+from tsugiki.pretrain.training.row_norms import RowNorms
+from tsugiki.pretrain.training.run import Run
+
+
+class Gradients(NamedTuple):
+    """What a forward and backward pass gave; the same on every rank.
+
+    Attributes:
+        loss: mean cross entropy in nats.
+        tokens: that count in it.
+        norm: of the gradients, before clipping.
+    """
+
+    loss: float
+    tokens: float
+    norm: float
+
+
+class TrainingStep:
+    """Model chunks, gradient buffers and optimizer of one rank, and what a step does with them.
+
+    Args:
+        run: facts of the run.
+        checkpoint: complete checkpoint to go on from; None = the weights of the graft.
+    """
+
+    def __init__(self, run: Run, checkpoint: Path | None) -> None:
+        self.run = run
+        config = run.config
+        self.models = build_model(
+            run.spec,
+            config.parallel,
+            precision=config.precision,
+            recompute=config.recompute,
+            z_loss=config.z_loss,
+            acceleration=acceleration_of(config),
+        )
+        if checkpoint is None:
+            self._load_graft()
+        self.wrapped = wrap_models(self.models, distributed_optimizer=config.optimizer.distributed)
+        self.optimizer = Optimizer(config.optimizer, self.wrapped, config.precision)
+        self.state = TrainingState(self.models, self.optimizer.megatron, run.spec.vocabulary_size)
+        self.restored: dict[str, Any] = {} if checkpoint is None else self.load(checkpoint)
+        """What else the checkpoint keeps; empty at the start of a run."""
+        rows = run.spec.vocabulary_size
+        new_rows = (base_rows(run.job.graft_dir, rows), rows)
+        self._control_rows(new_rows)
+        self.norms = RowNorms(
+            self.optimizer.megatron,
+            self.models,
+            new_rows,
+            run.spec.tied_embeddings,
+            config.optimizer.distributed,
+        )
+        for model in self.models:
+            model.config.finalize_model_grads_func = finalize_gradients
+            model.config.grad_scale_func = self.optimizer.megatron.scale_loss
+            model.config.no_sync_func = (
+                [wrapped.no_sync for wrapped in self.wrapped]
+                if len(self.wrapped) > 1
+                else self.wrapped[0].no_sync
+            )
+        self._schedule = get_forward_backward_func()
+
+    # --- a step ----------------------------------------------------------------------------------
+
+    def gradients(self, batches: list[Batch]) -> Gradients:
+        """Forward and backward over the micro batches of this rank."""
+        self.optimizer.zero_grad(self.wrapped)
+        sums = all_reduce_sum(self._run_micro_batches(batches, forward_only=False))
+        total, tokens = sums.tolist()  # the host waits for the GPU here and for the norm, once a step
+        return Gradients(total / max(tokens, 1.0), tokens, self.optimizer.gradient_norm())
+
+    def update(self, learning_rate: float, gradients: Gradients) -> None:
+        """Let the optimizer use the gradients."""
+        self.optimizer.step(learning_rate, gradients.norm)
+
+    def enter(self, phase: Phase) -> None:
+        """Let only what the phase trains move."""
+        if self.optimizer.rows is not None:
+            self.optimizer.rows.select(phase.trains)
+
+    def evaluate(self, batches: list[Batch]) -> tuple[float, float]:
+        """Sum of losses in nats and tokens, without gradients; inside :meth:`evaluating`."""
+        total, tokens = (
+            float(value) for value in all_reduce_sum(self._run_micro_batches(batches, forward_only=True))
+        )
+        return total, tokens
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model evaluates in here."""
+        for model in self.models:
+            model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for model in self.models:
+                model.train()
+
+    def _run_micro_batches(self, batches: list[Batch], *, forward_only: bool) -> Tensor:
+        """Run the schedule; returns [sum of losses in nats, tokens], zeros off the last pipeline stage."""
+        data: Any = iterators(batches, len(self.wrapped))
+        reports = self._schedule(
+            forward_step_func=forward_step,
+            data_iterator=data if len(data) > 1 else data[0],
+            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
+            num_microbatches=len(batches),
+            seq_length=self.run.config.sequence_length,
+            micro_batch_size=self.run.config.micro_batch,
+            forward_only=forward_only,
+        )
+        if not reports:
+            return torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        return torch.stack(reports).sum(dim=0)
+
+    # --- weights and moments ---------------------------------------------------------------------
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Read weights and moments; returns what else the checkpoint keeps."""
+        common = self.state.load(checkpoint)
+        self.optimizer.prepare_state()
+        return common
+
+    def start_over(self) -> None:
+        """The weights of the graft and no moments."""
+        self._load_graft()
+        self.optimizer.forget()
+
+    def _load_graft(self) -> None:
+        TrainingState(self.models, None, self.run.spec.vocabulary_size).load(
+            self.run.job.graft_dir / "checkpoint", weights_only=True
+        )
+
+    def _control_rows(self, new_rows: tuple[int, int]) -> None:
+        """Let the phases decide what moves, where any of them or a multiplier asks for it."""
+        multiplier = self.run.config.optimizer.new_rows_learning_rate_multiplier
+        if multiplier == 1 and all(phase.trains == ("all",) for phase in self.run.phases):
+            return
+        self.optimizer.control_rows(
+            RowControl(
+                self.optimizer.megatron,
+                self.models,
+                self.run.spec.layers,
+                new_rows,
+                multiplier,
+                self.run.spec.tied_embeddings,
+            )
+        )
+
+
+def forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:
+    """Megatron's forward step: one micro batch through one model chunk."""
+    batch = next(data)
+    output = model(
+        input_ids=batch.tokens,
+        position_ids=None,
+        attention_mask=batch.boundaries,
+        labels=batch.labels,
+    )
+    return output, partial(_sum_losses, batch.loss_mask)
+
+
+def _sum_losses(loss_mask: Tensor, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What to minimise, tokens that count, and [sum of cross entropy, tokens] for the report."""
+    objective, entropy = output
+    tokens = loss_mask.sum()
+    report = torch.stack([(entropy.detach().double() * loss_mask).sum(), tokens.double()])
+    return (objective * loss_mask).sum(), tokens.to(torch.int), report

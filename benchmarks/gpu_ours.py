@@ -22,9 +22,9 @@ def acceleration_of(side: str, device: str) -> Any:
         return REFERENCE
     if device == "cpu":
         return Acceleration(fused_loss=True, accumulate=True, attention="fast")
-    tier: Any = {"ours-apex": "apex", "ours-te": "transformer_engine", "ours-te-fp8": "transformer_engine"}
+    backend: Any = {"ours-apex": "apex", "ours-te": "transformer_engine", "ours-te-fp8": "transformer_engine"}
     return resolve(
-        tier.get(side, "torch"),
+        backend.get(side, "torch"),
         precision="fp8" if side.endswith("fp8") else "bf16",
         gpu=True,
         compile=side != "ours-eager",

@@ -1,4 +1,4 @@
-"""Training speed on one GPU: ours in every tier that is installed, and transformers' Trainer, in one run.
+"""Training speed on one GPU: ours in every backend that is installed, and transformers' Trainer, in one run.
 
     python benchmarks/train_gpu.py --shape tinyllama-1.1b --out results.json
     python benchmarks/train_gpu.py --shape mistral-7b --layers 4 8 --vocabulary 32000 43176 --out results.json
@@ -44,7 +44,7 @@ SIDES = (
     "ours", "ours-eager", "ours-plain", "ours-apex", "ours-te", "ours-te-fp8",
     "trainer", "trainer-compile", "trainer-pure-bf16",
 )  # fmt: skip
-"""`ours` is tier torch, `ours-eager` the same without the compiler, `ours-plain` without any fast path.
+"""`ours` is backend torch, `ours-eager` the same without the compiler, `ours-plain` without any fast path.
 Trainer's model is in fp32 under autocast, as its `bf16=True` does; `pure-bf16` holds weights and moments in
 bf16: less memory and another result than the rest, which keep fp32 master weights."""
 _STATE = "driver_version,clocks.sm,clocks.mem,power.limit"

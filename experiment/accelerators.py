@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal
 
-Tier = Literal["torch", "apex", "transformer_engine"]
+Backend = Literal["torch", "apex", "transformer_engine"]
 """What the layers of training are made of; all compute the same function and read the same checkpoints."""
 INSTALL = "`bash slurm/environment.sh DIR` builds it from NVIDIA's source (docs/gpu.md)"
 
@@ -28,8 +28,8 @@ def has_apex_gradient_accumulation() -> bool:
     return _found("fused_weight_gradient_mlp_cuda")
 
 
-def best_tier() -> Tier:
-    """The fastest tier that is installed; meant for a machine with a GPU."""
+def best_backend() -> Backend:
+    """The fastest backend that is installed; meant for a machine with a GPU."""
     if has_transformer_engine():
         return "transformer_engine"
     return "apex" if has_nvidia_apex() else "torch"

@@ -66,7 +66,8 @@ values whose default is how the stage worked before the field was added. Such a 
 class FingerprintedAs:
     """``Annotated[Options, FingerprintedAs("old_name")]``: a field renamed since results were made with it.
 
-    The fingerprint keeps the earlier name and the earlier values, so those results stay valid.
+    The fingerprint keeps the earlier name and the earlier values, so those results stay valid. In a configuration
+    the earlier name is refused with the present one; that is all it does for a :data:`NotFingerprinted` field.
 
     Attributes:
         name: earlier name of the field; None where only values were renamed.
@@ -347,7 +348,8 @@ def _explain(model: type[BaseModel], raw: RawConfig, error: Mapping[str, Any]) -
         valid = sorted(_valid_keys(model, location[:-1]))
         key = str(location[-1])
         lines.append(f"unknown key '{dotted}'")
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        renamed = _renamed(model, location[:-1]).get(key)
+        near = [renamed] if renamed else difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
         if near:
             lines.append(f"  fix:      did you mean '{near[0]}'?")
         if valid:
@@ -411,12 +413,26 @@ def _annotations_at(model: Any, location: Location) -> list[Any]:
     return current
 
 
-def _valid_keys(model: type[BaseModel], location: Location) -> set[str]:
+def _fields_at(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
     return {
-        name
+        name: info
         for annotation in _annotations_at(model, location)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        for name in annotation.model_fields
+        for name, info in annotation.model_fields.items()
+    }
+
+
+def _valid_keys(model: type[BaseModel], location: Location) -> set[str]:
+    return set(_fields_at(model, location))
+
+
+def _renamed(model: type[BaseModel], location: Location) -> dict[str, str]:
+    """Present names of the keys at a location by their earlier ones."""
+    return {
+        mark.name: name
+        for name, info in _fields_at(model, location).items()
+        for mark in info.metadata
+        if isinstance(mark, FingerprintedAs) and mark.name is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""What this machine has: packages, accelerator tier, commands; and how to get what is missing."""
+"""What this machine has: packages, accelerator backend, commands; and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REQUIRED = (
     "torch", "megatron-core", "transformers", "sentencepiece", "datatrove", "mlflow", "safetensors", "psutil",
     "pycld2",
 )  # fmt: skip
-_TIERS: dict[accelerators.Tier, str] = {
+_BACKENDS: dict[accelerators.Backend, str] = {
     "torch": "torch: flash attention, compiled norm, activation and loss, gradients added in the product",
     "apex": "apex: its norms, gradient accumulation and optimizer; the rest as torch",
     "transformer_engine": "transformer_engine: its linear layers (bf16, fp8), optimizer; the rest as torch",
@@ -70,7 +70,7 @@ def _commands() -> list[Check]:
 
 
 def accelerator() -> list[Check]:
-    """Device, the tier that ``train.tier: auto`` takes on it, and which accelerators are installed."""
+    """Device, the backend that ``train.backend: auto`` takes on it, and which accelerators are installed."""
     try:
         import torch
     except ImportError:
@@ -79,11 +79,11 @@ def accelerator() -> list[Check]:
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
         count, cuda = torch.cuda.device_count(), torch.version.cuda
         device = f"{count} x {', '.join(sorted(names))}, CUDA {cuda}"
-        tier = _TIERS[accelerators.best_tier()]
+        backend = _BACKENDS[accelerators.best_backend()]
     else:
         device = "CPU (gloo): right for tests and the quick start; no CUDA device found"
-        tier = "plain torch, as always on a CPU"
-    return [Check("device", "ok", device), Check("tier", "ok", tier), *_optional()]
+        backend = "plain torch, as always on a CPU"
+    return [Check("device", "ok", device), Check("backend", "ok", backend), *_optional()]
 
 
 def _optional() -> list[Check]:

@@ -211,7 +211,7 @@ def train_config(config: ScratchConfig) -> TrainConfig:
             warmup_tokens=min(int(config.train_tokens * config.warmup_fraction), steps * tokens_per_step - 1),
         ),
         save_interval_steps=steps,
-        keep_checkpoints=1,
+        keep_last_checkpoints=1,
         log_interval_steps=max(steps // _LOGS_PER_RUN, 1),
         validation_interval_steps=steps,
         validation_bytes_per_language=_HELDOUT_BYTES,

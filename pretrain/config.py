@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, StrictModel
 from tsugiki.experiment.family import family_names, find_family
 
 
@@ -132,7 +132,7 @@ class ParallelConfig(StrictModel):
     context: int = Field(default=1, ge=1)
     """Context parallelism: processes that share one sequence; 2 x context divides sequence_length."""
     data: int | None = Field(default=None, ge=1)
-    """Data parallelism: replicas. Null = whatever the processes started by Slurm or torchrun leave
+    """Data parallelism: copies of the model. Null = whatever the processes started by Slurm or torchrun leave
     over, and 1 where the stage starts its processes itself."""
     sequence: bool = False
     """Sequence parallelism: norms and dropouts divided along the sequence; needs tensor > 1."""
@@ -230,7 +230,7 @@ class AnomalyConfig(StrictModel):
     and skips the data from there to the anomaly; `stop` ends the training with an error."""
     rollback_steps: int = Field(default=1, ge=1)
     """`rollback` goes back this many steps at least, to the newest checkpoint that is old enough: the weights
-    may have been harmed before the loss showed it. Keep enough checkpoints (keep_checkpoints)."""
+    may have been harmed before the loss showed it. Keep enough of them (keep_last_checkpoints)."""
     spike_factor: float | None = Field(default=None, gt=1)
     """A loss above this multiple of the median of recent losses is an anomaly; null = only NaN and Inf."""
     window_steps: int = Field(default=32, ge=4)
@@ -255,7 +255,9 @@ class TrainConfig(StrictModel):
     a GPU that has it."""
     fp8_recipe: Literal["tensorwise", "blockwise", "delayed"] = "tensorwise"
     """Scaling of fp8 products: by each tensor's current maximum, by blocks, or by past maxima."""
-    tier: Annotated[Literal["auto", "torch", "apex", "transformer_engine"], NotFingerprinted] = "auto"
+    backend: Annotated[
+        Literal["auto", "torch", "apex", "transformer_engine"], NotFingerprinted, FingerprintedAs("tier")
+    ] = "auto"
     """What the layers are made of on a GPU; auto = the fastest one installed. Checkpoints are the same."""
     compile: Annotated[bool, NotFingerprinted] = True
     """Let torch's compiler make norm, activation, rotation and loss kernels; only on a GPU."""
@@ -277,12 +279,16 @@ class TrainConfig(StrictModel):
     """Recompute activations in the backward pass: `selective` only core attention, `full` whole layers."""
     save_interval_steps: Annotated[int, NotFingerprinted] = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: Annotated[int, NotFingerprinted] = Field(default=2, ge=1)
+    keep_last_checkpoints: Annotated[int, NotFingerprinted, FingerprintedAs("keep_checkpoints")] = Field(
+        default=2, ge=1
+    )
     """Newest checkpoints kept."""
     asynchronous_checkpoints: Annotated[Literal["auto"] | bool, NotFingerprinted] = "auto"
     """Write checkpoints in the background while training goes on, from a copy in host memory; auto = with a
-    GPU. A checkpoint becomes the latest only when it is whole, at the end of a later step."""
-    milestone_interval_steps: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
+    GPU. A checkpoint becomes the latest only when it is complete, at the end of a later step."""
+    keep_checkpoints_every_steps: Annotated[
+        int | None, NotFingerprinted, FingerprintedAs("milestone_interval_steps")
+    ] = Field(default=None, ge=1)
     """Checkpoints at multiples of this are kept for ever; a multiple of save_interval_steps."""
     log_interval_steps: Annotated[int, NotFingerprinted] = Field(default=10, ge=1)
     """Steps between log lines."""
@@ -303,11 +309,11 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        replicas = self.micro_batch * (self.parallel.data or 1)
-        if self.global_batch % replicas:
+        sequences = self.micro_batch * (self.parallel.data or 1)
+        if self.global_batch % sequences:
             raise ValueError(
                 f"global_batch {self.global_batch} must be a multiple of micro_batch x parallel.data = "
-                f"{replicas}"
+                f"{sequences}"
             )
         if self.sequence_length % (2 * self.parallel.context) and self.parallel.context > 1:
             raise ValueError(
@@ -321,11 +327,11 @@ class TrainConfig(StrictModel):
             )
         if isinstance(self.peak_tflops, float) and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be positive, or `measured`, got {self.peak_tflops}")
-        if self.milestone_interval_steps is not None and (
-            self.milestone_interval_steps % self.save_interval_steps
+        if self.keep_checkpoints_every_steps is not None and (
+            self.keep_checkpoints_every_steps % self.save_interval_steps
         ):
             raise ValueError(
-                f"milestone_interval_steps {self.milestone_interval_steps} must be a multiple of "
+                f"keep_checkpoints_every_steps {self.keep_checkpoints_every_steps} must be a multiple of "
                 f"save_interval_steps {self.save_interval_steps}"
             )
         ends = [phase.until_tokens for phase in self.phases]

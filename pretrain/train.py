@@ -59,10 +59,12 @@ def _train(
             "no weights to start from", where=graft / "checkpoint", fix="run `tsugiki graft CONFIG` first"
         )
     world = World.from_environment()
-    replicas = config.parallel.data or (1 if world is None else world.size // config.parallel.model_processes)
-    check(config, spec, max(replicas, 1))
+    data_parallel_size = config.parallel.data or (
+        1 if world is None else world.size // config.parallel.model_processes
+    )
+    check(config, spec, max(data_parallel_size, 1))
     check_schedule(config, mixture.total_tokens)
-    if config.tier != "auto" or config.precision == "fp8":
+    if config.backend != "auto" or config.precision == "fp8":
         from tsugiki.pretrain.model.backend import acceleration_of
 
         acceleration_of(config)
@@ -81,7 +83,7 @@ def _train(
             if (graft / name).is_file():
                 shutil.copyfile(graft / name, output_dir / name)
     if world is None:
-        processes = config.parallel.model_processes * replicas
+        processes = config.parallel.model_processes * data_parallel_size
     else:
         check_world(config.parallel.model_processes, config.parallel.data, world.size)
         processes = world.size

@@ -29,7 +29,7 @@ Answers = Literal["continued", "separate"]
 _BEGIN, _END, _SHIELD = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile("[\ufdd0-\ufdd2]")
 IGNORED_LABEL = -100
-"""Label of a token that is not learned, as transformers and torch's cross entropy name it."""
+"""Label of a token that does not count in the loss, as transformers and torch's cross entropy name it."""
 
 
 class TextEncoder(Protocol):
@@ -49,14 +49,14 @@ class Segment:
     Attributes:
         text: the text, or the special token's.
         special: it is one special token.
-        learned: the assistant said it.
+        counts: in the loss; the assistant said it.
         fresh: it begins the text or follows a special token.
         answer: it is the first piece of an answer.
     """
 
     text: str
     special: bool
-    learned: bool
+    counts: bool
     fresh: bool
     answer: bool = False
 
@@ -67,17 +67,17 @@ class EncodedChat:
 
     Attributes:
         ids: token ids.
-        learned: 1 where the token is to be learned, as SeaLLM's token_type_ids.
+        loss_mask: 1 where the token counts in the loss, as SeaLLM's token_type_ids.
     """
 
     ids: list[int]
-    learned: list[int]
+    loss_mask: list[int]
 
     @property
     def labels(self) -> list[int]:
-        """The ids, with -100 in place of what is not learned."""
-        pairs = zip(self.ids, self.learned, strict=True)
-        return [token if learned else IGNORED_LABEL for token, learned in pairs]
+        """The ids, with -100 in place of what does not count in the loss."""
+        pairs = zip(self.ids, self.loss_mask, strict=True)
+        return [token if counts else IGNORED_LABEL for token, counts in pairs]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class ChatTemplate:
         template = cls(source, bos_token, eos_token, tuple(special_tokens), answers, str(path))
         if not re.search(r"{%-?\s*generation\b", source):
             raise ConfigError(
-                "the chat template does not mark what the assistant says, so nothing would be learned",
+                "the chat template does not mark what the assistant says, so nothing would count in the loss",
                 where=path,
                 expected="{% generation %}...{% endgeneration %} around the assistant's text",
             )
@@ -145,17 +145,17 @@ class ChatTemplate:
             DataError: as :meth:`render`.
         """
         found: list[Segment] = []
-        learned, fresh, answer = False, True, False
+        counts, fresh, answer = False, True, False
         for piece in self._cut.split(self._render(messages, add_generation_prompt)):
             if piece == _BEGIN:
-                learned = answer = True
+                counts = answer = True
             elif piece == _END:
-                learned = answer = False
+                counts = answer = False
             elif piece in self._specials:
-                found.append(Segment(piece, True, learned, fresh))
+                found.append(Segment(piece, True, counts, fresh))
                 fresh, answer = True, False
             elif text := piece.replace(_SHIELD, ""):
-                found.append(Segment(text, False, learned, fresh, answer))
+                found.append(Segment(text, False, counts, fresh, answer))
                 fresh = answer = False
         return found
 
@@ -167,7 +167,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
     ) -> EncodedChat:
-        """The conversation as ids with the mask of what is learned.
+        """The conversation as ids with the loss mask.
 
         Args:
             messages: ``{"role", "content"}`` in OpenAI's form.
@@ -195,7 +195,7 @@ class ChatTemplate:
             else:
                 new = encoder.encode_continuation(segment.text)
             ids += new
-            mask += [int(segment.learned)] * len(new)
+            mask += [int(segment.counts)] * len(new)
         return EncodedChat(ids, mask)
 
     @cached_property

@@ -1,9 +1,9 @@
-"""Conversations in Megatron's indexed datasets: which tokens are learned travels in the sign.
+"""Conversations in Megatron's indexed datasets: the loss mask travels in the sign.
 
-A dataset holds one number per token. A token that is not learned is stored as ``-1 - id``, so the mask
+A dataset holds one number per token. A token that does not count in the loss is stored as ``-1 - id``, so the mask
 needs no second file, survives shuffling, packing and blending, and costs nothing: text sources have no
 negative numbers. The ids must be stored signed (int32). Id 0, the unknown token, becomes -1, which the
-training data take for padding; a padding token is not learned either, so nothing is lost.
+training data take for padding; a padding token does not count either, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class ChatConfig(StrictModel):
     own, with SentencePiece's dummy prefix, as BiLLa was trained."""
 
 
-def mark(token: int, learned: int | bool) -> int:
-    """What is stored for a token."""
-    return token if learned else -1 - token
+def mark(token: int, counts: int | bool) -> int:
+    """What is stored for a token that counts in the loss, or does not."""
+    return token if counts else -1 - token
 
 
 def unmark(tokens: Any) -> tuple[Any, Any]:
-    """Ids and which of them are learned, from stored numbers.
+    """Ids and loss mask, from stored numbers.
 
     Args:
         tokens: a torch tensor or numpy array of any shape.
 
     Returns:
-        Two of the same kind and shape: ids, and True where learned.
+        Two of the same kind and shape: ids, and the loss mask: True where the token counts.
     """
-    learned = tokens >= 0
+    loss_mask = tokens >= 0
     # -1 - x for negative x is its bitwise complement: x ^ -1. Arithmetic keeps both libraries happy.
-    return tokens * learned + (-1 - tokens) * ~learned, learned
+    return tokens * loss_mask + (-1 - tokens) * ~loss_mask, loss_mask
 
 
 class ChatEncoder:
@@ -107,19 +107,19 @@ class ChatEncoder:
         """A conversation as it is stored, the end-of-document token last.
 
         Where the template ends with that token it is not written twice; where it does not, the one added
-        is not learned.
+        does not count in the loss.
 
         Raises:
             DataError: malformed messages, or a conversation without an answer to learn.
         """
         encoded = self.template.encode(messages, self._encoder, self._special_ids)
-        if not any(encoded.learned):
+        if not any(encoded.loss_mask):
             raise DataError(
                 "a conversation without an answer",
                 got=f"roles {', '.join(str(message.get('role')) for message in messages)}",
                 expected="at least one message of the assistant",
             )
-        stored = [mark(*pair) for pair in zip(encoded.ids, encoded.learned, strict=True)]
+        stored = [mark(*pair) for pair in zip(encoded.ids, encoded.loss_mask, strict=True)]
         if encoded.ids[-1] != self._end_id:
             stored.append(mark(self._end_id, False))
         return stored

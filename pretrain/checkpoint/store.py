@@ -1,9 +1,9 @@
-"""Checkpoints: Megatron's distributed format, written by the training processes, whole or not at all.
+"""Checkpoints: Megatron's distributed format, written by the training processes, complete or not at all.
 
     checkpoints/
-      latest.json              {"iteration": 500}; moves only when iter_0000500 is whole
+      latest.json              {"iteration": 500}; moves only when iter_0000500 is complete
       iter_0000500/
-        checkpoint.json        written last: marks the directory whole; sizes and sha256 of its files
+        checkpoint.json        written last: marks the directory complete; sizes and sha256 of its files
         .metadata *.distcp     tensors and objects (torch.distributed.checkpoint)
         common.pt metadata.json
 
@@ -181,8 +181,8 @@ class CheckpointStore:
 
     Args:
         directory: `train/checkpoints`.
-        keep: newest checkpoints kept.
-        milestone_interval: iterations at whose multiples checkpoints are kept for ever; None = none.
+        keep_last: newest checkpoints kept.
+        keep_every: iterations at whose multiples checkpoints are kept for ever; None = none.
         asynchronous: write in the background.
         timeout: how long a rank that has written in the background waits for the others; None =
             torch's default.
@@ -191,15 +191,15 @@ class CheckpointStore:
     def __init__(
         self,
         directory: Path,
-        keep: int,
-        milestone_interval: int | None,
+        keep_last: int,
+        keep_every: int | None,
         *,
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
         self.directory = directory
-        self.keep = keep
-        self.milestone_interval = milestone_interval
+        self.keep_last = keep_last
+        self.keep_every = keep_every
         self.asynchronous = asynchronous
         self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if asynchronous else None
         self._unfinished: Write | None = None
@@ -228,7 +228,7 @@ class CheckpointStore:
         Args:
             iteration: steps done.
             state: model and optimizer.
-            common: what else is needed to go on (ledger, generator states).
+            common: what else is needed to go on (progress, generator states).
             facts: what checkpoint.json tells readers (tokens, layout).
 
         Raises:
@@ -304,19 +304,19 @@ class CheckpointStore:
         return SavedCheckpoint(write.iteration, write.blocking_seconds + now - waiting, now - write.started)
 
     def _prune(self, newest: int) -> None:
-        kept = [item for item in self.iterations() if not self._is_milestone(item)][: self.keep]
+        kept = [item for item in self.iterations() if not self._is_kept_for_ever(item)][: self.keep_last]
         for entry in self.directory.glob("iter_*"):
             number = entry.name.removeprefix("iter_")
             iteration = int(number) if number.isdigit() else -1
-            if iteration in kept or iteration > newest or self._is_milestone(iteration):
+            if iteration in kept or iteration > newest or self._is_kept_for_ever(iteration):
                 continue
-            # The mark goes first: a directory that is half deleted must not look whole.
+            # The mark goes first: a directory that is half deleted must not look complete.
             (entry / MARK_NAME).unlink(missing_ok=True)
             shutil.rmtree(entry, ignore_errors=True)
 
-    def _is_milestone(self, iteration: int) -> bool:
-        interval = self.milestone_interval
-        return interval is not None and iteration > 0 and iteration % interval == 0
+    def _is_kept_for_ever(self, iteration: int) -> bool:
+        every = self.keep_every
+        return every is not None and iteration > 0 and iteration % every == 0
 
     def newest_complete(self, at_most: int | None = None) -> tuple[int | None, list[str]]:
         """The newest checkpoint whose files have the recorded sizes and checksums.
@@ -332,7 +332,7 @@ class CheckpointStore:
             Its iteration (None when none was ever finished) and what was found wrong with newer ones.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is whole, or one cannot be read: to begin anew
+            CheckpointError: there are checkpoints, but none is complete, or one cannot be read: to begin anew
                 would throw away what was trained.
         """
         problems: list[str] = []
@@ -360,7 +360,7 @@ class CheckpointStore:
             problems.append(f"checkpoint of step {iteration} is damaged ({fault})")
         if found or ever_saved:
             raise CheckpointError(
-                "no checkpoint of this training is whole",
+                "no checkpoint of this training is complete",
                 where=self.directory,
                 got="\n".join(problems) or f"{LATEST_NAME}, but no directory with a {MARK_NAME}",
                 expected="a checkpoint whose files have the sizes and checksums of its checkpoint.json",
@@ -386,7 +386,7 @@ class CheckpointStore:
                     return f"{name} does not have its checksum", True
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             return f"{type(error).__name__}: {error}", True
-        except OSError as error:  # EIO, ESTALE, EACCES: the files may be whole
+        except OSError as error:  # EIO, ESTALE, EACCES: the files may be complete
             return f"{type(error).__name__}: {error}", False
         return "", False
 

@@ -170,7 +170,7 @@ def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel],
         "training deleted the checkpoint while it was read",
         where=path,
         got="no longer there" if iteration is None else f"step {iteration} is no longer there",
-        fix="set train.keep_checkpoints higher, or train.milestone_interval_steps, which keeps some for ever",
+        fix="set train.keep_last_checkpoints higher, or train.keep_checkpoints_every_steps, which keeps some for ever",
     )
 
 

@@ -1,6 +1,6 @@
 """Which layers and kernels a run is made of.
 
-| tier | norm | linear layers | attention | weight gradients | optimizer |
+| backend | norm | linear layers | attention | weight gradients | optimizer |
 |---|---|---|---|---|---|
 | reference (a CPU) | torch | Megatron | SDPA | torch | torch AdamW |
 | torch | compiled | Megatron | SDPA (flash), flex_attention | torch, into the buffer | torch fused AdamW |
@@ -22,8 +22,8 @@ import torch
 
 from tsugiki.experiment.accelerators import (
     INSTALL,
-    Tier,
-    best_tier,
+    Backend,
+    best_backend,
     has_apex_gradient_accumulation,
     has_nvidia_apex,
     has_transformer_engine,
@@ -40,7 +40,7 @@ class Acceleration:
     """What is fast in a run. The default is the plain path, which a CPU takes.
 
     Attributes:
-        tier: what norm and linear layers are made of.
+        backend: what norm and linear layers are made of.
         compile: norm, rotation, activation and loss through torch's compiler.
         fused_loss: output layer and loss in one.
         accumulate: weight gradients are added to Megatron's buffers by the matrix product.
@@ -49,7 +49,7 @@ class Acceleration:
         fp8_recipe: scaling of fp8 products; None = bf16 or fp32.
     """
 
-    tier: Tier = "torch"
+    backend: Backend = "torch"
     compile: bool = False
     fused_loss: bool = False
     accumulate: bool = False
@@ -61,7 +61,7 @@ REFERENCE = Acceleration()
 
 
 def resolve(
-    tier: Literal["auto"] | Tier,
+    backend: Literal["auto"] | Backend,
     *,
     precision: Precision,
     gpu: bool,
@@ -71,19 +71,19 @@ def resolve(
     """What a run uses.
 
     Args:
-        tier: `auto` takes the best one installed.
+        backend: `auto` takes the best one installed.
         precision: fp8 needs transformer-engine.
         gpu: whether there is a CUDA device; without one everything is plain.
         compile: let torch's compiler make the small kernels.
         fp8_recipe: used with precision fp8.
 
     Raises:
-        ConfigError: a tier that is not installed or cannot run here, or fp8 without transformer-engine.
+        ConfigError: a backend that is not installed or cannot run here, or fp8 without transformer-engine.
     """
     if not gpu:
-        if tier not in ("auto", "torch"):
+        if backend not in ("auto", "torch"):
             raise ConfigError(
-                "this tier needs a GPU", where="train.tier", got=tier, fix="set train.tier: auto"
+                "this backend needs a GPU", where="train.backend", got=backend, fix="set train.backend: auto"
             )
         if precision == "fp8":
             raise ConfigError(
@@ -94,12 +94,12 @@ def resolve(
             )
         return REFERENCE
     there = {"torch": True, "apex": has_nvidia_apex(), "transformer_engine": has_transformer_engine()}
-    chosen: Tier = best_tier() if tier == "auto" else tier
+    chosen: Backend = best_backend() if backend == "auto" else backend
     if not there[chosen]:
         raise ConfigError(
-            "this tier is not installed",
-            where="train.tier",
-            got=tier,
+            "this backend is not installed",
+            where="train.backend",
+            got=backend,
             expected=" or ".join(["auto", *(name for name, found in there.items() if found)]),
             fix=INSTALL,
         )
@@ -107,13 +107,13 @@ def resolve(
         raise ConfigError(
             "fp8 needs transformer-engine layers",
             where="train.precision",
-            got=f"fp8 with tier {chosen}",
-            expected="tier transformer_engine, which "
+            got=f"fp8 with backend {chosen}",
+            expected="backend transformer_engine, which "
             + ("is installed" if there["transformer_engine"] else "is not installed"),
             fix="set train.precision: bf16, or install it: " + INSTALL,
         )
     return Acceleration(
-        tier=chosen,
+        backend=chosen,
         compile=compile,
         fused_loss=True,
         accumulate=True,
@@ -125,7 +125,7 @@ def resolve(
 def acceleration_of(config: TrainConfig) -> Acceleration:
     """What the train section asks for on this machine; raises as :func:`resolve`."""
     return resolve(
-        config.tier,
+        config.backend,
         precision=config.precision,
         gpu=has_gpu(),
         compile=config.compile,
@@ -134,36 +134,36 @@ def acceleration_of(config: TrainConfig) -> Acceleration:
 
 
 def prepare_megatron(acceleration: Acceleration) -> None:
-    """Give Megatron the optimizer and the gradient accumulation of the tier.
+    """Give Megatron the optimizer and the gradient accumulation of the backend.
 
     It decides both by what can be imported, whatever the layers are made of.
     """
     import megatron.core.optimizer as optimizers
     import megatron.core.tensor_parallel.layers as layers
 
-    adam, is_torch = _adam(acceleration.tier)
+    adam, is_torch = _adam(acceleration.backend)
     optimizers.Adam = adam
     optimizers.USING_PYTORCH_OPTIMIZER = is_torch
     if acceleration.accumulate:
-        layers.fused_weight_gradient_mlp_cuda = _gradient_accumulation(acceleration.tier)
+        layers.fused_weight_gradient_mlp_cuda = _gradient_accumulation(acceleration.backend)
         layers._grad_accum_fusion_available = True
 
 
-def _adam(tier: Tier) -> tuple[Any, bool]:
+def _adam(backend: Backend) -> tuple[Any, bool]:
     """The optimizer class, and whether it is torch's."""
-    if tier == "transformer_engine":
+    if backend == "transformer_engine":
         from transformer_engine.pytorch.optimizers import FusedAdam
 
         return FusedAdam, False
-    if tier == "apex":
+    if backend == "apex":
         from apex.optimizers import FusedAdam
 
         return FusedAdam, False
     return torch.optim.AdamW, True
 
 
-def _gradient_accumulation(tier: Tier) -> ModuleType | type:
-    if tier == "apex" and has_apex_gradient_accumulation():
+def _gradient_accumulation(backend: Backend) -> ModuleType | type:
+    if backend == "apex" and has_apex_gradient_accumulation():
         return importlib.import_module("fused_weight_gradient_mlp_cuda")
     from tsugiki.pretrain.model.kernels import TorchGradientAccumulation
 

@@ -80,7 +80,7 @@ class TrainingModel(GPTModel):
         return objective, entropy
 
     def sharded_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """With empty extra state, as plain layers have it: checkpoints of all tiers are alike.
+        """With empty extra state, as plain layers have it: checkpoints of all backends are alike.
 
         transformer-engine's is the history of fp8 scales; its delayed recipe builds it anew in a few steps.
         """
@@ -187,12 +187,12 @@ def _gelu_tanh(value: Tensor) -> Tensor:
 
 
 def layer_spec(spec: ModelSpec, acceleration: Acceleration) -> Any:
-    """Megatron's specification of a layer: its modules for a tier, with our attention core in each.
+    """Megatron's specification of a layer: its modules for a backend, with our attention core in each.
 
-    Norm weights have the same names in the checkpoints of all tiers: transformer-engine's, since the
+    Norm weights have the same names in the checkpoints of all backends: transformer-engine's, since the
     plain layers' specification maps theirs to them.
     """
-    if acceleration.tier == "transformer_engine":
+    if acceleration.backend == "transformer_engine":
         layer = get_gpt_layer_with_transformer_engine_spec()
     else:
         layer = get_gpt_layer_local_spec(normalization="RMSNorm")

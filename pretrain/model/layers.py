@@ -60,7 +60,7 @@ class RMSNorm(torch.nn.Module):
 
 def _norm_function(acceleration: Acceleration) -> Callable[..., Any]:
     """[..., h], weight [h] and epsilon to [..., h]."""
-    if acceleration.tier == "apex":
+    if acceleration.backend == "apex":
         from apex.normalization.fused_layer_norm import fused_rms_norm_affine
 
         def fused(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -127,9 +127,9 @@ def training_work(
     per_parameter = 12 if train.precision == "fp32" else 14
     weights = spec.parameters * (4 if train.precision == "fp32" else 2)
     checkpoint = spec.parameters * per_parameter
-    milestones = steps // train.milestone_interval_steps if train.milestone_interval_steps else 0
+    kept_for_ever = steps // train.keep_checkpoints_every_steps if train.keep_checkpoints_every_steps else 0
     # While a new checkpoint is written the oldest is still there.
-    kept = min(train.keep_checkpoints + 1, -(-steps // train.save_interval_steps)) + milestones
+    kept = min(train.keep_last_checkpoints + 1, -(-steps // train.save_interval_steps)) + kept_for_ever
     return Work(
         tokens=tokens,
         steps=steps,

@@ -133,8 +133,8 @@ class TrainingData:
         """Tokens, labels and loss mask of one sample, each [S]."""
         item = self._dataset[index]
         tokens, _ = unmark(item["tokens"])
-        labels, learned = unmark(item["labels"])
-        return tokens, labels, item["loss_mask"] * learned
+        labels, counts = unmark(item["labels"])
+        return tokens, labels, item["loss_mask"] * counts
 
     def samples_by_source(self, first: int, end: int) -> dict[str, int]:
         """How many of the samples first ... end - 1 come from each source."""

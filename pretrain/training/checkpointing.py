@@ -18,8 +18,8 @@ def open_store(run: Run) -> CheckpointStore:
     background = config.asynchronous_checkpoints
     return CheckpointStore(
         run.job.checkpoints_dir,
-        config.keep_checkpoints,
-        config.milestone_interval_steps,
+        config.keep_last_checkpoints,
+        config.keep_checkpoints_every_steps,
         asynchronous=has_gpu() if background == "auto" else background,
         timeout=collective_timeout(config.watchdog_seconds),
     )

@@ -96,8 +96,8 @@ class Windows:
         padded[: len(stream)] = stream
         mask = torch.zeros(count * sequence_length)
         mask[: len(stream) - 1] = 1.0
-        padded, learned = unmark(padded)
-        mask *= learned[1:]
+        padded, counts = unmark(padded)
+        mask *= counts[1:]
         labels = padded[1:]
         if bos_id is not None:
             mask[labels == bos_id] = 0.0

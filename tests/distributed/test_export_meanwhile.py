@@ -33,7 +33,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def every_step(case: Path) -> Path:
     """The same training, undisturbed, that keeps the checkpoint of every step."""
-    train(case, case / "every-step", save_interval_steps=1, keep_checkpoints=STEPS)
+    train(case, case / "every-step", save_interval_steps=1, keep_last_checkpoints=STEPS)
     return case / "every-step"
 
 
@@ -51,7 +51,7 @@ def test_exports_during_training_are_exactly_one_checkpoint(
 
     monkeypatch.setattr("tsugiki.pretrain.conversion.export_hf.write_export", recorded)
     output = tmp_path / "train"
-    settings = {"keep_checkpoints": 1, "asynchronous_checkpoints": asynchronous}
+    settings = {"keep_last_checkpoints": 1, "asynchronous_checkpoints": asynchronous}
     training = threading.Thread(
         target=train, args=(case, output), kwargs={"save_interval_steps": 1, **settings}
     )
@@ -107,7 +107,7 @@ def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_newest(
 
     with pytest.raises(CheckpointError, match="deleted the checkpoint") as raised:
         while_whole(train_dir, 7, delete)
-    assert "train.keep_checkpoints" in str(raised.value)
+    assert "train.keep_last_checkpoints" in str(raised.value)
 
 
 def test_a_checkpoint_written_anew_while_it_is_read_is_read_again(every_step: Path, tmp_path: Path) -> None:

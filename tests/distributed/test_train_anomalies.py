@@ -115,7 +115,7 @@ def test_rolling_back_loses_only_the_data_since_then(
         anomalies={"action": "rollback", "rollback_steps": back},
         asynchronous_checkpoints=back == 4,
         save_interval_steps=2,
-        keep_checkpoints=99,
+        keep_last_checkpoints=99,
     )
     saved = {0: 0}  # checkpoint -> the step whose weights it holds
     rollbacks, skipped = {}, set()
@@ -141,11 +141,13 @@ def test_a_kill_after_a_rollback_does_not_bring_the_data_back(
     case: Path, bad: list[int], tmp_path: Path
 ) -> None:
     anomalies = {"action": "rollback"}
-    train(case, tmp_path / "whole", anomalies=anomalies, save_interval_steps=2, keep_checkpoints=99)
-    run = begin(case, tmp_path / "killed", anomalies=anomalies, save_interval_steps=2, keep_checkpoints=99)
+    train(case, tmp_path / "whole", anomalies=anomalies, save_interval_steps=2, keep_last_checkpoints=99)
+    run = begin(
+        case, tmp_path / "killed", anomalies=anomalies, save_interval_steps=2, keep_last_checkpoints=99
+    )
     run.wait_for_step(bad[0] + 2 if bad[0] + 1 not in bad else bad[0] + 3)
     run.kill()
-    train(case, tmp_path / "killed", anomalies=anomalies, save_interval_steps=2, keep_checkpoints=99)
+    train(case, tmp_path / "killed", anomalies=anomalies, save_interval_steps=2, keep_last_checkpoints=99)
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     assert ledger(tmp_path / "killed") == ledger(tmp_path / "whole")
 
@@ -184,7 +186,7 @@ def test_a_spike_is_skipped(tmp_path: Path) -> None:
         "schedule": {"kind": "constant"},
         "anomalies": {"action": "skip", "spike_factor": 1.25, "window_steps": 4},
         "save_interval_steps": 1,
-        "keep_checkpoints": 99,
+        "keep_last_checkpoints": 99,
     }
     train(tmp_path, tmp_path / "out", **options)
     samples = samples_in_order(tmp_path, tmp_path / "samples")

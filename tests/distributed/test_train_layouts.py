@@ -37,7 +37,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(case: Path) -> Path:
-    train(case, case / "alone", save_interval_steps=8, keep_checkpoints=9)
+    train(case, case / "alone", save_interval_steps=8, keep_last_checkpoints=9)
     return case / "alone"
 
 
@@ -85,7 +85,7 @@ def test_resumed_under_another_layout(
     """Parameters, moments (divided over replicas by the distributed optimizer), schedule and data go on."""
     begun = alone if not before else case / f"begun-{'-'.join(before)}"
     if not begun.exists():
-        train(case, begun, parallel=before, save_interval_steps=8, keep_checkpoints=9)
+        train(case, begun, parallel=before, save_interval_steps=8, keep_last_checkpoints=9)
     output = case / str(request.node.callspec.id)
     shutil.copytree(begun, output)
     for step in (16, STEPS):

@@ -38,7 +38,7 @@ OPTIONS = {
     "optimizer": {"learning_rate": 3e-3, "minimum_learning_rate": 3e-4, "weight_decay": 0.5},
     "schedule": {"kind": "cosine"},
     "save_interval_steps": 3,
-    "keep_checkpoints": 99,
+    "keep_last_checkpoints": 99,
 }
 LAYOUTS = {
     "alone": {},

@@ -36,7 +36,7 @@ from tsugiki.pretrain.runtime.job import INTERRUPTED_EXIT_CODE, TrainJob
 from tsugiki.pretrain.runtime.signals import STOP_SIGNALS
 from tsugiki.pretrain.training.launch import raise_for_status
 
-EVERY_FOUR = {"save_interval_steps": 4, "keep_checkpoints": 9}
+EVERY_FOUR = {"save_interval_steps": 4, "keep_last_checkpoints": 9}
 
 SLOW_WRITES = """
 import time
@@ -76,7 +76,7 @@ def latest(output: Path) -> int:
     return json.loads((output / "checkpoints" / "latest.json").read_text())["iteration"]
 
 
-def is_whole(output: Path, step: int) -> bool:
+def is_complete(output: Path, step: int) -> bool:
     return (output / "checkpoints" / f"iter_{step:07d}" / "checkpoint.json").is_file()
 
 
@@ -124,7 +124,7 @@ def test_ended_within_an_interval_of_lines(
 ) -> None:
     """A stop saves and says that it may be continued; the line that follows is the mean over its whole interval."""
     output = case / f"ended-by-{number.name}"
-    options = {"log_interval_steps": 4, "save_interval_steps": 3, "keep_checkpoints": 99}
+    options = {"log_interval_steps": 4, "save_interval_steps": 3, "keep_last_checkpoints": 99}
     run = begin(case, output, **options)
     run.wait_for_step(8)
     stopped = run.kill(number)
@@ -190,10 +190,10 @@ def test_a_stop_before_the_first_step(case: Path, tmp_path: Path) -> None:
 
 def test_which_checkpoints_stay(case: Path, tmp_path: Path) -> None:
     """The two newest, and the multiples of eight."""
-    train(case, tmp_path, save_interval_steps=2, keep_checkpoints=2, milestone_interval_steps=8)
+    train(case, tmp_path, save_interval_steps=2, keep_last_checkpoints=2, keep_checkpoints_every_steps=8)
     left = {int(entry.name.removeprefix("iter_")) for entry in (tmp_path / "checkpoints").glob("iter_*")}
     assert left == {8, 16, 18, 20}
-    assert all(is_whole(tmp_path, step) for step in left) and latest(tmp_path) == 20
+    assert all(is_complete(tmp_path, step) for step in left) and latest(tmp_path) == 20
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "unmarked"])
@@ -268,7 +268,7 @@ def test_a_run_whose_checkpoints_are_unusable_does_not_begin_anew(
     if fault:
         assert "cannot read a checkpoint" in said and ("Stale file" in said or "Permission denied" in said)
     else:
-        assert "no checkpoint of this training is whole" in said and "--force" in said
+        assert "no checkpoint of this training is complete" in said and "--force" in said
         for step in (16, STEPS):
             assert state == "unmarked" or f"checkpoint of step {step} is damaged (__1_0.distcp has" in said
     after = {path: path.read_bytes() for path in before if path.name != "console.log"}
@@ -308,7 +308,7 @@ def test_killed_while_a_checkpoint_is_written_in_the_background(case: Path, unin
     run.wait_for_step(10)
     run.kill()
     assert latest(output) == 4
-    assert (output / "checkpoints" / "iter_0000008").is_dir() and not is_whole(output, 8)
+    assert (output / "checkpoints" / "iter_0000008").is_dir() and not is_complete(output, 8)
     train(case, output, asynchronous_checkpoints=True, **EVERY_FOUR)
     assert "continuing from the checkpoint of step 4" in console(output)
     assert weights(output, STEPS) == weights(uninterrupted, STEPS)
@@ -401,10 +401,10 @@ def test_a_job_that_ends_before_the_next_save_saves_early(case: Path, variable: 
     """40 seconds left, the first save a thousand steps away: a checkpoint while there is time."""
     output = case / variable
     end = str(int(time.time()) + 40)
-    train(case, output, {variable: end}, save_interval_steps=1000, keep_checkpoints=9)
+    train(case, output, {variable: end}, save_interval_steps=1000, keep_last_checkpoints=9)
     steps = sorted(line["step"] for line in lines(output) if "checkpoint/seconds" in line)
     assert steps == [1, STEPS], "once, at the first step that sees the end"
-    assert is_whole(output, 1)
+    assert is_complete(output, 1)
 
 
 def test_a_job_with_time_left_does_not_save_early(case: Path) -> None:

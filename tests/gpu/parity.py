@@ -147,7 +147,7 @@ def run(
     state_dict = models[0].sharded_state_dict(metadata={"dp_cp_group": group})
     gradients = {}
     for name, parameter in models[0].named_parameters():
-        # The name in checkpoints is the same in all tiers; it lacks the number of the layer.
+        # The name in checkpoints is the same in all backends; it lacks the number of the layer.
         layer = re.search(r"layers\.(\d+)\.", name)
         gradients[state_dict[name].key + (f" of layer {layer[1]}" if layer else "")] = parameter.main_grad
     return torch.cat(entropies), gradients

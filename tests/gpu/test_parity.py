@@ -47,13 +47,16 @@ def test_fast_model_on_a_gpu(family: str, boundaries: bool, precision: str) -> N
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tier", ["apex", "transformer_engine"])
+@pytest.mark.parametrize("backend", ["apex", "transformer_engine"])
 @pytest.mark.parametrize("family", ["llama", "gemma", "biases"])
-def test_tiers_agree(tier: str, family: str) -> None:
-    """The same weights through a checkpoint of the plain tier."""
-    if importlib.util.find_spec({"apex": "amp_C"}.get(tier, tier)) is None:
-        pytest.skip(f"{tier} is not installed")
-    check(compare(1, gpu=True, acceleration={**FAST, "tier": tier}, family=family, precision="bf16"), "bf16")
+def test_backends_agree(backend: str, family: str) -> None:
+    """The same weights through a checkpoint of the plain backend."""
+    if importlib.util.find_spec({"apex": "amp_C"}.get(backend, backend)) is None:
+        pytest.skip(f"{backend} is not installed")
+    check(
+        compare(1, gpu=True, acceleration={**FAST, "backend": backend}, family=family, precision="bf16"),
+        "bf16",
+    )
 
 
 @pytest.mark.gpu
@@ -61,7 +64,7 @@ def test_fp8_is_close_to_bf16() -> None:
     """3 bits of mantissa: a relative error of some per cent in gradients; the loss moves less."""
     if importlib.util.find_spec("transformer_engine") is None:
         pytest.skip("transformer_engine is not installed")
-    acceleration = {**FAST, "tier": "transformer_engine", "fp8_recipe": "tensorwise"}
+    acceleration = {**FAST, "backend": "transformer_engine", "fp8_recipe": "tensorwise"}
     result = compare(1, gpu=True, acceleration=acceleration, family="llama", precision="bf16")
     assert 0 < result["loss"] < 2e-2
     assert max(result["gradients"].values()) < 0.3

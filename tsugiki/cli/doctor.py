@@ -10,7 +10,7 @@ from tsugiki.cli.options import JsonOption
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say which accelerator tier is active, what is missing and how to get it."""
+    """Say which accelerator backend is active, what is missing and how to get it."""
     from tsugiki.experiment.doctor import examine
 
     checks = examine()

@@ -107,7 +107,7 @@ def test_doctor() -> None:
     assert answer.returncode == 0
     checks = {check["name"]: check for check in json.loads(answer.stdout)}
     assert checks["torch"]["state"] == "ok"
-    assert "tier" in checks
+    assert "backend" in checks
 
 
 def test_truncated_shard_is_an_error_with_a_line(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 def test_published_ids_and_mask_of_seallm(encoder: HuggingFaceEncoder, pieces: Any) -> None:
     encoded = load("seallm-v2").encode(CARD, encoder, SPECIALS)
     assert pieces.id_to_piece(encoded.ids) == CARD_PIECES
-    assert encoded.learned == CARD_MASK
+    assert encoded.loss_mask == CARD_MASK
     assert encoded.ids == [pieces.piece_to_id(piece) for piece in CARD_PIECES]
     assert [label for label in encoded.labels if label != -100] == [
         token for token, learned in zip(encoded.ids, CARD_MASK, strict=True) if learned
@@ -134,7 +134,7 @@ def test_seallm_agrees_with_its_own_function(
     tokenizer = AutoTokenizer.from_pretrained(mistral)
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}] * 2
     encoded = load("seallm-v2").encode(messages, encoder, SPECIALS)
-    assert (encoded.ids, encoded.learned) == seallm_reference(tokenizer, messages, "</s>")
+    assert (encoded.ids, encoded.loss_mask) == seallm_reference(tokenizer, messages, "</s>")
 
 
 def test_seallm_v2_text() -> None:
@@ -170,7 +170,7 @@ def test_seallm_v25_text() -> None:
         "<bos><|im_start|>system\nYou are helful assistant.<eos>\n<|im_start|>user\nHello world.<eos>\n"
         "<|im_start|>assistant\nHi there, how can I help?<eos>\n<|im_start|>assistant\n"
     )
-    learned = [segment.text for segment in template.segments(CARD) if segment.learned]
+    learned = [segment.text for segment in template.segments(CARD) if segment.counts]
     assert learned == [DIALOGUE[1]["content"], "<eos>", "\n", DIALOGUE[3]["content"], "<eos>", "\n"]
 
 
@@ -206,7 +206,7 @@ def test_billa_is_encoded_as_it_was_trained(encoder: HuggingFaceEncoder, pieces:
     output = [*pieces.encode("Hi there, how can I help?"), 2]
     encoded = load("billa", "separate").encode(messages, encoder, SPECIALS)
     assert encoded.ids == prefix + output
-    assert encoded.learned == [0] * len(prefix) + [1] * len(output)
+    assert encoded.loss_mask == [0] * len(prefix) + [1] * len(output)
 
 
 def billa_page() -> dict[str, Any]:
@@ -251,7 +251,7 @@ def test_billa_tasks_are_encoded_as_they_were_trained(
     encoded = load("billa-task", "separate").encode(conversation["messages"], encoder, SPECIALS)
     before, after = [1, *pieces.encode(prefix)], [*pieces.encode(output), 2]
     assert encoded.ids == before + after
-    assert encoded.learned == [0] * len(before) + [1] * len(after)
+    assert encoded.loss_mask == [0] * len(before) + [1] * len(after)
 
 
 def test_billa_translates_in_both_directions() -> None:
@@ -311,7 +311,7 @@ def test_transformers_learns_the_same(name: str, mistral: Path, encoder: Hugging
     )
     ours = template.encode(messages, encoder, SPECIALS)
     assert ours.ids == theirs["input_ids"]
-    assert ours.learned == theirs["assistant_masks"]
+    assert ours.loss_mask == theirs["assistant_masks"]
 
 
 @pytest.mark.parametrize("name", ["seallm-v2", "sus-chat", "billa", "swallow-instruct"])
@@ -326,7 +326,7 @@ def test_a_prompt_is_the_beginning_of_what_was_learned(
     asked = template.encode(question, encoder, specials, add_generation_prompt=True)
     whole = template.encode([*question, {"role": "assistant", "content": content}], encoder, specials)
     assert whole.ids[: len(asked.ids)] == asked.ids
-    assert whole.learned == [0] * len(asked.ids) + [1] * (len(whole.ids) - len(asked.ids))
+    assert whole.loss_mask == [0] * len(asked.ids) + [1] * (len(whole.ids) - len(asked.ids))
     assert asked.ids.count(1) == int(template.render(question).startswith(TOKENS[name][0]))
 
 

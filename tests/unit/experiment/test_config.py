@@ -7,6 +7,7 @@ import pytest
 from pydantic import Field
 
 from tsugiki.experiment.config import (
+    FingerprintedAs,
     NotFingerprinted,
     StrictModel,
     dump_yaml,
@@ -182,6 +183,15 @@ def test_missing_file_suggests(tmp_path: Path) -> None:
         ConfigError, match=r"no such configuration file[\s\S]*did you mean .*quickstart\.yaml"
     ):
         load_raw(tmp_path / "quikstart.yaml")
+
+
+def test_an_earlier_name_is_refused_with_the_present_one(tmp_path: Path) -> None:
+    class Renamed(StrictModel):
+        keep_last: Annotated[int, NotFingerprinted, FingerprintedAs("milestones")] = 2
+        milestone: int = 1
+
+    with pytest.raises(ConfigError, match=r"unknown key 'milestones'[\s\S]*did you mean 'keep_last'"):
+        load_config(Renamed, write(tmp_path / "a.yaml", "milestones: 3\n"))
 
 
 def test_fingerprint_ignores_only_fields_so_marked() -> None:

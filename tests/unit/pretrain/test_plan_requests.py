@@ -115,7 +115,7 @@ def test_sliding_window_bounds_attention() -> None:
 
 
 def test_steps_time_and_storage() -> None:
-    train = TrainConfig(save_interval_steps=500, keep_checkpoints=2)
+    train = TrainConfig(save_interval_steps=500, keep_last_checkpoints=2)
     work = training_work(model("llama-2-7b"), train, 104_857_600_001, GPUS["h100"], 0.5, 16)
     assert (work.steps, work.tokens) == (25_000, 104_857_600_000)
     assert work.gpu_hours == pytest.approx(work.flops / (989e12 * 0.5) / 3600)

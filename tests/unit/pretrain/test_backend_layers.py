@@ -1,4 +1,4 @@
-"""What Megatron is asked to build for each tier; in a process of its own, since Megatron on a CPU patches torch."""
+"""What Megatron is asked to build for each backend; in a process of its own, since Megatron on a CPU patches torch."""
 
 import json
 import subprocess
@@ -41,9 +41,9 @@ for family, facts in {
     spec = ModelSpec(**shape, **facts)
     for name, acceleration in {
         "plain": Acceleration(),
-        "engine": Acceleration(tier="transformer_engine", compile=True, fused_loss=True, accumulate=True,
+        "engine": Acceleration(backend="transformer_engine", compile=True, fused_loss=True, accumulate=True,
                                attention="fast"),
-        "fp8": Acceleration(tier="transformer_engine", compile=True, fused_loss=True, accumulate=True,
+        "fp8": Acceleration(backend="transformer_engine", compile=True, fused_loss=True, accumulate=True,
                             attention="fast", fp8_recipe="tensorwise"),
     }.items():
         layer = model.layer_spec(spec, acceleration).submodules

@@ -1,4 +1,4 @@
-"""Which tier a run gets: the choice alone, with packages that are only pretended to be there."""
+"""Which backend a run gets: the choice alone, with packages that are only pretended to be there."""
 
 import sys
 import types
@@ -10,7 +10,7 @@ import torch
 
 from tsugiki.experiment import accelerators
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.pretrain.model import backend as tiers
+from tsugiki.pretrain.model import backend as backends
 from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, resolve
 
 ENGINE = {"transformer_engine", "transformer_engine_torch"}
@@ -40,32 +40,32 @@ def test_auto_takes_the_best_that_is_installed(install, packages: set[str], expe
     install(*packages)
     chosen = resolve("auto", precision="bf16", gpu=True)
     assert chosen == Acceleration(
-        tier=expected, compile=True, fused_loss=True, accumulate=True, attention="fast"
+        backend=expected, compile=True, fused_loss=True, accumulate=True, attention="fast"
     )
 
 
 def test_a_tier_can_be_forced(install) -> None:
     install(*APEX, *ENGINE)
-    for tier in ("torch", "apex", "transformer_engine"):
-        assert resolve(tier, precision="bf16", gpu=True).tier == tier
+    for backend in ("torch", "apex", "transformer_engine"):
+        assert resolve(backend, precision="bf16", gpu=True).backend == backend
     assert not resolve("torch", precision="bf16", gpu=True, compile=False).compile
 
 
-@pytest.mark.parametrize("tier", ["apex", "transformer_engine"])
-def test_a_forced_tier_that_is_missing_is_an_error(install, tier: str) -> None:
+@pytest.mark.parametrize("backend", ["apex", "transformer_engine"])
+def test_a_forced_backend_that_is_missing_is_an_error(install, backend: str) -> None:
     install()
-    with pytest.raises(ConfigError, match=r"(?s)not installed.*train.tier.*auto or torch.*environment.sh"):
-        resolve(tier, precision="bf16", gpu=True)
+    with pytest.raises(ConfigError, match=r"(?s)not installed.*train.backend.*auto or torch.*environment.sh"):
+        resolve(backend, precision="bf16", gpu=True)
 
 
 def test_fp8(install) -> None:
     install(*ENGINE)
     assert resolve("auto", precision="fp8", gpu=True).fp8_recipe == "tensorwise"
     assert resolve("auto", precision="fp8", gpu=True, fp8_recipe="delayed").fp8_recipe == "delayed"
-    with pytest.raises(ConfigError, match=r"(?s)fp8 with tier torch.*which is installed"):
+    with pytest.raises(ConfigError, match=r"(?s)fp8 with backend torch.*which is installed"):
         resolve("torch", precision="fp8", gpu=True)
     install(*APEX)
-    with pytest.raises(ConfigError, match=r"(?s)fp8 with tier apex.*not installed.*bf16"):
+    with pytest.raises(ConfigError, match=r"(?s)fp8 with backend apex.*not installed.*bf16"):
         resolve("auto", precision="fp8", gpu=True)
 
 
@@ -80,18 +80,18 @@ def test_a_cpu_takes_the_plain_path(install) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tier", "module"),
+    ("backend", "module"),
     [("apex", "apex.optimizers"), ("transformer_engine", "transformer_engine.pytorch.optimizers")],
 )
-def test_the_optimizer_is_the_tiers(monkeypatch: pytest.MonkeyPatch, tier: str, module: str) -> None:
-    """Megatron takes what can be imported; a forced tier overrides that."""
+def test_the_optimizer_is_the_backends(monkeypatch: pytest.MonkeyPatch, backend: str, module: str) -> None:
+    """Megatron takes what can be imported; a forced backend overrides that."""
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:length]), types.ModuleType(parts[length - 1]))
     fused = type("FusedAdam", (torch.optim.Optimizer,), {})
     monkeypatch.setattr(sys.modules[module], "FusedAdam", fused, raising=False)
-    assert tiers._adam(tier) == (fused, False)
-    assert tiers._adam("torch") == (torch.optim.AdamW, True)
+    assert backends._adam(backend) == (fused, False)
+    assert backends._adam("torch") == (torch.optim.AdamW, True)
 
 
 def test_gradient_accumulation_of_apex_where_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +99,10 @@ def test_gradient_accumulation_of_apex_where_it_was_built(monkeypatch: pytest.Mo
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(accelerators, "_found", lambda found: found == name)
-    assert tiers._gradient_accumulation("apex") is module
-    assert tiers._gradient_accumulation("torch") is not module  # torch's own product
+    assert backends._gradient_accumulation("apex") is module
+    assert backends._gradient_accumulation("torch") is not module  # torch's own product
     monkeypatch.setattr(accelerators, "_found", lambda _: False)
-    assert tiers._gradient_accumulation("apex").__name__ == "TorchGradientAccumulation"
+    assert backends._gradient_accumulation("apex").__name__ == "TorchGradientAccumulation"
 
 
 def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(train.ModelSpec, "load", lambda _: None)
     monkeypatch.setattr(train.Mixture, "load", lambda _: SimpleNamespace(total_tokens=10**9))
     monkeypatch.setattr(train, "check", lambda *_: None)
-    with pytest.raises(ConfigError, match=r"train\.tier"):
+    with pytest.raises(ConfigError, match=r"train\.backend"):
         train.run(
-            TrainConfig(tier="apex"),
+            TrainConfig(backend="apex"),
             {"graft": tmp_path, "tokens": tmp_path},
             tmp_path / "out",
             StageContext(),
@@ -125,7 +125,7 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("packages", "gpu", "tier", "missing"),
+    ("packages", "gpu", "backend", "missing"),
     [
         (set(), False, "plain torch", {"transformer-engine", "apex"}),
         (set(), True, "torch: flash attention", {"transformer-engine", "apex"}),
@@ -134,7 +134,7 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_doctor_says_what_is_active_and_how_to_get_the_rest(
-    install, monkeypatch: pytest.MonkeyPatch, packages: set[str], gpu: bool, tier: str, missing: set[str]
+    install, monkeypatch: pytest.MonkeyPatch, packages: set[str], gpu: bool, backend: str, missing: set[str]
 ) -> None:
     from tsugiki.experiment import doctor
 
@@ -144,7 +144,7 @@ def test_doctor_says_what_is_active_and_how_to_get_the_rest(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     checks = doctor.accelerator()
     found = {check.name: check.detail for check in checks}
-    assert found["tier"].startswith(tier)
+    assert found["backend"].startswith(backend)
     assert ("NVIDIA H200" in found["device"]) is gpu
     absent = [check for check in checks if check.state == "absent"]
     assert {check.name for check in absent} == missing

@@ -34,16 +34,17 @@ def write_model(directory: Path, shape: str) -> int:
     """A Llama of random bf16 weights; returns its bytes."""
     import torch
 
+    from tsugiki.experiment.files import write_json_atomically
     from tsugiki.experiment.model_spec import ModelSpec
     from tsugiki.pretrain.conversion.weights import hf_tensors
-    from tsugiki.pretrain.formats.safetensors_files import HfWriter, write_json
+    from tsugiki.pretrain.formats.safetensors_files import HfWriter
 
     config = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", **SHAPES[shape],
     }  # fmt: skip
     directory.mkdir(parents=True)
-    write_json(directory / "config.json", config)
+    write_json_atomically(directory / "config.json", config)
     tensors = list(hf_tensors(ModelSpec.from_hf(config)))
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(1 << 26, generator=generator).to(torch.bfloat16)

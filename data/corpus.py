@@ -29,7 +29,7 @@ from tsugiki.data.common.executor import (
     Stopwatch,
     available_workers,
 )
-from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, read_json
+from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.common.segmentation import Segmentation, default_segmentation
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
@@ -49,6 +49,7 @@ from tsugiki.data.profiles import Profile, load_profile
 from tsugiki.data.report.corpus_report import CorpusReport, write_report
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.files import atomic_file, read_json
 from tsugiki.experiment.stage import StageContext, StageResult
 
 

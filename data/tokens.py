@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from tsugiki.data.common.executor import ShardProgress
-from tsugiki.data.common.jsonl_shards import atomic_file
 from tsugiki.data.config import TokensConfig
 from tsugiki.data.encoding.encode_shards import (
     SPLITS,
@@ -31,6 +30,7 @@ from tsugiki.experiment.artefacts.indexed_dataset import concatenate
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
 from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.files import atomic_file
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
 

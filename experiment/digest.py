@@ -9,22 +9,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomically
+
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
 VOLATILE_SUFFIXES = (".html", ".png", ".svg", ".log")
 """Files that tell a run apart from another without changing what it produced."""
 VOLATILE_NAMES = frozenset({"manifest.json", "report.json", "report.md", "report.csv", "metrics.jsonl"})
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_json(value: object) -> str:
-    """sha256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def is_volatile(relative: str) -> bool:
@@ -81,10 +72,7 @@ class ExternalDigests:
             else:
                 entries[path.name + "@" + str(path.parent)] = self._one(path)
         if self._changed:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._cache.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(self._known), encoding="utf-8")
-            temporary.replace(self._cache)
+            write_json_atomically(self._cache, self._known, indent=None, shared=True)
             self._changed = False
         return sha256_json(entries)
 

@@ -26,8 +26,9 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from tsugiki.experiment.config import fingerprint
-from tsugiki.experiment.digest import ExternalDigests, sha256_json
+from tsugiki.experiment.digest import ExternalDigests
 from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
+from tsugiki.experiment.files import sha256_json, write_json_atomically
 from tsugiki.experiment.manifest import Manifest, describe_outputs, git_revision, versions
 from tsugiki.experiment.stage import StageContext, StageFunction, StageResult
 from tsugiki.experiment.tracking.config import TrackingConfig
@@ -341,7 +342,7 @@ class Graph:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         # The key comes last: the other ranks of a job start as soon as they see it.
-        _write_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
+        write_json_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
 
     def _seal(
         self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
@@ -434,12 +435,6 @@ def _flatten(value: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _write_atomically(path: Path, value: object) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _os_error(stage: str, partial: Path, error: OSError) -> TsugikiError:

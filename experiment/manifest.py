@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.digest import digest_files, digest_outputs, list_files
+from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.shipped import checkout
 
 MANIFEST_NAME = "manifest.json"
@@ -57,9 +58,7 @@ class Manifest(StrictModel):
 
     def save(self, directory: Path) -> None:
         """Write the manifest atomically."""
-        temporary = directory / (MANIFEST_NAME + ".tmp")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(directory / MANIFEST_NAME)
+        write_text_atomically(directory / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
     def damage(self, directory: Path) -> str | None:
         """What is wrong with the files of the directory (missing, other size), or None."""

@@ -17,6 +17,7 @@ from typing import Literal
 
 from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
+from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.status import JobStatus, RunStatus, read_status
 from tsugiki.slurm import client
 
@@ -68,11 +69,7 @@ class JobRecord(StrictModel):
 
     def save(self, run_dir: Path) -> None:
         """Write the record atomically."""
-        path = run_dir / FOLDER / "jobs.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text_atomically(run_dir / FOLDER / "jobs.json", self.model_dump_json(indent=2) + "\n")
 
 
 _OVER = frozenset({"complete", "gave-up", "cancelled", "next-link", "failed", "refused"})

@@ -25,6 +25,7 @@ from tsugiki.experiment.config import (
     validate,
 )
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.own_code import source_files
 from tsugiki.experiment.stage import StageContext
@@ -153,10 +154,7 @@ class Experiment:
 
     def save_config(self) -> None:
         """Write the resolved configuration into the run directory."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self.run_dir / f"config.yaml.{os.getpid()}.tmp"
-        temporary.write_text(dump_yaml(self.config), encoding="utf-8")
-        temporary.replace(self.run_dir / "config.yaml")
+        write_text_atomically(self.run_dir / "config.yaml", dump_yaml(self.config), shared=True)
 
 
 def load_experiment(

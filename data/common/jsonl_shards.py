@@ -1,11 +1,9 @@
-"""Shard files: ``.jsonl.zst`` written atomically, and the small files beside them."""
+"""Shard files: ``.jsonl.zst`` written atomically."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -17,33 +15,6 @@ from tsugiki.experiment.artefacts.shards import read_shard
 
 _LEVEL = 3
 _BUFFER_BYTES = 1 << 20
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is whole and on disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", errors="replace"))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_bytes())
 
 
 class ShardWriter:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tsugiki.data.common.jsonl_shards import read_json, write_json
 from tsugiki.data.common.shard import Shard
+from tsugiki.experiment.files import read_json, write_json_atomically
 
 WORK_FOLDER = ".work"
 
@@ -35,7 +35,7 @@ def open_work(output_dir: Path, plan: Any) -> Path:
                 shutil.rmtree(item)
             elif not item.name.startswith("."):
                 item.unlink()
-        write_json(marker, plan)
+        write_json_atomically(marker, plan, indent=None, errors="replace")
     return work
 
 

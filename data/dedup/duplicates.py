@@ -24,13 +24,14 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig, simplify_text
 from numpy.typing import NDArray
 
-from tsugiki.data.common.jsonl_shards import atomic_file, read_documents
+from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.common.segmentation import Segmentation, tokenizer_for
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import CorpusConfig, MinhashSettings
 from tsugiki.data.dedup.lines import BoilerplateRemover
+from tsugiki.experiment.files import atomic_file
 from tsugiki.experiment.text.rolling_hash import SpanHasher, word_bounds
 
 _KEYS_IN_MEMORY = 8_000_000

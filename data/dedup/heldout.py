@@ -13,11 +13,11 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from tsugiki.data.common.jsonl_shards import atomic_file
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import CorpusConfig, HeldoutConfig
 from tsugiki.data.dedup.duplicates import Groups, places, removed_by_minhash
+from tsugiki.experiment.files import atomic_file
 
 
 def heldout_count(documents: int, config: HeldoutConfig) -> int:

@@ -16,11 +16,11 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from tsugiki.data.common.jsonl_shards import atomic_file
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import BoilerplateConfig, CorpusConfig
+from tsugiki.experiment.files import atomic_file
 
 LINE_TYPE = np.dtype([("host", "<u8"), ("line", "<u8"), ("documents", "<u4")])
 """Documents of a host that contain a line; ``line`` 0 counts all documents of the host."""

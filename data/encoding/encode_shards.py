@@ -7,7 +7,6 @@ leaves ``<part>.ids`` (raw ids), ``<part>.lengths.npy`` (tokens of every documen
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.executor import ProcessExecutor, available_workers
-from tsugiki.data.common.jsonl_shards import atomic_file
 from tsugiki.data.common.workspace import open_work
 from tsugiki.data.config import TokensConfig
 from tsugiki.experiment.artefacts.corpus_index import (
@@ -33,6 +31,7 @@ from tsugiki.experiment.artefacts.corpus_index import (
 from tsugiki.experiment.artefacts.indexed_dataset import TokenType, token_type
 from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.files import atomic_file, sha256_file
 from tsugiki.experiment.text.cached_bpe import Ids, load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatConfig, ChatEncoder
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
@@ -67,7 +66,7 @@ class Vocabulary:
         path = tokenizer_dir / TOKENIZER_NAME
         tokenizer = open_tokenizer(path)
         eod = tokenizer.require_eos("to end documents with")
-        return cls(tokenizer.size, tokenizer.bos_id, eod, hashlib.sha256(path.read_bytes()).hexdigest())
+        return cls(tokenizer.size, tokenizer.bos_id, eod, sha256_file(path))
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ class Encoding:
 
 def _open_work(output_dir: Path, config: TokensConfig, vocabulary: Vocabulary, corpus_dir: Path) -> Path:
     """The folder of parts; parts of another tokenizer or corpus are removed."""
-    corpus = hashlib.sha256((corpus_dir / INDEX_NAME).read_bytes()).hexdigest()
+    corpus = sha256_file(corpus_dir / INDEX_NAME)
     chat = None if config.chat is None else config.chat.model_dump(mode="json")
     plan = {"tokenizer": vocabulary.sha256, "corpus": corpus, "add_bos": config.add_bos, "chat": chat}
     return open_work(output_dir, plan)

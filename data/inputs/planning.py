@@ -24,8 +24,8 @@ from tsugiki.data.inputs import debian
 from tsugiki.data.readers.base import reader_of
 from tsugiki.experiment.artefacts.shards import TruncatedInput
 from tsugiki.experiment.config import expand_path, fingerprint
-from tsugiki.experiment.digest import sha256_file
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.files import sha256_file
 from tsugiki.experiment.own_code import source_files
 from tsugiki.experiment.registry import load_object
 

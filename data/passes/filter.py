@@ -12,7 +12,7 @@ import orjson
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from tsugiki.data.common.jsonl_shards import ShardWriter, atomic_file, write_json
+from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import DropWriter, Ledger
 from tsugiki.data.common.workspace import KEY_TYPE, Workspace
@@ -26,6 +26,7 @@ from tsugiki.data.inputs.source_reader import SourceReader
 from tsugiki.data.passes.own_steps import steps_after
 from tsugiki.data.profiles import Profile, profile_steps, up_to_language
 from tsugiki.data.readers.base import reader_of
+from tsugiki.experiment.files import atomic_file, write_json_atomically
 
 
 class FilterShards(PipelineStep):
@@ -84,7 +85,9 @@ class FilterShards(PipelineStep):
         if lines is not None:
             with atomic_file(self.workspace.lines(shard)) as file:
                 np.save(file, lines.table())
-        write_json(self.workspace.ledger("filtered", shard), ledger.to_json())
+        write_json_atomically(
+            self.workspace.ledger("filtered", shard), ledger.to_json(), indent=None, errors="replace"
+        )
         yield from ()
 
     def steps(self, source: SourceConfig, shard: Shard, ledger: Ledger) -> list[PipelineStep]:

@@ -10,7 +10,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
-from tsugiki.data.common.jsonl_shards import ShardWriter, read_documents, write_json
+from tsugiki.data.common.jsonl_shards import ShardWriter, read_documents
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
@@ -19,6 +19,7 @@ from tsugiki.data.dedup.decontamination import Decontaminator
 from tsugiki.data.dedup.duplicates import ExactFilter, Groups, places
 from tsugiki.data.dedup.lines import BoilerplateRemover
 from tsugiki.data.formatters.pii import PiiMasker
+from tsugiki.experiment.files import write_json_atomically
 
 _LENGTH_EDGES = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
@@ -96,7 +97,9 @@ class FinaliseShards(PipelineStep):
         ledger.count("train_bytes", train.bytes)
         ledger.count("heldout_documents", held.documents)
         ledger.count("heldout_bytes", held.bytes)
-        write_json(self.workspace.ledger("final", shard), ledger.to_json())
+        write_json_atomically(
+            self.workspace.ledger("final", shard), ledger.to_json(), indent=None, errors="replace"
+        )
         yield from ()
 
     def _numbered(self, shard: Shard) -> Iterator[Document]:

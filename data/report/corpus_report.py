@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.common.jsonl_shards import atomic_file, write_json
 from tsugiki.data.common.stats import Ledger
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.dedup.decontamination import Contamination
 from tsugiki.data.filters.base import ordered_filters
 from tsugiki.data.profiles import Profile
 from tsugiki.data.report.corpus_page import TEMPLATE, corpus_page
+from tsugiki.experiment.files import atomic_file, write_json_atomically
 from tsugiki.experiment.pages.page import render
 
 _NOT_IN_METRICS = re.compile(r"[^\w. :/-]")
@@ -169,7 +169,7 @@ def _pair(ledger: Ledger, split: str) -> dict[str, int]:
 
 def write_report(report: CorpusReport, output_dir: Path) -> tuple[str, ...]:
     """Write both files; returns their names."""
-    write_json(output_dir / "report.json", report.values)
+    write_json_atomically(output_dir / "report.json", report.values, indent=None, errors="replace")
     with atomic_file(output_dir / "report.html") as file:
         file.write(render(corpus_page(report.values), TEMPLATE))
     return ("report.json", "report.html")

@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tsugiki.data.common.jsonl_shards import atomic_file
+from tsugiki.experiment.files import atomic_file
 
 TokenType = np.dtype[np.uint16] | np.dtype[np.int32]
 

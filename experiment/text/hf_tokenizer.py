@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError, EnvironmentError_
+from tsugiki.experiment.files import write_json_atomically
 
 SPACE = "▁"
 """U+2581: how SentencePiece writes a space."""
@@ -111,8 +112,8 @@ def write_hf_tokenizer(model_path: Path, output_dir: Path, *, inherit_from: Path
     content = model_path.read_bytes()
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "tokenizer.model").write_bytes(content)
-    _write_json(output_dir / "tokenizer.json", document)
-    _write_json(output_dir / "tokenizer_config.json", config)
+    write_json_atomically(output_dir / "tokenizer.json", document)
+    write_json_atomically(output_dir / "tokenizer_config.json", config)
     if inherit_from is not None:
         for name in _COPIED_FILES:
             source = inherit_from / name
@@ -348,7 +349,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
             "unreadable tokenizer file", where=path, got=type(value).__name__, expected="a mapping"
         )
     return value
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

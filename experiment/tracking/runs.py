@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import EnvironmentError_, TsugikiError
+from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.tracker import Point, RunRequest, RunStatus, Tracker, tracker_class
 
@@ -197,12 +198,7 @@ class RunIds:
     def remember(self, stage: str, run_ids: Mapping[str, str]) -> None:
         """Keep the ids of a stage's run."""
         for name, run_id in run_ids.items():
-            path = self._files[name]
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(
-                json.dumps({**self._read(name), stage: run_id}, indent=2) + "\n", encoding="utf-8"
-            )
-            temporary.replace(path)
+            write_json_atomically(self._files[name], {**self._read(name), stage: run_id})
 
     def _read(self, name: str) -> dict[str, str]:
         try:

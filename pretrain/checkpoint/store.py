@@ -20,7 +20,6 @@ written, at the end of a step.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -35,7 +34,8 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from tsugiki.experiment.errors import CheckpointError
-from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, Write, reason, sha256_of
+from tsugiki.experiment.files import sha256_file, write_json_atomically
+from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, Write, reason
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 
 LATEST_NAME = "latest.json"
@@ -293,8 +293,8 @@ class CheckpointStore:
                     **write.facts,
                     "files": {name: entry for part in gathered for name, entry in sorted(part.items())},
                 }
-                write_json(write.target / MARK_NAME, mark)
-                write_json(self.directory / LATEST_NAME, {"iteration": write.iteration})
+                write_json_atomically(write.target / MARK_NAME, mark, indent=1, sort_keys=True)
+                write_json_atomically(self.directory / LATEST_NAME, {"iteration": write.iteration}, indent=1)
             except OSError as error:
                 problem = str(error)
         _raise_anywhere(problem, write.target)
@@ -382,24 +382,13 @@ class CheckpointStore:
                 path = directory / name
                 if path.stat().st_size != expected["bytes"]:
                     return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}", True
-                if sha256_of(path) != expected["sha256"]:
+                if sha256_file(path) != expected["sha256"]:
                     return f"{name} does not have its checksum", True
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             return f"{type(error).__name__}: {error}", True
         except OSError as error:  # EIO, ESTALE, EACCES: the files may be complete
             return f"{type(error).__name__}: {error}", False
         return "", False
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically and durably."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def _raise_anywhere(problem: str, where: Path) -> None:

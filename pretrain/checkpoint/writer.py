@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import warnings
@@ -20,7 +19,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed.checkpoint import FileSystemWriter
 
-_READ_BYTES = 1 << 22
+from tsugiki.experiment.files import sha256_file
 
 ShardedState = dict[str, Any]
 
@@ -98,7 +97,7 @@ class Write:
             self._write()
             own = (f"__{rank}_", *(("common.pt", "metadata.json", ".metadata") if rank == 0 else ()))
             self.files = {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 for path in sorted(self.target.iterdir())
                 if path.name.startswith(own)
             }
@@ -106,15 +105,6 @@ class Write:
             self.problem = reason(error)
         self._write = None  # free the copies
         self.ended.set()
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def reason(error: BaseException) -> str:

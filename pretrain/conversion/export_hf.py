@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
+from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.import_hf import (
@@ -25,7 +26,7 @@ from tsugiki.pretrain.conversion.weights import Weight, hf_tensors, split, weigh
 from tsugiki.pretrain.convert_config import WeightDtype
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME, Journal, file_states
-from tsugiki.pretrain.formats.safetensors_files import HfWriter, dtype_name, torch_dtype, write_json
+from tsugiki.pretrain.formats.safetensors_files import HfWriter, dtype_name, torch_dtype
 from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, METADATA_NAME, DistReader
 
 TOKENIZER_FILES = (
@@ -252,7 +253,7 @@ def write_export(
     reader.close()
     writer.write_index()
     most = max((str(dtype) for _, _, dtype in planned), key=[dtype for _, _, dtype in planned].count)
-    write_json(output_dir / "config.json", exported_config(model, most))
+    write_json_atomically(output_dir / "config.json", exported_config(model, most))
     _write_generation_config(output_dir, model.hf_config, base_dir)
     _copy_tokenizer(output_dir, tokenizer_dir, base_dir)
     journal.finish()
@@ -378,7 +379,7 @@ def _write_generation_config(output_dir: Path, hf_config: dict[str, Any], base_d
         return
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {key: hf_config[key] for key in keys if hf_config.get(key) is not None}
-    write_json(output_dir / "generation_config.json", {"_from_model_config": True, **ids})
+    write_json_atomically(output_dir / "generation_config.json", {"_from_model_config": True, **ids})
 
 
 def _copy_tokenizer(output_dir: Path, tokenizer_dir: Path | None, base_dir: Path | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
@@ -27,7 +28,7 @@ from tsugiki.pretrain.conversion.weights import (
 from tsugiki.pretrain.convert_config import DistillationConfig, GraftConfig
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
 from tsugiki.pretrain.formats.journal import Journal, file_states
-from tsugiki.pretrain.formats.safetensors_files import torch_dtype, write_json
+from tsugiki.pretrain.formats.safetensors_files import torch_dtype
 from tsugiki.pretrain.formats.torch_dist_writer import DistWriter, Slot
 from tsugiki.pretrain.model.context_extension import extended_context, with_context
 
@@ -94,7 +95,7 @@ def write_import(
             writer.write_metadata()
 
     spec.save(output_dir)
-    write_json(output_dir / HF_CONFIG_NAME, _hf_config(source, spec))
+    write_json_atomically(output_dir / HF_CONFIG_NAME, _hf_config(source, spec))
     report = {
         "base_family": spec.family,
         "base_rows": source.spec.vocabulary_size,
@@ -113,7 +114,7 @@ def write_import(
         "row_norms": new_rows.norms(),
         **distilled,
     }
-    write_json(output_dir / REPORT_NAME, report)
+    write_json_atomically(output_dir / REPORT_NAME, report)
     journal.finish()
     source.reader.close()
     return report

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError
+from tsugiki.experiment.files import write_json_atomically
 from tsugiki.pretrain.formats.byte_ranges import FilePool, bytes_of
 from tsugiki.pretrain.formats.hf_tensor import HfTensor
 from tsugiki.pretrain.formats.pytorch_bin import LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors
@@ -257,7 +258,7 @@ class HfWriter:
             "metadata": {"total_size": self.total_bytes},
             "weight_map": {name: entry.file.name for name, entry in sorted(self._entries.items())},
         }
-        write_json(self.directory / INDEX_NAME, index)
+        write_json_atomically(self.directory / INDEX_NAME, index)
 
 
 def _header(entries: Iterable[HfTensor]) -> tuple[bytes, int]:
@@ -275,8 +276,3 @@ def _header(entries: Iterable[HfTensor]) -> tuple[bytes, int]:
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, position
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON as the Hugging Face libraries do: two spaces, UTF-8, final newline."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

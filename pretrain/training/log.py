@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tsugiki.experiment.files import write_text_atomically
 from tsugiki.pretrain.runtime.process_groups import is_logging_rank
 
 
@@ -124,9 +125,7 @@ def truncate(path: Path, step: int) -> None:
             continue
         if int(line["step"]) <= step:
             kept.append(text + "\n")
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text_atomically(path, "".join(kept))
 
 
 def _clock(seconds: float) -> str:

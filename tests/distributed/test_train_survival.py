@@ -225,12 +225,12 @@ def test_damaged_newest_checkpoint(case: Path, uninterrupted: Path, damage: str)
 
 UNREADABLE = """
 import tsugiki.pretrain.checkpoint.store as checkpoint
-original = checkpoint.sha256_of
-def sha256_of(path):
+original = checkpoint.sha256_file
+def sha256_file(path):
     if "iter_0000020/__1" in str(path):
         raise OSError(116, "Stale file handle", str(path))
     return original(path)
-checkpoint.sha256_of = sha256_of
+checkpoint.sha256_file = sha256_file
 """
 UNREADABLE_DIRECTORY = """
 from pathlib import Path

@@ -10,13 +10,13 @@ not written yet are missing; offline it writes 32 KiB at a time. metrics.jsonl h
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunRequest, RunStatus, Tracker
 
 
@@ -80,9 +80,7 @@ class WandbTracker(Tracker):
             "logged": dict(logged),
             "metrics": sorted({*self._seen["metrics"], *(key for point in points for key in point.metrics)}),
         }
-        temporary = self._state.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._seen), encoding="utf-8")
-        temporary.replace(self._state)
+        write_json_atomically(self._state, self._seen, indent=None)
         for point in points:
             self._run.log({**point.metrics, "step": point.step, "_timestamp": point.milliseconds / 1000})
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import tsugiki.pretrain.graft
 from tsugiki.experiment.config import RawConfig, fingerprint, validate
-from tsugiki.experiment.digest import sha256_json
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from tsugiki.experiment.files import sha256_json
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.pipeline import load_experiment, stages
 from tsugiki.pretrain.conversion.distill import Student, load_network

@@ -51,10 +51,10 @@ def prepare(directory: Path, steps: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
     from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource
     from tsugiki.pretrain.conversion.import_hf import write_import
     from tsugiki.pretrain.convert_config import GraftConfig
-    from tsugiki.pretrain.formats.indexed import write_indexed
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory / "hf")

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, Split
+from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
 from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
@@ -31,7 +32,6 @@ from tsugiki.pretrain.config import (
 from tsugiki.pretrain.conversion.export_hf import find_checkpoint, write_export
 from tsugiki.pretrain.conversion.import_hf import write_import
 from tsugiki.pretrain.convert_config import GraftConfig
-from tsugiki.pretrain.formats.indexed import write_indexed
 from tsugiki.pretrain.runtime.job import METRICS_NAME, WORK_NAME
 
 _ENCODED_TOGETHER = 256

@@ -1,4 +1,4 @@
-"""Writer of Megatron's indexed dataset: ``<prefix>.bin`` and ``<prefix>.idx``.
+"""Writer of Megatron's indexed dataset, without importing Megatron: ``<prefix>.bin`` and ``<prefix>.idx``.
 
 ``.bin`` holds the token ids one after another. ``.idx``, little endian::
 
@@ -11,14 +11,14 @@
     8n bytes  int64: offset of each sequence in the .bin in bytes
     8n + 8    int64: 0 … n, sequence index at which each document begins (one sequence a document)
 
-A file of n documents thus has 34 + 20 n + 8 bytes.
+A file of n documents thus has 34 + 20 n + 8 bytes (megatron/core/datasets/indexed_dataset.py).
 """
 
 from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +50,27 @@ def write_index(path: Path, lengths: NDArray[np.int32], dtype: TokenType) -> Non
         file.write(lengths.astype("<i4").tobytes())
         file.write(offsets.astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+
+def write_indexed(prefix: Path, documents: Iterable[Sequence[int]], vocabulary_size: int) -> tuple[int, int]:
+    """Write a dataset of documents that are at hand; one is in memory at a time.
+
+    Args:
+        prefix: path without ``.bin``/``.idx``.
+        documents: token ids of every document.
+        vocabulary_size: decides the type of the ids.
+
+    Returns:
+        Documents and tokens written.
+    """
+    dtype = token_type(vocabulary_size)
+    lengths: list[int] = []
+    with atomic_file(prefix.with_name(prefix.name + ".bin")) as target:
+        for ids in documents:
+            target.write(np.asarray(ids, dtype).tobytes())
+            lengths.append(len(ids))
+    write_index(prefix.with_name(prefix.name + ".idx"), np.array(lengths, np.int32), dtype)
+    return len(lengths), sum(lengths)
 
 
 def concatenate(

@@ -20,10 +20,10 @@ from unittest import mock
 
 import numpy
 
+from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
-from tsugiki.pretrain.formats.indexed import write_indexed
 from tsugiki.pretrain.runtime.job import TrainJob
 from tsugiki.pretrain.train import run
 from tsugiki.pretrain.training.launch import raise_for_status, write_job

@@ -17,7 +17,6 @@ from tsugiki.data.common import executor as execution
 from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.config import TokensConfig
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
-from tsugiki.experiment.artefacts.indexed_dataset import concatenate, token_type
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.stage import StageContext
@@ -231,28 +230,6 @@ def test_conversations_are_validated_by_themselves_in_loss_only(tmp_path: Path, 
     assert config.chat is not None
     ids, learned = unmark(np.array(ChatEncoder.load(config.chat, tokenizer_dir).encode(messages)))
     assert int(conversation.loss_mask.sum()) == int(learned.sum()) < len(ids)
-
-
-def test_type_of_ids_is_megatrons() -> None:
-    from megatron.core.datasets.indexed_dataset import DType
-
-    for size in (10, 65_499, 65_500, 65_536, 256_000):
-        assert token_type(size) == np.dtype(DType.optimal_dtype(size))
-
-
-def test_index_is_the_one_datatrove_writes(tmp_path: Path) -> None:
-    from datatrove.pipeline.tokens.megatron_tokenizer import MegatronTokenizedFile
-
-    documents = [[5, 6, 7], [8], [9, 10]]
-    theirs = MegatronTokenizedFile(str(tmp_path), "theirs", token_size=2)
-    for document in documents:
-        theirs.write(document)
-    theirs.close()
-    (tmp_path / "part").write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
-    concatenate(tmp_path / "ours", [tmp_path / "part"], np.array([3, 1, 2], np.int32), np.dtype(np.uint16))
-    for ending in ("bin", "idx"):
-        assert (tmp_path / f"ours.{ending}").read_bytes() == (tmp_path / f"theirs.{ending}").read_bytes()
-    assert (tmp_path / "ours.idx").stat().st_size == 34 + 20 * 3 + 8
 
 
 @pytest.fixture(scope="session")

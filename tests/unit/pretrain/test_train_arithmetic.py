@@ -1,16 +1,11 @@
-"""Schedules, the vocabulary loss, FLOPs and the indexed dataset against independent calculations."""
+"""Schedules, the vocabulary loss and FLOPs against independent calculations."""
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tsugiki.pretrain.config import ScheduleConfig, TrainConfig
-from tsugiki.pretrain.formats.indexed import write_indexed
 from tsugiki.pretrain.model.loss import vocabulary_parallel_loss
 from tsugiki.pretrain.planning.schedule import learning_rate, phase_at, resolve_phases
 
@@ -91,26 +86,3 @@ def test_flops_of_a_published_shape() -> None:
     full, causal = flops_per_token(spec, 4096)
     assert math.isclose(full, matrices + 12 * 32 * 4096 * 4096)
     assert math.isclose(causal, matrices + 6 * 32 * 4096 * 4096)
-
-
-@pytest.mark.parametrize("vocabulary", [65_536, 65_537])
-def test_megatron_reads_the_indexed_dataset(tmp_path: Path, vocabulary: int) -> None:
-    documents = [[1, 5, vocabulary - 1, 2], [1, 2], [1, *range(3, 300), 2]]
-    assert write_indexed(tmp_path / "x", documents, vocabulary) == (3, 4 + 2 + 299)
-    # In a process of its own: Megatron on a CPU patches torch.
-    script = (
-        "import json, sys\n"
-        "from tsugiki.pretrain.runtime.megatron_cpu import import_megatron; import_megatron()\n"
-        "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
-        "data = IndexedDataset(sys.argv[1])\n"
-        "rows = [data[number].tolist() for number in range(len(data))]\n"
-        "print(json.dumps([rows, data.document_indices.tolist(), str(data[0].dtype)]))"
-    )
-    output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "x")],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[3],
-    )  # fmt: skip
-    rows, index, dtype = json.loads(output.stdout)
-    assert rows == documents
-    assert index == [0, 1, 2, 3]
-    assert dtype == ("uint16" if vocabulary == 65_536 else "int32")

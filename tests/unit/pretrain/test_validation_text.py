@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
 from tsugiki.experiment.errors import DataError
-from tsugiki.pretrain.formats.indexed import write_indexed
 from tsugiki.pretrain.training.validation import read_heldout
 
 SIZES = {"news": [300, 500, 400, 100], "web": [2_000, 50]}  # bytes of the held-out documents of two sources

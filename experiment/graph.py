@@ -37,6 +37,8 @@ from tsugiki.experiment.tracking.tracker import RunStatus
 
 Action = Literal["skip", "run", "resume"]
 KEY_NAME = ".key.json"
+WORK_NAME = ".work"
+"""Folder of a partial stage for what only an interrupted attempt needs; not part of the result."""
 _PARENT = "experiment"
 """Name of the parent run among the ids of runs."""
 _SECONDARY_RANK_WAIT_SECONDS = 600.0
@@ -348,9 +350,9 @@ class Graph:
         self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
     ) -> None:
         partial, directory = self.partial(stage.name), self.directory(stage.name)
-        shutil.rmtree(partial / ".work", ignore_errors=True)
-        (partial / KEY_NAME).unlink(missing_ok=True)
-        outputs, digest = describe_outputs(partial)
+        # Until the manifest is there everything stays that an interrupted stage needs to continue: hashing the
+        # checkpoints of a large model takes minutes.
+        outputs, digest = describe_outputs(partial, left_out=(KEY_NAME,))
         Manifest(
             stage=stage.name,
             key=sha256_json(dict(parts)),
@@ -370,12 +372,14 @@ class Graph:
             started=started,
             seconds=round(seconds, 3),
         ).save(partial)
+        shutil.rmtree(partial / WORK_NAME, ignore_errors=True)
         if directory.exists():
             if stage.precious and Manifest.load(directory) is not None:
                 self._set_aside(directory, stage.name)
             else:
                 shutil.rmtree(directory)
         partial.rename(directory)
+        (directory / KEY_NAME).unlink(missing_ok=True)
 
     def _set_aside(self, directory: Path, name: str) -> None:
         for number in range(1, 10_000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -72,9 +73,14 @@ class Manifest(StrictModel):
         return None
 
 
-def describe_outputs(directory: Path) -> tuple[dict[str, OutputFile], str]:
-    """Sizes and hashes of all files below a directory, and the content hash of the whole."""
-    names = [name for name in list_files(directory) if name != MANIFEST_NAME]
+def describe_outputs(directory: Path, left_out: Sequence[str] = ()) -> tuple[dict[str, OutputFile], str]:
+    """Sizes and hashes of all files below a directory, and the content hash of the whole.
+
+    Args:
+        directory: of the stage.
+        left_out: files directly in it that are not part of the result.
+    """
+    names = [name for name in list_files(directory) if name not in (MANIFEST_NAME, *left_out)]
     digests = digest_files(directory, names)
     outputs = {
         name: OutputFile(bytes=(directory / name).stat().st_size, sha256=digest)

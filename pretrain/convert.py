@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.graph import WORK_NAME
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME
-
-if TYPE_CHECKING:
-    from tsugiki.pretrain.conversion.export_hf import TrainedModel
 
 
 def import_checkpoint(
@@ -102,9 +100,8 @@ def export_checkpoint(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    from tsugiki.pretrain.conversion.export_hf import remove_finished, while_whole, write_export
+    from tsugiki.pretrain.conversion.export_hf import export_and_verify
     from tsugiki.pretrain.conversion.model_card import write_card
-    from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
 
     settings = config or ExportConfig()
     if settings.verify and tokenizer_dir is None:
@@ -115,31 +112,9 @@ def export_checkpoint(
             fix="say --tokenizer DIR, or --no-verify to write the weights alone",
         )
     with _whole_or_nothing(output_dir, overwrite) as target:
-
-        def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
-            remove_finished(target)
-            counts = write_export(
-                model,
-                target,
-                tokenizer_dir=tokenizer_dir,
-                base_dir=base_dir,
-                dtype=settings.dtype,
-                shard_bytes=settings.shard_bytes,
-                workers=workers,
-            )
-            verification: dict[str, Any] = {}
-            if settings.verify:
-                verification = verify_export(
-                    target,
-                    model,
-                    (),
-                    tokens=settings.verify_tokens,
-                    tolerance=settings.verify_tolerance,
-                    report_path=target / VERIFY_NAME,
-                )
-            return model, counts, verification
-
-        model, counts, verification = while_whole(megatron_dir, settings.iteration, export)
+        model, counts, verification = export_and_verify(
+            megatron_dir, target, settings, tokenizer_dir=tokenizer_dir, base_dir=base_dir, workers=workers
+        )
         given = {"base": base_dir, "tokenizer": tokenizer_dir}
         inputs = {key: path for key, path in given.items() if path is not None}
         write_card(target, settings, model, inputs, output_dir.name, verification)
@@ -216,6 +191,7 @@ def _whole_or_nothing(output_dir: Path, overwrite: bool) -> Iterator[Path]:
         if not (target / JOURNAL_NAME).is_file():
             shutil.rmtree(target, ignore_errors=True)
         raise
+    shutil.rmtree(target / WORK_NAME, ignore_errors=True)
     if output_dir.exists():
         shutil.rmtree(output_dir)
     target.rename(output_dir)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
-from tsugiki.pretrain.conversion.export_hf import TrainedModel, remove_finished, while_whole, write_export
+from tsugiki.pretrain.conversion.export_hf import export_and_verify
 from tsugiki.pretrain.conversion.model_card import CARD_NAME, write_card
-from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
+from tsugiki.pretrain.conversion.verify import VERIFY_NAME
 from tsugiki.pretrain.convert_config import ExportConfig
 
 
@@ -24,7 +23,7 @@ def run(
     Args:
         config: the ``export`` section.
         inputs: ``train`` and ``tokenizer``; ``base``, ``tokens`` and ``corpus`` add to the model card.
-        output_dir: exists and is empty.
+        output_dir: exists; what an interrupted export of the same left there is gone on with.
         context: workers and name of the experiment.
 
     Raises:
@@ -33,31 +32,15 @@ def run(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-
-    def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
-        remove_finished(output_dir)
-        counts = write_export(
-            model,
-            output_dir,
-            tokenizer_dir=inputs["tokenizer"],
-            base_dir=inputs.get("base"),
-            dtype=config.dtype,
-            shard_bytes=config.shard_bytes,
-            workers=min(context.workers, 4),
-        )
-        verification: dict[str, Any] = {}
-        if config.verify:
-            verification = verify_export(
-                output_dir,
-                model,
-                _texts(inputs),
-                tokens=config.verify_tokens,
-                tolerance=config.verify_tolerance,
-                report_path=output_dir / VERIFY_NAME,
-            )
-        return model, counts, verification
-
-    model, counts, verification = while_whole(inputs["train"], config.iteration, export)
+    model, counts, verification = export_and_verify(
+        inputs["train"],
+        output_dir,
+        config,
+        tokenizer_dir=inputs["tokenizer"],
+        base_dir=inputs.get("base"),
+        texts=lambda: _texts(inputs),
+        workers=min(context.workers, 4),
+    )
     if "tokens" in inputs and (template := inputs["tokens"] / TEMPLATE_NAME).is_file():
         shutil.copyfile(template, output_dir / TEMPLATE_NAME)
     write_card(output_dir, config, model, inputs, context.experiment_name, verification)

@@ -20,7 +20,7 @@ def run(
         config: the ``graft`` section.
         inputs: ``base`` (Hugging Face directory), ``tokenizer`` (its ``pieces.tsv`` names the
             added ids) and, for ``init: distillation``, ``corpus``.
-        output_dir: exists and is empty.
+        output_dir: exists; what an interrupted graft of the same left there is gone on with.
         context: seed and workers.
 
     Raises:

@@ -206,6 +206,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         Stage(
             "graft", config.graft, graft_inputs, "tsugiki.pretrain.graft:run", external,
             sources=(lambda: source_files([find_initialisation(init).make.__module__])) if ":" in init else None,
+            keep_partial=True,
         ),
         Stage(
             "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",
@@ -213,7 +214,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         ),
         Stage(
             "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"),
-            "tsugiki.pretrain.export:run", external,
+            "tsugiki.pretrain.export:run", external, keep_partial=True,
         ),
         Stage(
             "evaluate", config.evaluate, ("base", "export", "corpus"), "tsugiki.evaluation.evaluate:run", external,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ from tsugiki.pretrain.conversion.import_hf import (
 )
 from tsugiki.pretrain.conversion.source import row_blocks
 from tsugiki.pretrain.conversion.weights import Weight, hf_tensors, split, weight_table
-from tsugiki.pretrain.convert_config import WeightDtype
+from tsugiki.pretrain.convert_config import ExportConfig, WeightDtype
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
-from tsugiki.pretrain.formats.journal import JOURNAL_NAME, Journal, file_states
+from tsugiki.pretrain.formats.journal import JOURNAL_NAME, LAYOUT, Journal, file_states
 from tsugiki.pretrain.formats.safetensors_files import HfWriter, dtype_name, torch_dtype
 from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, METADATA_NAME, DistReader
 
@@ -129,13 +129,6 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
     )
 
 
-def remove_finished(output_dir: Path) -> None:
-    """Empty the directory of an export, unless an interrupted one can be continued there."""
-    if not (output_dir / JOURNAL_NAME).is_file():
-        for entry in output_dir.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:
     """Use a checkpoint that a training going on may delete meanwhile.
 
@@ -233,7 +226,7 @@ def write_export(
     }
     planned = [(name, shape, model.dtype_of(name, dtype) or stored[name]) for name, shape in hf_tensors(spec)]
     journal = Journal(output_dir, _request(model, planned, shard_bytes))
-    writer = HfWriter(output_dir, planned, shard_bytes)
+    writer = HfWriter(output_dir, planned, shard_bytes, laid_out=LAYOUT in journal.done)
     with journal:
         require_space(output_dir, writer.total_bytes)
         with (
@@ -241,6 +234,7 @@ def write_export(
             byte_progress("export", writer.total_bytes) as advance,
             ThreadPoolExecutor(max(1, workers)) as pool,
         ):
+            journal.record(LAYOUT)
 
             def convert(numbered: tuple[int, Unit]) -> None:
                 number, unit = numbered
@@ -256,7 +250,6 @@ def write_export(
     write_json_atomically(output_dir / "config.json", exported_config(model, most))
     _write_generation_config(output_dir, model.hf_config, base_dir)
     _copy_tokenizer(output_dir, tokenizer_dir, base_dir)
-    journal.finish()
     return {
         "parameters": spec.parameters,
         "vocabulary_size": spec.vocabulary_size,
@@ -264,6 +257,60 @@ def write_export(
         "files": len(writer.files),
         "dtype": most,
     }
+
+
+def export_and_verify(
+    source: Path,
+    output_dir: Path,
+    config: ExportConfig,
+    *,
+    tokenizer_dir: Path | None,
+    base_dir: Path | None,
+    texts: Callable[[], Iterable[str]] = tuple,
+    workers: int = 2,
+) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+    """Write an export into an existing directory, going on with what an interrupted one left there, and verify it.
+
+    Args:
+        source: see :func:`find_checkpoint`; training may go on there.
+        output_dir: exists; what no interrupted export of the same left is removed.
+        config: iteration, type, size of files, verification.
+        tokenizer_dir: the model's tokenizer.
+        base_dir: for generation settings, chat template and licence.
+        texts: gives text to verify on.
+        workers: threads.
+
+    Returns:
+        The checkpoint that was exported, counts, and what the verification found ({} without one).
+
+    Raises:
+        CheckpointError: damaged, deleted meanwhile, or the verification failed; then nothing is kept for
+            another attempt.
+        ConfigError: the iteration does not exist.
+        DataError: tokenizer and matrices differ in size.
+        EnvironmentError_: not enough disk space.
+    """
+    from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
+
+    def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
+        counts = write_export(
+            model, output_dir, tokenizer_dir=tokenizer_dir, base_dir=base_dir, dtype=config.dtype,
+            shard_bytes=config.shard_bytes, workers=workers,
+        )  # fmt: skip
+        if not config.verify:
+            return model, counts, {}
+        try:
+            found = verify_export(
+                output_dir, model, texts(), tokens=config.verify_tokens,
+                tolerance=config.verify_tolerance, report_path=output_dir / VERIFY_NAME,
+            )  # fmt: skip
+        except CheckpointError:
+            # Whatever is wrong may lie in what was written.
+            (output_dir / JOURNAL_NAME).unlink(missing_ok=True)
+            raise
+        return model, counts, found
+
+    return while_whole(source, config.iteration, export)
 
 
 def units(spec: ModelSpec) -> list[Unit]:

@@ -27,7 +27,7 @@ from tsugiki.pretrain.conversion.weights import (
 )
 from tsugiki.pretrain.convert_config import DistillationConfig, GraftConfig
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
-from tsugiki.pretrain.formats.journal import Journal, file_states
+from tsugiki.pretrain.formats.journal import LAYOUT, Journal, file_states
 from tsugiki.pretrain.formats.safetensors_files import torch_dtype
 from tsugiki.pretrain.formats.torch_dist_writer import DistWriter, Slot
 from tsugiki.pretrain.model.context_extension import extended_context, with_context
@@ -41,6 +41,7 @@ REPORT_NAME = "graft.json"
 # Key of hf_config.json under which the types of the base's tensors travel to the export.
 DTYPES_KEY = "_tensor_dtypes"
 _FILE_BYTES = 1 << 30
+_DISTILLED = "distilled"
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,16 @@ def write_import(
     journal = Journal(output_dir, _request(source, tokenizer_dir, rows, config, seed))
     target = output_dir / CHECKPOINT_NAME
     target.mkdir(exist_ok=True)
-    writer, blocks = _layout(source, spec, target, config.dtype)
+    writer, blocks = _layout(source, spec, target, config.dtype, laid_out=LAYOUT in journal.done)
     distilled: dict[str, Any] = {}
     with journal:
         require_space(output_dir, writer.total_bytes)
         if pieces and config.distillation is not None:
             assert tokenizer_dir is not None and corpus_dir is not None
             folders = (source.directory, tokenizer_dir, corpus_dir)
-            distilled = _distil(source.spec, folders, pieces, new_rows, config.distillation, seed)
+            distilled = _distil(source.spec, folders, pieces, new_rows, config.distillation, seed, journal)
         with writer:
+            journal.record(LAYOUT)
             _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
             writer.write_metadata()
 
@@ -111,11 +113,10 @@ def write_import(
         "rope_scaling": spec.rope_scaling,
         "dtype": config.dtype or source.dtype,
         "bytes": writer.total_bytes,
-        "row_norms": new_rows.norms(),
+        "row_norms": new_rows.norms([EMBEDDING] if spec.tied_embeddings else [EMBEDDING, OUTPUT]),
         **distilled,
     }
     write_json_atomically(output_dir / REPORT_NAME, report)
-    journal.finish()
     source.reader.close()
     return report
 
@@ -127,12 +128,25 @@ def _distil(
     new_rows: NewRows,
     config: DistillationConfig,
     seed: int,
+    journal: Journal,
 ) -> dict[str, Any]:
-    """Put trained rows in the place of the means; folders are base, tokenizer and corpus."""
-    from tsugiki.pretrain.conversion.distill import distil_rows
+    """Put trained rows in the place of the means; folders are base, tokenizer and corpus.
 
-    output_rows = None if spec.tied_embeddings else new_rows.all_rows(OUTPUT)
-    distilled = distil_rows(*folders, pieces, new_rows.all_rows(EMBEDDING), output_rows, config, seed)
+    An interrupted attempt's rows are used again: on a GPU another training would give others, beside blocks that
+    are written already.
+    """
+    import torch
+
+    from tsugiki.pretrain.conversion.distill import Distilled, distil_rows
+
+    kept = journal.folder / "distilled.pt"
+    if _DISTILLED in journal.done:
+        distilled = Distilled(**torch.load(kept, weights_only=True))
+    else:
+        output_rows = None if spec.tied_embeddings else new_rows.all_rows(OUTPUT)
+        distilled = distil_rows(*folders, pieces, new_rows.all_rows(EMBEDDING), output_rows, config, seed)
+        torch.save(vars(distilled), kept)
+        journal.record(_DISTILLED)
     new_rows.replace(EMBEDDING, distilled.input_rows)
     if distilled.output_rows is not None:
         new_rows.replace(OUTPUT, distilled.output_rows)
@@ -226,10 +240,10 @@ def _request(
 
 
 def _layout(
-    source: Source, spec: ModelSpec, target: Path, asked: str | None
+    source: Source, spec: ModelSpec, target: Path, asked: str | None, *, laid_out: bool
 ) -> tuple[DistWriter, list[Block]]:
     """The checkpoint's layout. It depends on the model alone, so repeated imports write the same files."""
-    writer = DistWriter(target, _FILE_BYTES)
+    writer = DistWriter(target, _FILE_BYTES, laid_out=laid_out)
     blocks: list[Block] = []
     table = weight_table(spec)
     dtypes = {weight.megatron: _target_dtype(source, weight, asked) for weight in table}

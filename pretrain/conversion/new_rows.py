@@ -142,15 +142,15 @@ class NewRows:
             result[reserved] = result[made].mean(dim=0) if made else base.float().mean(dim=0)
         return result
 
-    def norms(self) -> dict[str, dict[str, float]]:
-        """Per matrix, mean length of the base's rows and mean, least and greatest length of the new."""
+    def norms(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Per matrix, mean length of the base's rows and mean, least and greatest length of the new; {} without any."""
         result: dict[str, dict[str, float]] = {}
-        for name in sorted(self._matrices):
+        for name in sorted(names) if self._pieces else ():
             total = 0.0
             for start in range(0, self._known_rows, _BLOCK_PIECES):
                 block = self._read(name, start, min(start + _BLOCK_PIECES, self._known_rows))
                 total += block.float().norm(dim=1).sum().item()
-            lengths = self._matrices[name].norm(dim=1)
+            lengths = self._matrix(name).norm(dim=1)
             result[name] = {
                 "base_mean": total / self._known_rows,
                 "new_mean": lengths.mean().item(),

@@ -10,33 +10,42 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-JOURNAL_NAME = ".conversion.jsonl"
+from tsugiki.experiment.graph import KEY_NAME, WORK_NAME
+
+JOURNAL_NAME = f"{WORK_NAME}/conversion.jsonl"
+LAYOUT = "layout"
+"""Unit of everything in the files that is not data: sizes, headers, envelopes."""
 
 
 class Journal:
     """Lines of finished units in the output directory; the first line says what is being converted.
 
-    The journal of anything else (another source, another configuration) is not continued: what it
-    left in the directory is removed first.
+    The journal of anything else (another source, another configuration) is not continued: what is in the
+    directory is removed first. It stays, in the folder of unfinished work, until whoever completes the
+    result removes that: an interruption while the result is verified or hashed does not start the conversion over.
 
     Args:
         directory: where the result is written; exists.
         request: everything the result depends on.
+
+    Attributes:
+        done: units that an earlier attempt has finished.
+        folder: for what the conversion wants to find again after an interruption.
     """
 
     def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
         self._path = directory / JOURNAL_NAME
+        self.folder = self._path.parent
         self._lock = threading.Lock()
         first = json.dumps({"request": fingerprint(request)})
         self.done: set[str] = set()
-        if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").split("\n")
-            if lines[0] == first:
-                # The last item follows the last newline: empty, or a line cut by the interruption.
-                self.done = set(lines[1:-1])
-            else:
-                for entry in directory.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.is_file() else [""]
+        if lines[0] == first:
+            # The last item follows the last newline: empty, or a line cut by the interruption.
+            self.done = set(lines[1:-1])
+        else:
+            empty(directory)
+        self.folder.mkdir(exist_ok=True)
         self._stream = self._path.open("w", encoding="utf-8")
         self._stream.writelines(f"{line}\n" for line in [first, *sorted(self.done)])
         self._stream.flush()
@@ -47,15 +56,18 @@ class Journal:
             self._stream.write(f"{unit}\n")
             self._stream.flush()
 
-    def finish(self) -> None:
-        """The result is whole: remove the journal."""
-        self._path.unlink()
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+def empty(directory: Path) -> None:
+    """Remove everything in the directory of a result, but for the key by which the stage graph knows it."""
+    for entry in directory.iterdir():
+        if entry.name != KEY_NAME:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def fingerprint(request: Mapping[str, Any]) -> str:

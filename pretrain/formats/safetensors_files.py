@@ -183,12 +183,19 @@ class HfWriter:
         directory: where the files go.
         tensors: name, shape and dtype (bf16, fp16, fp32) in file order.
         shard_bytes: a file holds at most this much, or one tensor.
+        laid_out: an interrupted attempt has created the files already; they are not touched until data comes.
     """
 
     def __init__(
-        self, directory: Path, tensors: Sequence[tuple[str, tuple[int, ...], str]], shard_bytes: int
+        self,
+        directory: Path,
+        tensors: Sequence[tuple[str, tuple[int, ...], str]],
+        shard_bytes: int,
+        *,
+        laid_out: bool = False,
     ) -> None:
         self.directory = directory
+        self._laid_out = laid_out
         self._entries: dict[str, HfTensor] = {}
         groups: list[list[HfTensor]] = [[]]
         filled = 0
@@ -217,6 +224,8 @@ class HfWriter:
         self._pool = FilePool(writable=True)
 
     def __enter__(self) -> HfWriter:
+        if self._laid_out:
+            return self
         for path, header, size in self._headers:
             os.ftruncate(self._pool.descriptor(path), size)
             self._pool.write(path, 0, header)

@@ -43,10 +43,12 @@ class DistWriter:
     Args:
         directory: of the checkpoint; exists.
         file_bytes: a new data file is begun when one has reached this size.
+        laid_out: an interrupted attempt has created the files already; they are not touched until data comes.
     """
 
-    def __init__(self, directory: Path, file_bytes: int) -> None:
+    def __init__(self, directory: Path, file_bytes: int, *, laid_out: bool = False) -> None:
         self.directory = directory
+        self._laid_out = laid_out
         self._file_bytes = file_bytes
         self._file = 0
         self._position = 0
@@ -92,6 +94,8 @@ class DistWriter:
         self._objects.append((key, Chunk((), (), name, start, len(stream.getvalue())), stream.getvalue()))
 
     def __enter__(self) -> DistWriter:
+        if self._laid_out:
+            return self
         for path, size in self._sizes.items():
             os.ftruncate(self._pool.descriptor(path), size)
         for _, _, slot in self._slots:

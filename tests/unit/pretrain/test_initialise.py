@@ -97,7 +97,9 @@ def test_padding_rows_of_the_base_are_overwritten_and_never_averaged():
     rows = NewRows(read, 10, pieces, "mean", 1)
     made = rows.rows("embedding", 8, 12)
     assert torch.allclose(made, torch.tensor([[2, 3], [14, 15], [4, 5], [20 / 3, 23 / 3]]))
-    assert rows.norms()["embedding"]["base_mean"] == pytest.approx(matrix[:8].norm(dim=1).mean().item())
+    assert rows.norms(["embedding"])["embedding"]["base_mean"] == pytest.approx(
+        matrix[:8].norm(dim=1).mean().item()
+    )
     for method in ("multivariate", "similarity"):
         other = NewRows(read, 10, pieces, method, 1).rows("embedding", 8, 12)
         assert other.norm(dim=1).max() < 100

@@ -20,7 +20,7 @@ from tsugiki.evaluation.pages.compare import (
     runs_table,
     vocabulary_table,
 )
-from tsugiki.evaluation.pages.compute_matched import curves, equal_effort, facts
+from tsugiki.evaluation.pages.compute_matched import compute_matched, curves, facts
 from tsugiki.evaluation.scoring.bits_per_byte import Score
 from tsugiki.evaluation.scoring.intervals import Resampler
 from tsugiki.experiment.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ JSON_NAME = "comparison.json"
 MARKDOWN_NAME = "comparison.md"
 _NAMING = frozenset({"name", "run_dir", "tracking", "workers", "report"})
 """Sections of a configuration that change nothing that is compared."""
-_EFFORT = {"bytes": "bytes of text", "tokens": "tokens", "flops": "FLOPs"}
+_COSTS = {"bytes": "bytes of text", "tokens": "tokens", "flops": "FLOPs"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _values(
         "settings": _differences(settings),
         "warnings": _warnings(runs),
     }
-    values["equal_effort"] = equal_effort(values["curves"])
+    values["compute_matched"] = compute_matched(values["curves"])
     for language in languages:
         values["same_text"][language] = _same_text(runs, language)
         for model in ("base", "result"):
@@ -312,8 +312,8 @@ def _markdown(values: Mapping[str, Any]) -> str:
         runs_table(values).markdown(),
         *values["warnings"],
     ]
-    for axis, entry in values["equal_effort"].items():
-        parts.append(f"Held-out bits per byte during training after {short(entry['at'])} {_EFFORT[axis]}:")
+    for axis, entry in values["compute_matched"].items():
+        parts.append(f"Held-out bits per byte during training after {short(entry['at'])} {_COSTS[axis]}:")
         parts.append(reached_table(values, axis).markdown())
     if values["tokens_per_byte"]:
         parts += ["Tokens per byte of held-out text:", vocabulary_table(values).markdown()]

@@ -33,10 +33,9 @@ def run(
         DataError: an artefact that is there cannot be read.
     """
     artefacts = Artefacts.load(inputs)
-    measured = benchmarks(artefacts, config.published)
     sections = [
         Section("quality", "Base against result", quality(artefacts, config.published)),
-        *([Section("benchmarks", "Benchmarks", measured)] if measured else []),
+        Section("benchmarks", "Benchmarks", benchmarks(artefacts, config.published) or None),
         Section("samples", "Samples", samples(artefacts, config.samples_per_language)),
         Section("vocabulary", "Vocabulary", vocabulary(artefacts)),
         Section("corpus", "Corpus", corpus(artefacts)),
@@ -48,4 +47,4 @@ def run(
     subtitle, cards = headline(artefacts)
     page = Page(config.title or context.experiment_name, subtitle, sections, cards)
     (output_dir / PAGE_NAME).write_bytes(render(page, TEMPLATE))
-    return StageResult(counts={"sections": len(sections)}, artifacts=(PAGE_NAME,))
+    return StageResult(counts={"sections": len(page.shown)}, artifacts=(PAGE_NAME,))

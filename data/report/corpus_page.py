@@ -64,7 +64,6 @@ def corpus_page(values: Values) -> Page:
     overview = Overview.of(sources, linked=True)
     kept = overview.totals["kept"]
     seconds = sum(values["seconds"].values())
-    evaluation = [Section("evaluation", "Evaluation data", _evaluation(values))]
     return Page(
         "Corpus report",
         f"{kept:,} of {offers:,} documents kept ({percent(kept, offers) or '–'}), {overview.kept_bytes} of text, "
@@ -72,7 +71,7 @@ def corpus_page(values: Values) -> Page:
         [
             Section("overview", "Sources", overview),
             Section("languages", "Languages", _languages(sources)),
-            *(evaluation if "evaluation" in values else []),
+            Section("evaluation", "Evaluation data", _evaluation(values)),
             *(
                 Section(
                     "source",

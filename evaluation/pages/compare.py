@@ -41,12 +41,11 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Coloured:
-    """A table with a bar for each run, and the runs' colours."""
+    """A table with a bar for each run, the runs' colours, and what the template says besides."""
 
     legend: Sequence[tuple[str, str]]
     table: Table
-    confidence: float
-    text: str = ""
+    besides: str
 
 
 @dataclass(frozen=True)
@@ -73,33 +72,23 @@ def comparison_page(values: Values) -> Page:
     legend = list(colours.items())
     scored = any(values["result"][language] for language in values["languages"])
     measured = any(values["tokens_per_byte"].values())
-    optional = {
-        "benchmarks": ("Benchmarks", benchmarks_table(values) if values["benchmarks"] else None),
-        "effort": ("At equal cost", _effort(values) if values["equal_effort"] else None),
-        "settings": ("What differs", _settings(values) if values["settings"] else None),
-    }
-    some = {
-        layout: [Section(layout, title, table)]
-        for layout, (title, table) in optional.items()
-        if table is not None
-    }
-    quality = Coloured(legend, quality_table(values, colours), values["confidence"]) if scored else None
-    vocabulary = (
-        Coloured(legend, vocabulary_table(values, colours), values["confidence"], _sizes(values))
-        if measured
-        else None
-    )
+    quality = Coloured(legend, quality_table(values, colours), f"{values['confidence']:.0%}")
+    vocabulary = Coloured(legend, vocabulary_table(values, colours), _sizes(values))
     return Page(
         " against ".join(names),
         f"Bits per byte on the same held-out text; differences are to {values['reference']}",
         [
-            Section("quality", "Bits per byte", quality or _NOT_EVALUATED),
-            *some.get("benchmarks", []),
-            *some.get("effort", []),
+            Section("quality", "Bits per byte", quality if scored else _NOT_EVALUATED),
+            Section("benchmarks", "Benchmarks", benchmarks_table(values) if values["benchmarks"] else None),
+            Section(
+                "compute_matched",
+                "At equal cost",
+                _compute_matched(values) if values["compute_matched"] else None,
+            ),
             Section("curves", "Along the way", _curves(values, colours)),
-            Section("vocabulary", "Vocabulary", vocabulary or _NOT_EVALUATED),
+            Section("vocabulary", "Vocabulary", vocabulary if measured else _NOT_EVALUATED),
             Section("runs", "Runs", runs_table(values)),
-            *some.get("settings", []),
+            Section("settings", "What differs", _settings(values) if values["settings"] else None),
         ],
         warnings=values["warnings"],
     )
@@ -177,19 +166,19 @@ def benchmarks_table(values: Values) -> Table:
     return Table("Benchmarks of each run", columns, rows)
 
 
-def _effort(values: Values) -> Table:
+def _compute_matched(values: Values) -> Table:
     """What was reached for equal cost, the best of each measure in colour."""
     names = list(values["runs"])
-    efforts: dict[str, Any] = values["equal_effort"]
+    by_axis: dict[str, Any] = values["compute_matched"]
     columns = [
         f"{name}, {short(entry['at'])} {axis if axis != 'flops' else 'FLOPs'}"
-        for axis, entry in efforts.items()
+        for axis, entry in by_axis.items()
         for name in names
     ]
     rows: list[list[Cell]] = []
-    for language in dict.fromkeys(item for entry in efforts.values() for item in entry["bits_per_byte"]):
+    for language in dict.fromkeys(item for entry in by_axis.values() for item in entry["bits_per_byte"]):
         cells: list[Cell] = []
-        for entry in efforts.values():
+        for entry in by_axis.values():
             reached = entry["bits_per_byte"].get(language)
             best = min(reached.values()) if reached else None
             cells += [
@@ -205,7 +194,7 @@ def _effort(values: Values) -> Table:
 def reached_table(values: Values, axis: str) -> Table:
     """What was reached for equal cost by one measure."""
     names = list(values["runs"])
-    reached = values["equal_effort"][axis]["bits_per_byte"]
+    reached = values["compute_matched"][axis]["bits_per_byte"]
     return Table(
         "Held-out bits per byte at equal cost",
         [*text_columns("language"), *names],

@@ -50,7 +50,7 @@ def facts(artefacts: Artefacts) -> dict[str, Any]:
 
 
 def curves(artefacts: Artefacts) -> dict[str, list[dict[str, float | None]]]:
-    """Held-out bits per byte per language along training, over all three measures of effort."""
+    """Held-out bits per byte per language along training, over all three measures of cost."""
     per_byte, per_flop = bytes_per_token(artefacts), flops_per_token(artefacts)
     return {
         language: [
@@ -66,14 +66,14 @@ def curves(artefacts: Artefacts) -> dict[str, list[dict[str, float | None]]]:
     }
 
 
-def equal_effort(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Any]]:
+def compute_matched(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Any]]:
     """What every run had reached when the one that ended first ended.
 
     Args:
         runs: by run and language, what :func:`curves` gave.
 
     Returns:
-        By axis (``bytes``, ``tokens``, ``flops``): ``at``, the effort where the shortest curve ends, and
+        By axis (``bytes``, ``tokens``, ``flops``): ``at``, the cost where the shortest curve ends, and
         ``bits_per_byte`` by language and run, linear between two validations. An axis that a run does not
         know, and a language that not every run has validated before and at that point, is left out.
     """
@@ -103,7 +103,7 @@ def equal_effort(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str,
 
 def _points(curve: Curve, axis: str) -> list[tuple[float, float]]:
     pairs = [(point[axis], point["bits_per_byte"]) for point in curve]
-    return [(effort, value) for effort, value in pairs if effort is not None and value is not None]
+    return [(cost, value) for cost, value in pairs if cost is not None and value is not None]
 
 
 def _value(curve: Sequence[tuple[float, float]], at: float) -> float | None:
@@ -116,7 +116,7 @@ def _value(curve: Sequence[tuple[float, float]], at: float) -> float | None:
     slack = 1e-9 * at
     if not curve or not curve[0][0] - slack <= at <= curve[-1][0] + slack:
         return None
-    right = min(bisect_left([effort for effort, _ in curve], at), len(curve) - 1)
+    right = min(bisect_left([cost for cost, _ in curve], at), len(curve) - 1)
     if right == 0:
         return curve[0][1]
     (start, before), (end, after) = curve[right - 1], curve[right]

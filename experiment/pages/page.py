@@ -31,7 +31,7 @@ class Section:
     Attributes:
         layout: macro of the page's template that lays the content out; also the anchor for the navigation.
         title: heading.
-        content: a typed result, or :class:`Missing`.
+        content: a typed result, or :class:`Missing`; a section of None is left out.
         detail: small text behind the heading.
         anchor: where several sections have the same layout.
     """
@@ -65,6 +65,11 @@ class Page:
     sections: Sequence[Section]
     cards: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = ()
+
+    @property
+    def shown(self) -> list[Section]:
+        """Sections that have content."""
+        return [section for section in self.sections if section.content is not None]
 
 
 def render(page: Page, template: Path) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from test_report_page import Page
 
 from tsugiki.evaluation.compare import compare
-from tsugiki.evaluation.pages.compute_matched import equal_effort
+from tsugiki.evaluation.pages.compute_matched import compute_matched
 from tsugiki.experiment.errors import ConfigError, DataError
 
 LANGUAGES = ("ja", "en")
@@ -103,7 +103,7 @@ def test_differences_are_paired_and_relative_to_the_first_run(runs: list[Path], 
     assert values["warnings"] == []
 
 
-def test_effort_in_tokens_bytes_and_flops(runs: list[Path], tmp_path: Path) -> None:
+def test_cost_in_tokens_bytes_and_flops(runs: list[Path], tmp_path: Path) -> None:
     values = compare(runs, tmp_path / "out").values
     # 0.25 tokens per byte: 2,000 tokens are 8,000 bytes; 2e9 FLOP/s at 500 tokens/s is 4e6 a token.
     assert values["runs"]["extended"]["new_pieces"] == 96
@@ -117,7 +117,7 @@ def test_effort_in_tokens_bytes_and_flops(runs: list[Path], tmp_path: Path) -> N
 
 def test_what_was_reached_for_equal_cost(runs: list[Path], tmp_path: Path) -> None:
     values = compare(runs, tmp_path / "out").values
-    found = values["equal_effort"]
+    found = values["compute_matched"]
     # Validation after 1,000 and 2,000 tokens: 3.0 and 1.5 bits per byte in both runs. `kept` has read 4,000
     # bytes when it ends, which `extended` had after 1,000 tokens.
     assert found["bytes"] == {"at": 4000.0, "bits_per_byte": {"ja": {"extended": 3.0, "kept": 1.5}}}
@@ -136,7 +136,7 @@ def test_equal_cost_is_linear_between_measurements_and_nothing_outside() -> None
             for tokens, value in points
         ]
 
-    found = equal_effort(
+    found = compute_matched(
         {
             "a": {"ja": curve((100, 4.0), (300, 2.0)), "en": curve((250, 1.0), (300, 0.9))},
             "b": {"ja": curve((100, 3.0), (200, 2.5)), "en": curve((100, 1.0), (200, 0.9))},

@@ -281,17 +281,32 @@ def _apply_override(raw: RawConfig, override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise ConfigError("the value of --set is not YAML", got=override) from error
+    set_value(raw, name.strip(), value, f"--set {override}")
+
+
+def set_value(raw: RawConfig, name: str, value: Any, origin: str) -> None:
+    """Set one value by dotted path; list items are named by position or by their ``name``.
+
+    Args:
+        raw: changed in place.
+        name: dotted path.
+        value: plain value: what YAML could hold.
+        origin: where the value comes from, for messages.
+
+    Raises:
+        ConfigError: the path goes below a value that has no keys, or names no item of a list.
+    """
     location: Location = ()
     container: Any = raw.values
-    keys = name.strip().split(".")
+    keys = name.split(".")
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         step: str | int = key
         if isinstance(container, list):
-            step = _list_position(container, key, override)
+            step = _list_position(container, key, origin)
         elif not isinstance(container, dict):
             raise ConfigError(
-                "--set goes below a value that has no keys",
+                f"{origin} goes below a value that has no keys",
                 where=".".join(keys[:depth]),
                 got=repr(container),
             )
@@ -304,17 +319,17 @@ def _apply_override(raw: RawConfig, override: str) -> None:
             container = container[step]
     for stale in [item for item in raw.marks if item[: len(location)] == location]:
         del raw.marks[stale]
-    raw.marks[location] = Mark(f"--set {override}", None)
+    raw.marks[location] = Mark(origin, None)
 
 
-def _list_position(items: list[Any], key: str, override: str) -> int:
+def _list_position(items: list[Any], key: str, origin: str) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
     valid = [str(name) if name else str(position) for position, name in enumerate(names)]
-    raise ConfigError("--set names no item of the list", got=override, expected=f"one of {', '.join(valid)}")
+    raise ConfigError("no such item of the list", got=origin, expected=f"one of {', '.join(valid)}")
 
 
 def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:

@@ -62,15 +62,20 @@ class ExternalDigests:
             self._known = {}
         self._changed = False
 
-    def digest(self, paths: Iterable[Path]) -> str:
-        """One hash for a set of files and directories (directories stand for all files below)."""
+    def digest(self, paths: Iterable[Path] | Mapping[Path, Path]) -> str:
+        """One hash for a set of files and directories (directories stand for all files below).
+
+        Args:
+            paths: the files; or file -> the path that enters the hash instead of its own.
+        """
         entries: dict[str, str] = {}
-        for path in paths:
+        named = paths if isinstance(paths, Mapping) else {path: path for path in paths}
+        for path, name_path in named.items():
             if path.is_dir():
                 for name in list_files(path):
                     entries[f"{path.name}/{name}"] = self._one(path / name)
             else:
-                entries[path.name + "@" + str(path.parent)] = self._one(path)
+                entries[name_path.name + "@" + str(name_path.parent)] = self._one(path)
         if self._changed:
             write_json_atomically(self._cache, self._known, indent=None, shared=True)
             self._changed = False

@@ -65,7 +65,7 @@ class Stage:
     inputs: tuple[str, ...]
     function: str
     external: Mapping[str, Path] = field(default_factory=dict)
-    sources: Callable[[], Sequence[Path]] | None = None
+    sources: Callable[[], Sequence[Path] | Mapping[Path, Path]] | None = None
     keep_partial: bool = False
     precious: bool = False
     version: int = 1

@@ -37,6 +37,14 @@ def shipped(path: Path) -> Path | None:
     return None
 
 
+def shipped_name(path: Path) -> Path:
+    """The name in a checkout of a file that :func:`shipped` found, wherever Tsugiki is installed."""
+    for name in _FOLDERS:
+        if path.is_relative_to(shipped_folder(name)):
+            return Path(name) / path.relative_to(shipped_folder(name))
+    return path
+
+
 def find(path: Path) -> Path:
     """The path or pattern itself where it exists, else what ships under that name, else the path itself."""
     return path if _fixed(path).exists() else shipped(path) or path

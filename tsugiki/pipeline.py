@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,12 +23,14 @@ from tsugiki.experiment.config import (
     dump_yaml,
     expand_path,
     load_raw,
+    set_value,
     validate,
 )
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.files import write_text_atomically
-from tsugiki.experiment.graph import Graph, Stage
+from tsugiki.experiment.graph import Decision, Graph, Stage
 from tsugiki.experiment.own_code import source_files
+from tsugiki.experiment.shipped import shipped, shipped_name
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
@@ -35,9 +38,12 @@ from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.conversion.initialisation import find_initialisation
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
+from tsugiki.pretrain.planning.flops import find_gpu
+from tsugiki.pretrain.planning.layouts import Machine
 from tsugiki.pretrain.planning.parallelism import check as check_layout
-from tsugiki.pretrain.planning.plan import BaseNotHere, base_spec
+from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, make_plan
 from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.results import Run, open_run
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.learning.word_lists import is_file, word_list_files
 
@@ -75,12 +81,90 @@ class ExperimentConfig(StrictModel):
     """The page."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """A checked configuration with the place of its run."""
 
     config: ExperimentConfig
     raw: RawConfig
+
+    def __repr__(self) -> str:
+        return f"Experiment('{self.config.name}', run_dir='{self.run_dir}')"
+
+    def with_values(self, values: Mapping[str, Any], *, any_layout: bool = False) -> Experiment:
+        """Another experiment that differs in some values.
+
+        Args:
+            values: dotted path -> plain value, e.g. ``{"train.optimizer.learning_rate": 5e-5}``.
+            any_layout: accept a division over processes that cannot run, to plan another.
+
+        Raises:
+            ConfigError: an unknown path, or a value that is refused.
+        """
+        raw = copy.deepcopy(self.raw)
+        _set_values(raw, values)
+        return check_experiment(raw, any_layout=any_layout)
+
+    def plan(
+        self, gpu: str = "h100", gpus: int | None = None, gpus_per_node: int = 8, mfu: float = 0.4
+    ) -> Plan:
+        """Parameters, memory, hours and storage of the training; starts nothing.
+
+        Args:
+            gpu: name of the accelerator.
+            gpus: how many; None takes ``train.parallel``.
+            gpus_per_node: how many share a node.
+            mfu: share of the peak that training reaches.
+
+        Raises:
+            ConfigError: the base's architecture is not known here, or the GPUs do not divide into replicas.
+        """
+        return make_plan(
+            name=self.config.name,
+            base=self.config.base,
+            extension=self.config.tokenizer.extend,
+            total_tokens=self.config.tokens.mixture.total_tokens,
+            train=self.config.train,
+            machine=Machine(find_gpu(gpu), gpus_per_node, mfu),
+            graft=self.config.graft,
+            run_dir=self.run_dir,
+            world_size=gpus,
+        )
+
+    def preview(self, from_stage: str | None = None, until: str | None = None) -> list[Decision]:
+        """What :meth:`run` would do with each stage, and why.
+
+        Raises:
+            ConfigError: a name is not a stage.
+        """
+        graph = self.graph()
+        return graph.preview(graph.select(from_stage, until))
+
+    def run(
+        self,
+        from_stage: str | None = None,
+        until: str | None = None,
+        *,
+        force: bool = False,
+        announce: Callable[[str], None] = print,
+    ) -> Run:
+        """Run the stages that are not complete, and open the run.
+
+        Args:
+            from_stage: first stage; earlier ones are taken as they are.
+            until: last stage.
+            force: redo them even when unchanged.
+            announce: gets a line for every stage.
+
+        Raises:
+            TsugikiError: a stage cannot do its work. What was made so far stays, and the next run goes on there.
+        """
+        graph = self.graph(announce)
+        selected = graph.select(from_stage, until)
+        self.check_base(selected)
+        self.save_config()
+        graph.run(selected, self.config, force=force)
+        return open_run(self.run_dir)
 
     @property
     def run_dir(self) -> Path:
@@ -158,19 +242,40 @@ class Experiment:
 
 
 def load_experiment(
-    path: Path | str, overrides: Sequence[str] = (), *, any_layout: bool = False
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+    any_layout: bool = False,
 ) -> Experiment:
     """Read and check an experiment.
 
     Args:
         path: YAML file, or the name of a shipped experiment.
-        overrides: ``--set`` options.
+        overrides: ``--set`` options: ``a.b=c`` with c in YAML.
+        values: dotted path -> plain value; set after the overrides.
         any_layout: accept a division over processes that cannot run, to plan another.
 
     Raises:
         ConfigError: with the dotted path, the value, what was expected, file and line.
     """
     raw = load_raw(Path(path), overrides)
+    _set_values(raw, values or {})
+    return check_experiment(raw, any_layout=any_layout)
+
+
+def _set_values(raw: RawConfig, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        plain = str(value) if isinstance(value, Path) else value
+        set_value(raw, name, plain, f"{name} = {plain!r}, given in Python")
+
+
+def check_experiment(raw: RawConfig, *, any_layout: bool = False) -> Experiment:
+    """An experiment of a merged configuration.
+
+    Raises:
+        ConfigError: with the dotted path, the value, what was expected, file and line.
+    """
     experiment = Experiment(validate(ExperimentConfig, raw), raw)
     _check_languages(experiment)
     _check_lengths(experiment)
@@ -229,18 +334,22 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     return graph
 
 
-def _source_files(corpus: CorpusConfig) -> list[Path]:
-    """Local files whose content decides what the corpus stage makes.
+def _source_files(corpus: CorpusConfig) -> dict[Path, Path]:
+    """Local files whose content decides what the corpus stage makes, and the name under which each is known.
 
-    Remote addresses and packages are identified by the configuration alone.
+    Shipped files have the same name wherever they are installed, so that a run stays valid under another
+    installation. Remote addresses and packages are identified by the configuration alone.
     """
     patterns = [pattern for source in corpus.sources for pattern in source.paths]
     patterns += corpus.decontamination.paths
     patterns += [f"{folder}/*.*" for folder in corpus.profile_folders]  # profiles and word lists
     if corpus.language_identification.model is not None:
         patterns.append(corpus.language_identification.model)
-    found = {found for pattern in _local(patterns) for found in _matches(pattern)}
-    return sorted(found | set(own_code(corpus)))
+    found = {path: path for path in own_code(corpus)}
+    for pattern in _local(patterns):
+        is_shipped = expand_path(pattern) == shipped(Path(pattern))
+        found |= {path: shipped_name(path) if is_shipped else path for path in _matches(pattern)}
+    return found
 
 
 def _local(patterns: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import run_section, sections
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report"]
@@ -260,3 +261,11 @@ def test_bad_requests_leave_nothing_half_done(
 def test_tracking_store_is_a_plain_file(run_dir: Path) -> None:
     with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
         assert store.execute("select count(*) from runs").fetchone()[0] >= len(STAGES) + 1
+
+
+def test_the_page_of_the_python_interface(run_dir: Path, tmp_path: Path) -> None:
+    """docs/api.md, in a folder where two runs are finished."""
+    for name in ("smoke", "again"):
+        shutil.copytree(run_dir, tmp_path / "runs" / name)
+    blocks = [block for part in sections(ROOT / "docs" / "api.md").values() for block in part]
+    run_section(blocks, tmp_path)

@@ -19,7 +19,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side in bits per byte: extended against not extended vocabulary, for instance."""
-    from tsugiki.evaluation.compare import compare as compare_runs
+    from tsugiki import tools
 
-    comparison = compare_runs(run_dirs, out)
+    comparison = tools.compare(run_dirs, out)
     typer.echo(json.dumps(comparison.values, indent=2) if as_json else "\n".join(comparison.summary))

@@ -43,20 +43,18 @@ def convert_import(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a Hugging Face model as a Megatron distributed checkpoint that loads under any layout."""
-    from tsugiki.experiment.config import RawConfig, validate
-    from tsugiki.pretrain.convert import import_checkpoint
-    from tsugiki.pretrain.convert_config import GraftConfig
+    from tsugiki.tools import import_checkpoint
 
-    values = {"init": init, "dtype": dtype, "trim_padding_rows": trim_padding_rows}
-    config = validate(GraftConfig, RawConfig(values, {}))
     report = import_checkpoint(
         hf_dir,
         megatron_dir,
         tokenizer_dir=tokenizer,
-        config=config,
         workers=workers,
         seed=seed,
         overwrite=overwrite,
+        init=init,
+        dtype=dtype,
+        trim_padding_rows=trim_padding_rows,
     )
     typer.echo(json.dumps(report, indent=2))
 
@@ -92,26 +90,21 @@ def convert_export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a Megatron checkpoint of any layout as a Hugging Face directory, and verify it."""
-    from tsugiki.experiment.config import RawConfig, validate
-    from tsugiki.pretrain.convert import export_checkpoint
-    from tsugiki.pretrain.convert_config import ExportConfig
+    from tsugiki.tools import export_checkpoint
 
-    values = {
-        "iteration": iteration,
-        "dtype": dtype,
-        "shard_bytes": shard_bytes,
-        "license": license_name,
-        "base_model": base_model,
-        "verify": verify,
-    }
     report = export_checkpoint(
         megatron_dir,
         hf_dir,
         tokenizer_dir=tokenizer,
         base_dir=base,
-        config=validate(ExportConfig, RawConfig(values, {})),
         workers=workers,
         overwrite=overwrite,
+        iteration=iteration,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        license=license_name,
+        base_model=base_model,
+        verify=verify,
     )
     typer.echo(json.dumps(report, indent=2))
 
@@ -129,7 +122,7 @@ def convert_verify(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to compare logits on.")] = 512,
 ) -> None:
     """Check bit for bit that a Hugging Face directory and a Megatron checkpoint are the same model."""
-    from tsugiki.pretrain.convert import verify_checkpoint
+    from tsugiki.tools import verify_checkpoint
 
     if text is not None and not text.is_file():
         raise ConfigError("no such text file", where="--text", got=text)

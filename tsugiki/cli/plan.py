@@ -42,10 +42,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, GPU memory per pipeline stage, tokens, steps, hours, storage; starts nothing."""
-    from tsugiki.pretrain.planning.flops import find_gpu
-    from tsugiki.pretrain.planning.layouts import Machine
-    from tsugiki.pretrain.planning.plan import make_plan
-
     if cluster is not None:
         from tsugiki.slurm.config import load_cluster, split_overrides
 
@@ -54,15 +50,5 @@ def plan(
         gpus_per_node = gpus_per_node or wanted.gpus_per_node or None
         gpus = gpus or wanted.nodes * wanted.gpus_per_node or None
     experiment = load(config, overrides, any_layout=True)
-    made = make_plan(
-        name=experiment.config.name,
-        base=experiment.config.base,
-        extension=experiment.config.tokenizer.extend,
-        total_tokens=experiment.config.tokens.mixture.total_tokens,
-        train=experiment.config.train,
-        machine=Machine(find_gpu(gpu), gpus_per_node or 8, mfu),
-        graft=experiment.config.graft,
-        run_dir=experiment.run_dir,
-        world_size=gpus,
-    )
+    made = experiment.plan(gpu, gpus, gpus_per_node or 8, mfu)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else made.to_text())

@@ -50,8 +50,7 @@ def run_stages(
     go_online_for(path for source in experiment.config.corpus.sources for path in source.paths)
     for line in _missing(experiment, selected, "evaluate"):  # hours from now, not at once
         typer.secho(f"warning: {line}", fg=typer.colors.YELLOW, err=True)
-    experiment.save_config()
-    graph.run(selected, experiment.config, force=force)
+    experiment.run(start, until, force=force, announce=say)
     report = experiment.run_dir / "report" / "index.html"
     if until is None and report.is_file():
         say(f"report: {report}")

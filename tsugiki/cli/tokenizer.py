@@ -65,7 +65,9 @@ def tokenizer_report(
     for language, path in pairs("--text", text):
         texts.setdefault(language, []).append(Path(path))
     aligned = {language: Path(path) for language, path in pairs("--parallel", parallel or [])}
-    from tsugiki.tokenizer.report import run_report
+    from tsugiki import tools
 
-    run_report(tokenizers, texts, out, parallel=aligned or None, model=model, limit_bytes=limit_bytes)
+    tools.tokenizer_report(
+        tokenizers, texts, out, parallel=aligned or None, model=model, limit_bytes=limit_bytes
+    )
     say(f"report: {out / 'report.html'}")

@@ -44,9 +44,11 @@ class HarnessConfig(StrictModel):
 
     tasks: list[str] = Field(min_length=1)
     """Suites named after published tables (`swallow-ja`, `seallm-knowledge`, …), columns of one
-    (`swallow-ja/JSQuAD`), our tasks, or those of the harness."""
+    (`swallow-ja/JSQuAD`), tasks of ours (`m3exam_th`; `m3exam`: all its variants) or of the harness, and your own: the
+    path of a YAML file, or `package.module:NAME` of a mapping. What a file of your own holds is part of the stage's
+    key. See docs/how-to-add.md."""
     data: str | None = None
-    """Folder with the files that our tasks read, as the benchmarks' authors publish them."""
+    """Folder with the files that our tasks and your own read, as the benchmarks' authors publish them."""
     chat_template: Literal["none", "result", "both"] = "none"
     """Whose questions are written as conversations in the model's chat template, examples as earlier turns:
     nobody's, the result's, or the base's too. Published tables that were measured without

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tsugiki.evaluation.benchmarks.files import find_file, read_records
-from tsugiki.evaluation.benchmarks.scores import BLEU, SCORES, corpus_bleu
+from tsugiki.evaluation.benchmarks.formats import find_file, read_records
+from tsugiki.evaluation.benchmarks.scores import SCORES, find_score
 from tsugiki.evaluation.benchmarks.suites import (
     Benchmark,
     benchmarks,
@@ -19,19 +17,19 @@ from tsugiki.evaluation.benchmarks.suites import (
     is_installed,
     missing_files,
     origins,
-    own_tasks,
     suites,
 )
+from tsugiki.evaluation.benchmarks.task import Task, TaskData, near, own_tasks, tasks_of
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
 _NORMAL_95 = 1.959964
 _SHORT_WINDOW = 2048
-_RIGHT_OR_WRONG = frozenset({"accuracy", "acc", "acc_norm", "exact_match", "exact", "last_number", "boxed"})
-"""Metrics that are 0 or 1 for a question."""
-_ZERO_TO_ONE = _RIGHT_OR_WRONG | {"character_f1", "character_rouge2", "f1"}
-"""Metrics whose scale ends at 1."""
+_RIGHT_OR_WRONG = frozenset({"acc", "acc_norm", "exact_match", "exact"})
+"""Metrics of the harness that are 0 or 1 for a question."""
+_ZERO_TO_ONE = _RIGHT_OR_WRONG | {"f1"}
+"""Metrics of the harness whose scale ends at 1."""
 
 
 def check(config: HarnessConfig) -> list[Benchmark]:
@@ -48,18 +46,18 @@ def check(config: HarnessConfig) -> list[Benchmark]:
             where="evaluate.harness",
             fix="pip install 'tsugiki[eval]'",
         )
-    asked = benchmarks(config)
-    foreign = [item.task for item in asked if item.task not in own_tasks()]
+    asked, tasks = benchmarks(config), tasks_of(config.tasks)
+    foreign = [item.task for item in asked if item.task not in tasks]
     if foreign:
         _check_names(foreign)
         for task in foreign:
             _check_imports(task)
-    own = [own_tasks()[item.task] for item in asked if item.task in own_tasks()]
+    own = [tasks[item.task] for item in asked if item.task in tasks]
     if own and config.data is None:
         raise ConfigError(
             "these tasks read local files",
             where="evaluate.harness.data",
-            got=", ".join(sorted({task["task"] for task in own})),
+            got=", ".join(sorted({task.task for task in own})),
             expected="the folder with the benchmarks' files",
         )
     missing = missing_files(config)
@@ -69,14 +67,13 @@ def check(config: HarnessConfig) -> list[Benchmark]:
             "files of benchmarks are missing",
             where=config.data,
             got=", ".join(missing),
-            fix="; ".join([fix, *origins(missing)]),
+            fix="; ".join([fix, *origins(missing, config)]),
         )
-    if any(task["score"] == "bleu_ja" for task in own) and importlib.util.find_spec("MeCab") is None:
-        raise EnvironmentError_(
-            "BLEU into Japanese needs MeCab",
-            where="evaluate.harness.tasks",
-            fix="pip install 'sacrebleu[ja]'",
-        )
+    for asked_score in dict.fromkeys(task.score for task in own):
+        requires = find_score(asked_score).requires
+        if requires is not None and importlib.util.find_spec(requires[0]) is None:
+            module, what, fix = requires
+            raise EnvironmentError_(f"{what} needs {module}", where="evaluate.harness.tasks", fix=fix)
     return asked
 
 
@@ -105,16 +102,19 @@ def _task_manager(with_harness_tasks: bool) -> Any:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    known = {*_task_manager(True).all_tasks, *own_tasks(), *suites()}
+    groups = {task.group for task in own_tasks().values() if task.group is not None}
+    known = {*_task_manager(True).all_tasks, *own_tasks(), *groups, *suites()}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3)
+            meant = near(name, known)
+            singles = sorted({task.group or task.task for task in own_tasks().values()})
             raise ConfigError(
                 "no such task",
                 where="evaluate.harness.tasks",
                 got=name,
-                expected=f"a suite ({', '.join(suites())}), a task of ours or of lm-evaluation-harness",
-                fix=f"did you mean {' or '.join(near)}?" if near else "list them with `lm-eval ls tasks`",
+                expected=f"a suite ({', '.join(suites())}), a task of ours ({', '.join(singles)}), a task of "
+                "lm-evaluation-harness, or a file or address of your own",
+                fix=f"did you mean {' or '.join(meant)}?" if meant else "list them with `lm-eval ls tasks`",
             )
 
 
@@ -196,7 +196,7 @@ def evaluate_benchmarks(
     )
     results: dict[str, dict[str, Any]] = {}
     # One call for all tasks that are asked alike: a call costs seconds of its own.
-    own = own_tasks()
+    own = tasks_of(config.tasks)
     manager = _task_manager(any(item.task not in own for item in asked))
     alike: dict[tuple[int | None, bool, int | None], list[Benchmark]] = {}
     for item in asked:
@@ -235,61 +235,60 @@ def _answer_length(wanted: int | None, window: int) -> dict[str, int] | None:
     return None if wanted is None else {"max_gen_toks": wanted}
 
 
-def _task(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """One of our tasks in the harness' own form."""
-    # The harness writes into what it is given.
-    settings = copy.deepcopy({key: task[key] for key in task.keys() - {"data", "score", "answers"}})
+def _task(task: Task, folder: Path) -> dict[str, Any]:
+    """A task of ours or of the user in the harness' own form."""
+    score = find_score(task.score)
     return {
-        **settings,
+        **task.harness_settings(),  # a copy, since the harness writes into what it is given
         # From a file of its own, else among the other questions: named, or a question can be its own example.
-        "fewshot_split": "examples" if _has_examples(folder, task["data"]) else "test",
-        "custom_dataset": partial(_dataset, folder=folder, data=dict(task["data"])),
+        "fewshot_split": "examples" if _has_examples(folder, task.data) else "test",
+        "custom_dataset": partial(_dataset, folder=folder, data=task.data),
         "test_split": "test",
-        "process_results": partial(_process, score=task["score"], answers=task.get("answers")),
+        "process_results": partial(_process, score=task.score, answers=task.answers),
         "metric_list": [
             {
-                "metric": task["score"],
-                "aggregation": _aggregation(task["score"]),
+                "metric": score.name,
+                "aggregation": score.function if score.kind == "corpus" else "mean",
                 "higher_is_better": True,
             }
         ],
     }
 
 
-def _has_examples(folder: Path, data: Mapping[str, Any]) -> bool:
-    return "examples" in data and find_file(folder, data["examples"]) is not None
+def _has_examples(folder: Path, data: TaskData) -> bool:
+    return data.examples is not None and find_file(folder, data.examples) is not None
 
 
-def _dataset(folder: Path, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+def _dataset(folder: Path, data: TaskData, **_: Any) -> dict[str, Any]:
     from datasets import Dataset  # type: ignore[import-untyped, unused-ignore]
 
-    splits = {"test": Dataset.from_list(read_records(folder, data))}
+    files = {"test": data.file}
     if _has_examples(folder, data):
-        splits["examples"] = Dataset.from_list(read_records(folder, {**data, "file": data["examples"]}))
-    return splits
-
-
-def _aggregation(score: str) -> Any:
-    if score in BLEU:
-        return partial(corpus_bleu, tokenizer=BLEU[score])
-    return "mean"
+        files["examples"] = str(data.examples)
+    return {
+        split: Dataset.from_list(read_records(folder, file, data.format, data.options, data.add))
+        for split, file in files.items()
+    }
 
 
 def _process(
     document: Mapping[str, Any], outcomes: Sequence[Any], score: str, answers: str | None
 ) -> dict[str, Any]:
     """Score of one question: ``outcomes`` is the text written, or (log-likelihood, greedy) per choice."""
-    if score == "accuracy":
+    found = find_score(score)
+    if found.kind == "choice":
         likelihoods = [outcome[0] for outcome in outcomes]
-        return {score: float(likelihoods.index(max(likelihoods)) == _right_choice(document))}
+        return {found.name: found.function(likelihoods, _right_choice(document, answers))}
     wanted = document[str(answers)]
     given = str(outcomes[0]).strip()
-    if score in BLEU:
-        return {score: (str(wanted), given)}
-    return {score: SCORES[score](given, wanted if isinstance(wanted, list) else [str(wanted)])}
+    if found.kind == "corpus":
+        return {found.name: (str(wanted), given)}
+    return {found.name: found.function(given, wanted if isinstance(wanted, list) else [str(wanted)])}
 
 
-def _right_choice(document: Mapping[str, Any]) -> int:
+def _right_choice(document: Mapping[str, Any], answers: str | None) -> int:
+    if answers is not None:
+        return int(document[answers])
     if "correct_answer_num" in document:
         return int(document["correct_answer_num"]) - 1
     return int(document["label"] if "label" in document else document["answer"])
@@ -324,8 +323,10 @@ def _interval(metric: str, value: float, error: float | None, questions: int) ->
     Answers that all score nothing have a standard error of zero, which is no certainty: Wilson's interval
     stands in, which assumes the largest variance that scores between 0 and 1 can have.
     """
-    bounded = metric in _ZERO_TO_ONE and 0 <= value <= 1
-    if bounded and questions and (metric in _RIGHT_OR_WRONG or error == 0):
+    ours = find_score(metric) if metric in SCORES else None
+    right_or_wrong = metric in _RIGHT_OR_WRONG or (ours is not None and ours.right_or_wrong)
+    bounded = (metric in _ZERO_TO_ONE or (ours is not None and ours.bounded)) and 0 <= value <= 1
+    if bounded and questions and (right_or_wrong or error == 0):
         return list(wilson(value, questions))
     if error is None:
         return None

@@ -1,4 +1,4 @@
-"""What benchmarks a configuration asks for: published tables, our tasks, and the files these read."""
+"""What benchmarks a configuration asks for: published tables and single tasks, and the files these read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from tsugiki.evaluation.benchmarks.files import find_file
+from tsugiki.evaluation.benchmarks.formats import find_file
+from tsugiki.evaluation.benchmarks.task import opened, own_files, tasks_of
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
@@ -66,23 +67,6 @@ def published_perplexities() -> dict[str, Any]:
     return loaded
 
 
-@cache
-def own_tasks() -> dict[str, dict[str, Any]]:
-    """Our tasks by name, variants written out."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((_HERE / "tasks").glob("*.yaml")):
-        task = yaml.safe_load(path.read_text(encoding="utf-8"))
-        variants = task.pop("variants", None)
-        if variants is None:
-            found[task["task"]] = task
-            continue
-        for name, changes in variants.items():
-            merged = {**task, **changes, "data": {**task["data"], **changes.get("data", {})}}
-            merged["task"] = f"{task['task']}_{name}"
-            found[merged["task"]] = merged
-    return found
-
-
 def benchmarks(config: HarnessConfig) -> list[Benchmark]:
     """What the configuration asks for: suites opened, each benchmark once.
 
@@ -105,42 +89,61 @@ def benchmarks(config: HarnessConfig) -> list[Benchmark]:
                 )
             found.extend(Benchmark(suite=suite, chat=suites()[suite]["chat"], **column) for column in chosen)
         else:
-            found.append(Benchmark(name, name))
+            found.extend(_single(name))
     overridden = [replace(item, fewshot=config.fewshot.get(item.task, item.fewshot)) for item in found]
     return list(dict.fromkeys(overridden))
 
 
-def _file_names(asked: Sequence[Benchmark]) -> list[str]:
-    """Files that our tasks among these read, those of the examples only where examples are shown."""
-    names: set[str] = set()
-    for item in asked:
-        if item.task in own_tasks():
-            data = own_tasks()[item.task]["data"]
-            names.add(data["file"])
-            if item.fewshot and "examples" in data:
-                names.add(data["examples"])
+def _single(name: str) -> list[Benchmark]:
+    """A task named on its own, or those of a file or a group; one of the harness is not known here."""
+    tasks = opened(name)
+    if not tasks:
+        return [Benchmark(name, name)]
+    return [
+        Benchmark(task.title or task.task, task.task, fewshot=task.fewshot, chat=task.chat)
+        for task in tasks.values()
+    ]
+
+
+def _file_names(config: HarnessConfig) -> list[str]:
+    """Files that tasks of ours and of the user read, those of the examples only where examples are shown."""
+    tasks, names = tasks_of(config.tasks), set[str]()
+    for item in benchmarks(config):
+        if item.task in tasks:
+            data = tasks[item.task].data
+            names.add(data.file)
+            if item.fewshot and data.examples is not None:
+                names.add(data.examples)
     return sorted(names)
 
 
 def data_files(config: HarnessConfig) -> list[Path]:
-    """The local files that the configuration's tasks read and that are there."""
+    """The local files whose content decides the results: what the tasks read and is there, and the user's own."""
+    own = own_files(config.tasks)
     if config.data is None:
-        return []
-    found = (find_file(expand_path(config.data), name) for name in _file_names(benchmarks(config)))
-    return [path for path in found if path is not None]
+        return own
+    found = (find_file(expand_path(config.data), name) for name in _file_names(config))
+    return [*own, *(path for path in found if path is not None)]
 
 
 def missing_files(config: HarnessConfig) -> list[str]:
     """Names of the files that the configuration's tasks read and that are not there."""
     folder = None if config.data is None else expand_path(config.data)
-    names = _file_names(benchmarks(config))
-    return [name for name in names if folder is None or find_file(folder, name) is None]
+    return [name for name in _file_names(config) if folder is None or find_file(folder, name) is None]
 
 
-def origins(names: Sequence[str]) -> list[str]:
+def origins(names: Sequence[str], config: HarnessConfig) -> list[str]:
     """What there is to say about where files come from, for error messages."""
-    told = {task["data"]["file"]: task["data"].get("origin") for task in own_tasks().values()}
-    return [f"{name}: {told[name]}" for name in names if told.get(name)]
+    told: dict[str, str] = {}
+    for task in tasks_of(config.tasks).values():
+        licence = f" ({task.data.licence})" if task.data.licence else ""
+        for name in (task.data.file, task.data.examples):
+            if name is not None and name in names and task.data.origin:
+                told.setdefault(name, f"{task.data.origin}{licence}")
+    by_origin: dict[str, list[str]] = {}
+    for name, origin in sorted(told.items()):
+        by_origin.setdefault(origin, []).append(name)
+    return [f"{', '.join(files)}: {origin}" for origin, files in by_origin.items()]
 
 
 def is_installed() -> bool:

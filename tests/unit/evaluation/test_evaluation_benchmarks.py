@@ -8,12 +8,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from evaluation_material import write_model
 
-from tsugiki.evaluation.benchmarks.files import read_records
+from tsugiki.evaluation.benchmarks.formats import Record
+from tsugiki.evaluation.benchmarks.formats import read_records as read_file
 from tsugiki.evaluation.benchmarks.harness import (
     _answer_length,
     _interval,
@@ -23,14 +25,11 @@ from tsugiki.evaluation.benchmarks.harness import (
     evaluate_benchmarks,
     wilson,
 )
-from tsugiki.evaluation.benchmarks.scores import (
-    boxed,
-    character_f1,
-    character_rouge2,
-    last_number,
-    normalised,
-)
-from tsugiki.evaluation.benchmarks.suites import benchmarks, missing_files, origins, own_tasks, suites
+from tsugiki.evaluation.benchmarks.scores.characters import character_f1, character_rouge2, normalised
+from tsugiki.evaluation.benchmarks.scores.exact import last_number
+from tsugiki.evaluation.benchmarks.suites import benchmarks, data_files, missing_files, origins, suites
+from tsugiki.evaluation.benchmarks.task import TaskData, own_tasks
+from tsugiki.evaluation.benchmarks.tasks.math_local import boxed
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.evaluation.pages.artefacts import Artefacts
 from tsugiki.evaluation.pages.benchmarks import benchmarks as shown_benchmarks
@@ -52,6 +51,12 @@ def benchmarks_of(artefacts: Artefacts, published: list[str]) -> str:
     return render_section(section, TEMPLATE)
 
 
+def read_records(folder: Path, data: dict[str, Any]) -> list[Record]:
+    """Records of what the `data` section of a task says."""
+    found = TaskData(**data)
+    return read_file(folder, found.file, found.format, found.options, found.add)
+
+
 def test_json_lines_and_lists_compressed_or_not(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"x": 1}\n\n{"x": 2}\n')
     (tmp_path / "b.json.gz").write_bytes(gzip.compress('[{"x": "é"}]'.encode()))
@@ -62,7 +67,7 @@ def test_json_lines_and_lists_compressed_or_not(tmp_path: Path) -> None:
 
 def test_tsv_and_squad(tmp_path: Path) -> None:
     (tmp_path / "m.tsv").write_text("How many?\t18\nAnd now?\t3\n")
-    data = {"format": "tsv", "file": "m.tsv", "columns": ["question", "answer"]}
+    data = {"format": "tsv", "file": "m.tsv", "options": {"columns": ["question", "answer"]}}
     assert read_records(tmp_path, data)[1] == {"question": "And now?", "answer": "3"}
     questions = [
         {"id": 1, "question": "Who?", "answers": [{"text": "Ann"}, {"text": "Ann"}, {"text": "Ann B."}]},
@@ -129,18 +134,18 @@ def test_xwinograd_is_cut_at_the_pronoun(tmp_path: Path) -> None:
         row("en", "said “it” it did", ["said", '"', "it", '"', "it", "did"], 4, "it", 1),
     ]
     (tmp_path / "x.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    records = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "language": "en"})
+    records = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "options": {"language": "en"}})
     assert [(item["left"], item["right"], item["label"]) for item in records] == [
         ("it is big, so ", " fell.", 0),
         ("said “so” ", " did", 1),
     ]
     assert (records[0]["choice1"], records[0]["choice2"]) == ("the cup", "the bag")
-    japanese = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "language": "jp"})
+    japanese = read_records(tmp_path, {"format": "xwinograd", "file": "x.tsv", "options": {"language": "jp"}})
     assert [(item["left"], item["right"], item["label"]) for item in japanese] == [("", "は来た。", 1)]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    data = {"format": "tsv", "file": "x.tsv", "columns": ["question", "answer"]}
+    data = {"format": "tsv", "file": "x.tsv", "options": {"columns": ["question", "answer"]}}
     with pytest.raises(DataError, match="file is missing"):
         read_records(tmp_path, data)
     (tmp_path / "x.tsv").write_text("only one column\n")
@@ -218,8 +223,8 @@ def test_suites_are_rectangular_and_own_tasks_are_known() -> None:
     # Spot checks against the cards.
     assert suites()["swallow-ja"]["published"]["Swallow 7B"][2] == 0.5968
     assert suites()["seallm-math"]["published"]["SeaLLM-7B-v2"][0] == 78.2
-    assert own_tasks()["m3exam_th"]["data"]["file"] == "thai-questions-test.json"
-    assert own_tasks()["wmt20_en_ja"]["score"] == "bleu_ja"
+    assert own_tasks()["m3exam_th"].data.file == "thai-questions-test.json"
+    assert own_tasks()["wmt20_en_ja"].score == "bleu_ja"
 
 
 @needs_harness
@@ -350,8 +355,9 @@ def test_where_an_exam_comes_from_is_told(tmp_path: Path) -> None:
     assert missing_files(config) == [
         "indonesian-questions-dev.json", "indonesian-questions-test.json", "thai-questions-dev.json",
     ]  # fmt: skip
-    (told,) = origins(missing_files(config))
-    assert "not among M3Exam's languages" in told
+    told = origins(missing_files(config), config)
+    assert len(told) == 2 and "not among M3Exam's languages" in told[0]
+    assert told[1] == "thai-questions-dev.json: https://github.com/DAMO-NLP-SG/M3Exam"
     without = HarnessConfig(tasks=config.tasks, data=config.data, fewshot={"m3exam_id": 0, "m3exam_th": 0})
     assert missing_files(without) == ["indonesian-questions-test.json"]
 
@@ -524,11 +530,12 @@ def test_examples_of_an_exam_come_from_its_dev_file(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("task", [name for name in own_tasks() if name.startswith(("gsm8k", "math", "mgsm"))])
 def test_a_chain_of_thought_is_not_cut_before_its_answer(task: str) -> None:
-    settings = own_tasks()[task]["generation_kwargs"]
+    settings = own_tasks()[task].generation_kwargs
+    assert settings is not None
     reasoning = "Each has 3.\n\nTogether:\n3 + 3 = 6\n\nThe answer is \\boxed{6}."
     assert not any(stop in reasoning for stop in settings["until"])
     # A base model goes on with the next question, as examples have it: there it is stopped.
-    question = own_tasks()[task]["doc_to_text"]
+    question = own_tasks()[task].doc_to_text
     assert any(question.startswith(stop) for stop in settings["until"])
     assert settings["max_gen_toks"] >= 512
 
@@ -560,3 +567,115 @@ def test_the_report_shows_ours_beside_the_published_row() -> None:
     assert "chat template" not in content
     measured["result"]["swallow-ja/JSQuAD"]["chat"] = True
     assert "Asked in their chat template: result." in benchmarks_of(artefacts, ["Swallow 7B"])
+
+
+OWN = """
+task: capitals
+title: Capitals
+data:
+  format: json
+  file: capitals.jsonl
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: answer
+generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 8}
+score: capital_scores:first_letter
+answers: answer
+fewshot: 1
+chat: false
+"""
+SCORES = """
+def first_letter(written, answers):
+    return float(written[:1] in {answer[:1] for answer in answers})
+"""
+
+
+@pytest.fixture
+def capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's own task: a YAML file, a module with its score, and its data."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "capitals.yaml").write_text(OWN)
+    (folder / "capital_scores.py").write_text(SCORES)
+    items = [{"question": f"Capital of {land}?", "answer": city} for land, city in (("A", "X"), ("B", "Y"))]
+    (folder / "capitals.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "capital_scores", raising=False)
+    return folder
+
+
+@needs_harness
+def test_a_task_of_the_users_own(capitals: Path, tmp_path: Path) -> None:
+    path = capitals / "capitals.yaml"
+    config = HarnessConfig(tasks=[str(path)], data=str(capitals))
+    (item,) = check(config)
+    assert (item.task, item.title, item.fewshot, item.chat) == ("capitals", "Capitals", 1, False)
+    files = data_files(config)
+    assert files == [path, capitals / "capital_scores.py", capitals / "capitals.jsonl"]
+    directory = write_model(tmp_path / "model", max_positions=64)
+    outcomes = evaluate_benchmarks(
+        directory, [item], config, dtype="float32", device="cpu", seed=1, chat=True
+    )
+    found = outcomes["capitals"]
+    assert (found["metric"], found["questions"], found["fewshot"], found["chat"]) == (
+        "first_letter",
+        2,
+        1,
+        False,
+    )
+    assert 0.0 <= found["value"] <= 1.0
+
+
+def test_a_task_of_the_users_own_by_address(capitals: Path) -> None:
+    (capitals / "my_tasks.py").write_text(
+        f"import yaml\nCAPITALS = {{**yaml.safe_load({OWN!r}), 'task': 'others'}}\n"
+    )
+    config = HarnessConfig(tasks=["my_tasks:CAPITALS", "hellaswag"], data=str(capitals))
+    assert [item.task for item in benchmarks(config)] == ["others", "hellaswag"]
+    assert [path.name for path in data_files(config)] == [
+        "capital_scores.py",
+        "my_tasks.py",
+        "capitals.jsonl",
+    ]
+    with pytest.raises(ConfigError, match="has no such name"):
+        benchmarks(HarnessConfig(tasks=["my_tasks:CAPITOLS"]))
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        benchmarks(HarnessConfig(tasks=["no_such_module_at_all:X"]))
+
+
+def test_no_task_of_ones_own_adds_nothing_to_the_key(tmp_path: Path) -> None:
+    assert data_files(HarnessConfig(tasks=["swallow-ja", "hellaswag"])) == []
+    assert data_files(HarnessConfig(tasks=["swallow-ja", "hellaswag"], data=str(tmp_path))) == []
+
+
+def test_all_variants_by_the_name_of_their_file() -> None:
+    found = benchmarks(HarnessConfig(tasks=["m3exam"]))
+    assert [item.task for item in found] == [f"m3exam_{name}" for name in ("en", "zh", "vi", "th", "id")]
+    assert found[3].title == "M3Exam th"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("score: capital_scores:first_letter", "score: charcter_f1", "did you mean 'character_f1'"),
+        ("score: capital_scores:first_letter", "score: accuracy", "not for tasks of this type"),
+        ("format: json", "format: jsn", "did you mean 'json'"),
+        ("format: json", "format: tsv", "missing a required(.|\n)*columns"),
+        ("format: json", "format: json\n  options: {language: en}", "unexpected keyword argument 'language'"),
+        ("answers: answer", "answer: answer", "answer: Extra inputs"),
+        ("answers: answer\n", "", "says under `answers`"),
+        ("task: capitals", "task: jsquad", "two benchmark tasks of one name"),
+        ("data:", "data: [", "unreadable benchmark task"),
+        (OWN, "- 1", "not a benchmark task(.|\n)*a mapping"),
+        (OWN, OWN + "variants: [en]", "variants: {name"),
+    ],
+)
+def test_a_task_file_that_is_wrong_is_named(capitals: Path, old: str, new: str, message: str) -> None:
+    path = capitals / "capitals.yaml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(ConfigError, match=message) as raised:
+        benchmarks(HarnessConfig(tasks=[str(path)]))
+    assert "capitals" in str(raised.value)
+    with pytest.raises(ConfigError, match="no such file of a benchmark task"):
+        benchmarks(HarnessConfig(tasks=["nowhere.yaml"]))

@@ -1,0 +1,24 @@
+"""SQuAD's JSON, which JSQuAD and XQuAD share."""
+
+from __future__ import annotations
+
+import json
+
+from tsugiki.evaluation.benchmarks.formats import FORMATS, Record
+
+
+@FORMATS.register("squad")
+def read_squad(text: str) -> list[Record]:
+    """SQuAD's nesting, one record per answerable question."""
+    return [
+        {
+            "id": str(question["id"]),
+            "context": paragraph["context"],
+            "question": question["question"],
+            "answers": list(dict.fromkeys(answer["text"] for answer in question["answers"])),
+        }
+        for article in json.loads(text)["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+        if question["answers"]
+    ]

@@ -34,6 +34,7 @@ from tsugiki.experiment.shipped import shipped, shipped_name
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
+from tsugiki.experiment.tracking.runs import not_installed
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.conversion.initialisation import find_initialisation
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
@@ -182,7 +183,10 @@ class Experiment:
 
     def missing_inputs(self, stages: Sequence[Stage]) -> list[tuple[tuple[str | int, ...], str]]:
         """What these stages read that is not on this machine: place in the configuration, path or pattern."""
-        missing: list[tuple[tuple[str | int, ...], str]] = []
+        missing: list[tuple[tuple[str | int, ...], str]] = [
+            (("tracking", "trackers"), f"{tracker}: {how}")
+            for tracker, how in not_installed(self.config.tracking).items()
+        ]
         if any(stage.name == "corpus" for stage in stages):
             missing += [
                 (("corpus", "sources", index, "path"), pattern)

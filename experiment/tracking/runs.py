@@ -98,22 +98,32 @@ class TrackingFailed(Exception):
     """A tracker did not take lines of a curve."""
 
 
+def not_installed(config: TrackingConfig) -> dict[str, str]:
+    """How to install what trackers lack, by tracker.
+
+    Raises:
+        ConfigError: a tracker of the user's own cannot be imported.
+    """
+    lacking = {}
+    for name in config.active:
+        kind = tracker_class(name)
+        if kind.library is not None and not _is_installed(kind.library):
+            lacking[name] = f"pip install '{f'tsugiki[{kind.extra}]' if kind.extra else kind.library}'"
+    return lacking
+
+
 def check_installed(config: TrackingConfig) -> None:
     """Refuse trackers whose library is missing, before work starts.
 
     Raises:
-        EnvironmentError_: with the extra to install.
+        EnvironmentError_: with what to install.
     """
-    for name in config.active:
-        kind = tracker_class(name)
-        if kind.library is not None and not _is_installed(kind.library):
-            raise EnvironmentError_(
-                f"the tracker '{name}' needs {kind.library}, which is not installed",
-                where="tracking.trackers",
-                fix=f"pip install 'tsugiki[{kind.extra}]', or leave {name} out"
-                if kind.extra
-                else f"pip install {kind.library}, or leave {name} out",
-            )
+    for name, how in not_installed(config).items():
+        raise EnvironmentError_(
+            f"the tracker '{name}' is not installed",
+            where="tracking.trackers",
+            fix=f"{how}, or leave {name} out",
+        )
 
 
 def _is_installed(library: str) -> bool:

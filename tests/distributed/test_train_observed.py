@@ -269,32 +269,48 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
 AS_A_RANK = """
 import os
 from pathlib import Path
-os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+os.environ |= {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
-from tsugiki.experiment.tracking.runs import open_run
+from tsugiki.experiment.tracking.runs import Trackers, open_run
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.train import run
 case, output = Path(case), Path(output)
-tracker = open_run(TrackingConfig(experiment="ranks"), output.parent, "train")
+tracker = open_run(TrackingConfig(experiment="ranks"), output.parent, "train") if rank == "0" else Trackers()
 config = TrainConfig.model_validate_json(config)
 run(config, {"graft": case / "graft", "tokens": case / "tokens"}, output, StageContext(seed=5, tracker=tracker))
 """
 
 
-def test_a_rank_of_a_job_logs_by_itself(case: Path, tmp_path: Path) -> None:
-    """As srun or torchrun start it: there is no launcher, rank 0 follows metrics.jsonl itself, from a thread."""
+@pytest.mark.parametrize(("size", "parallel"), [(1, {}), (2, {"pipeline": 2})], ids=["rank 0", "rank 1"])
+def test_rank_0_of_a_job_sends_what_the_logging_rank_writes(
+    case: Path, tmp_path: Path, size: int, parallel: dict[str, int]
+) -> None:
+    """As srun or torchrun start it: there is no launcher, rank 0 follows metrics.jsonl, from a thread."""
     output = tmp_path / "runs" / "x"
     output.mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    config = settings(log_interval_steps=4, validation_interval_steps=10).model_dump_json()
-    values = {"port": str(port), "case": str(case), "output": str(output), "config": config}
-    code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + AS_A_RANK
-    server().execute(code, tmp_path / "console.log")
+    config = settings(log_interval_steps=4, validation_interval_steps=10, parallel=parallel).model_dump_json()
+    values = {
+        "port": str(port),
+        "case": str(case),
+        "output": str(output),
+        "config": config,
+        "size": str(size),
+    }
+    codes = [
+        "".join(f"{name} = {value!r}\n" for name, value in {**values, "rank": str(rank)}.items()) + AS_A_RANK
+        for rank in range(size)
+    ]
+    server().execute(tmp_path / "console.log", *codes)
+    for rank in range(size):
+        logs = (tmp_path / f"console.log.{rank}").read_text()
+        assert ("checkpoint saved" in logs) is (rank == size - 1)
     client = MlflowClient(tracking_uri=default_uri(output.parent))
     (run,) = client.search_runs([client.get_experiment_by_name("ranks").experiment_id])
     for key in ("train/loss", "throughput/tokens_per_second", "validation/loss/en", "checkpoint/seconds"):
         points = client.get_metric_history(run.info.run_id, key)
         expected = [(line["step"], line[key]) for line in lines(output) if key in line]
         assert sorted((point.step, point.value) for point in points) == expected and expected
+    assert run.data.params["train/processes"] == str(size)

@@ -198,10 +198,16 @@ class Server:
             }
         )["pid"]
 
-    def execute(self, code: str, console: Path) -> None:
-        """Run code where Megatron is imported, in a process of its own."""
-        request = {"start": None, "environment": {}, "console": str(console), "fault": code}
-        assert self.wait(self._ask(request)["pid"]) == 0, console.read_text()
+    def execute(self, console: Path, *codes: str) -> None:
+        """Run code where Megatron is imported, in a process of its own; several at once."""
+        pids = [
+            self._ask({"start": None, "environment": {}, "console": f"{console}.{number}", "fault": code})[
+                "pid"
+            ]
+            for number, code in enumerate(codes)
+        ]
+        for number, pid in enumerate(pids):
+            assert self.wait(pid) == 0, Path(f"{console}.{number}").read_text()
 
     def wait(self, pid: int) -> int:
         """Its exit status."""

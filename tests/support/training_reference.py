@@ -31,7 +31,7 @@ def samples_in_order(case: Path, output: Path, steps: int = STEPS) -> list[tuple
         f"count, length = {steps * GLOBAL_BATCH}, {SEQUENCE}\n{_SAMPLES}"
     )
     output.mkdir(parents=True)
-    server().execute(code, output / "console.log")
+    server().execute(output / "console.log", code)
     rows = json.loads((output / "samples.json").read_text())
     return [tuple(torch.tensor(part) for part in row) for row in rows]
 

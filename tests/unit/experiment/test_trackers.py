@@ -19,7 +19,9 @@ from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import open_run
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunStatus
+from tsugiki.pipeline import load_experiment
 
+ROOT = Path(__file__).parents[3]
 PARAMS = {"optimizer.learning_rate": 0.003, "text": "bb"}
 TAGS = {"slurm.job_id": "17", "slurm.restarts": "1"}
 CURVE = [
@@ -222,9 +224,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_work_starts(
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     stage = Stage("first", ToyConfig(), (), "toy_stages:write")
     graph = Graph([stage], run_dir, StageContext(workers=1), configured(trackers=["wandb"]), lambda _: None)
-    with pytest.raises(EnvironmentError_, match=r"wandb, which is not installed[\s\S]*tsugiki\[wandb\]"):
+    with pytest.raises(EnvironmentError_, match=r"'wandb' is not installed[\s\S]*tsugiki\[wandb\]"):
         graph.run([stage], ToyConfig())
     assert not graph.partial("first").exists()
+    smoke = load_experiment(ROOT / "configs/smoke.yaml", ["tracking.trackers=[wandb]"])
+    assert (("tracking", "trackers"), "wandb: pip install 'tsugiki[wandb]'") in smoke.missing_inputs([])
 
 
 def test_all_trackers_of_an_experiment_keep_their_runs(run_dir: Path) -> None:

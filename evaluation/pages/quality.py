@@ -8,25 +8,22 @@ from typing import Any
 
 from tsugiki.evaluation.benchmarks.suites import published_perplexities
 from tsugiki.evaluation.pages.artefacts import Artefacts
-from tsugiki.evaluation.pages.results import perplexity_sets_table, perplexity_table
+from tsugiki.evaluation.pages.results import (
+    perplexity_sets_table,
+    perplexity_table,
+    relative_change,
+    scores_table,
+)
 from tsugiki.experiment.pages.formats import duration
 from tsugiki.experiment.pages.languages import language_name
 from tsugiki.experiment.pages.page import Missing
 from tsugiki.experiment.pages.tables import (
-    Bar,
-    Bars,
     Cell,
-    Column,
-    Language,
     Number,
     Styled,
     Table,
-    bars_column,
     text_columns,
 )
-
-_MARKED_CHANGE = 0.005
-"""Without an interval, changes below half a percent are not coloured."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,16 @@ def headline(artefacts: Artefacts) -> tuple[str, list[tuple[str, str]]]:
     cards: list[tuple[str, str]] = []
     results = artefacts.results
     if results is not None:
-        ordered = sorted(results["difference"], key=lambda item: _relative(results, item))
+        ordered = sorted(results["difference"], key=lambda item: relative_change(results, item))
         for language in ordered[:3]:
             cards.append(
-                (format(_relative(results, language), "+.0%"), f"bits per byte, {language_name(language)}")
+                (
+                    format(relative_change(results, language), "+.0%"),
+                    f"bits per byte, {language_name(language)}",
+                )
             )
         if "en" in results["difference"] and "en" not in ordered[:3]:
-            cards.append((format(_relative(results, "en"), "+.1%"), "bits per byte, English"))
+            cards.append((format(relative_change(results, "en"), "+.1%"), "bits per byte, English"))
     if artefacts.added_rows:
         cards.append((f"{artefacts.added_rows:,}", "new pieces in the vocabulary"))
     if artefacts.mixture is not None:
@@ -72,12 +72,6 @@ def headline(artefacts: Artefacts) -> tuple[str, list[tuple[str, str]]]:
     if started:
         subtitle += f" · {started[0][:10]} · {duration(seconds)} in all stages"
     return subtitle, cards
-
-
-def _relative(results: Mapping[str, Any], language: str) -> float:
-    change: float = results["difference"][language]["bits_per_byte"]
-    before: float = results["base"]["bits_per_byte"][language]
-    return change / before
 
 
 def quality(artefacts: Artefacts, published: Sequence[str] = ()) -> Quality | Missing:
@@ -91,7 +85,7 @@ def quality(artefacts: Artefacts, published: Sequence[str] = ()) -> Quality | Mi
         tables.append(perplexity_sets_table(results))
         beside, source = _published_perplexities(results, published)
     return Quality(
-        scores=_scores(results),
+        scores=scores_table(results),
         unknown=[
             (name, ", ".join(f"{language_name(code)} {count:,}" for code, count in found.items()))
             for name in ("base", "result")
@@ -102,54 +96,6 @@ def quality(artefacts: Artefacts, published: Sequence[str] = ()) -> Quality | Mi
         source=source,
         protocol=results["protocol"],
     )
-
-
-def _scores(results: Mapping[str, Any]) -> Table:
-    models = (results["base"], results["result"])
-    intervals = [model.get("bits_per_byte_interval", {}) for model in models]
-    bounds = [interval[1] for found in intervals for interval in found.values() if interval]
-    most = max([value for model in models for value in model["bits_per_byte"].values()] + bounds, default=1.0)
-    rows: list[list[Cell]] = []
-    for language in results["base"]["bits_per_byte"]:
-        values = [model["bits_per_byte"][language] for model in models]
-        difference = results["difference"][language]
-        relative = _relative(results, language)
-        rows.append(
-            [
-                Language(language),
-                Bars(
-                    tuple(
-                        Bar(value, most, colour, found.get(language))
-                        for value, colour, found in zip(values, "br", intervals, strict=True)
-                    )
-                ),
-                *(Number(value, ".3f") for value in values),
-                Number(difference["bits_per_byte"], "+.3f", difference["interval"]),
-                Number(relative, "+.1%", verdict=_direction(relative, difference["interval"])),
-                " → ".join(f"{model['tokens'][language]:,}" for model in models),
-                results["documents"][language],
-            ]
-        )
-    confidence = results["protocol"]["confidence"]
-    columns = [
-        *text_columns("language"),
-        bars_column("bits per byte"),
-        "base",
-        "result",
-        Column("difference", hint=f"with its {confidence:.0%} interval"),
-        "change",
-        Column("tokens", hint="of the same text, base → result"),
-        "documents",
-    ]
-    return Table("Bits per byte of base and result on held-out text", columns, rows)
-
-
-def _direction(relative: float, interval: Sequence[float] | None) -> str | None:
-    """Colour of a change: none when its interval holds zero, or when it is tiny and has no interval."""
-    certain = abs(relative) >= _MARKED_CHANGE if interval is None else interval[0] * interval[1] > 0
-    if not certain:
-        return None
-    return "better" if relative < 0 else "worse"
 
 
 def _published_perplexities(results: Mapping[str, Any], published: Sequence[str]) -> tuple[Table | None, str]:

@@ -1,13 +1,25 @@
-"""``results.json`` as a Markdown page, and the tables of perplexities that the report shows too."""
+"""``results.json`` as a Markdown page, and its tables, which the report shows too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsugiki.experiment.pages.tables import Cell, Language, Number, Table, text_columns
+from tsugiki.experiment.pages.tables import (
+    Bar,
+    Bars,
+    Cell,
+    Column,
+    Language,
+    Number,
+    Table,
+    bars_column,
+    text_columns,
+)
 
 _MODELS = ("base", "result")
+_MARKED_CHANGE = 0.005
+"""Without an interval, changes below half a percent are not coloured."""
 
 
 def markdown(results: Mapping[str, Any], title: str) -> str:
@@ -17,7 +29,7 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
         f"# {title}: base against result",
         f"Bits per byte on held-out text with {protocol['confidence']:.0%} confidence intervals "
         f"({protocol['interval']}); lower is better.",
-        _scores(results).markdown(),
+        scores_table(results).markdown(),
         "Perplexity counts tokens of a model's own vocabulary, so the first two columns cannot be compared "
         "with each other; the last two are both per token of the base's vocabulary.",
         perplexity_table(results).markdown(),
@@ -44,30 +56,65 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _scores(results: Mapping[str, Any]) -> Table:
+def relative_change(results: Mapping[str, Any], language: str) -> float:
+    """Difference of bits per byte in a language, relative to the base."""
+    change: float = results["difference"][language]["bits_per_byte"]
+    before: float = results["base"]["bits_per_byte"][language]
+    return change / before
+
+
+def scores_table(results: Mapping[str, Any]) -> Table:
+    """Bits per byte of both models and their difference, by language."""
+    scores = {
+        model: {
+            language: (value, results[model].get("bits_per_byte_interval", {}).get(language))
+            for language, value in results[model]["bits_per_byte"].items()
+        }
+        for model in _MODELS
+    }
+    found = [pair for by_language in scores.values() for pair in by_language.values()]
+    most = max([value if interval is None else interval[1] for value, interval in found], default=1.0)
     rows: list[list[Cell]] = []
     for language, size in results["bytes"].items():
+        pairs = [scores[model][language] for model in _MODELS]
         difference = results["difference"][language]
-        change = difference["bits_per_byte"] / results["base"]["bits_per_byte"][language]
+        relative = relative_change(results, language)
         rows.append(
             [
                 Language(language),
                 results["documents"][language],
                 size,
-                *(
-                    Number(
-                        results[model]["bits_per_byte"][language],
-                        ".3f",
-                        results[model]["bits_per_byte_interval"][language],
+                Bars(
+                    tuple(
+                        Bar(value, most, colour, bounds)
+                        for (value, bounds), colour in zip(pairs, "br", strict=True)
                     )
-                    for model in _MODELS
                 ),
+                *(Number(value, ".3f", bounds) for value, bounds in pairs),
                 Number(difference["bits_per_byte"], "+.3f", difference["interval"]),
-                Number(change, "+.1%"),
+                Number(relative, "+.1%", verdict=_verdict(relative, difference["interval"])),
+                " → ".join(f"{results[model]['tokens'][language]:,}" for model in _MODELS),
             ]
         )
-    columns = [*text_columns("language"), "documents", "bytes", *_MODELS, "difference", "change"]
-    return Table("Bits per byte", columns, rows)
+    columns = [
+        *text_columns("language"),
+        "documents",
+        "bytes",
+        bars_column("bits per byte"),
+        *_MODELS,
+        "difference",
+        "change",
+        Column("tokens", hint="of the same text, base → result", on_page_only=True),
+    ]
+    return Table("Bits per byte of base and result on held-out text", columns, rows)
+
+
+def _verdict(relative: float, interval: Sequence[float] | None) -> str | None:
+    """Colour of a change: none when its interval holds zero, or when it is tiny and has no interval."""
+    certain = abs(relative) >= _MARKED_CHANGE if interval is None else interval[0] * interval[1] > 0
+    if not certain:
+        return None
+    return "better" if relative < 0 else "worse"
 
 
 def perplexity_table(results: Mapping[str, Any]) -> Table:

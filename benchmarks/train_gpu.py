@@ -189,11 +189,12 @@ def figures(
     shape: str, layers: int, vocabulary: int, step_seconds: float, options: argparse.Namespace
 ) -> dict[str, float]:
     """Tokens/s and TFLOP/s of a step that took so long."""
-    from tsugiki.pretrain.training.metrics import flops_per_token
+    from tsugiki.experiment.model_flops import training_flops_per_token
 
     sequence = SHAPES[shape]["sequence"]
     rate = options.micro_batch * options.micro_batches * sequence / step_seconds
-    full, causal = flops_per_token(spec_of(shape, layers, vocabulary), sequence)
+    spec = spec_of(shape, layers, vocabulary)
+    full, causal = (training_flops_per_token(spec, sequence, causal=causal) for causal in (False, True))
     return {
         "step_seconds": step_seconds,
         "tokens_per_second": rate,

@@ -87,32 +87,36 @@ class ModelSpec(StrictModel):
         return self.heads // self.kv_heads
 
     @property
+    def layer_weights(self) -> int:
+        """Weights of a layer's matrices, which every token is multiplied with: biases and norms left out."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.hidden_size * (2 * queries + 2 * keys) + 3 * self.hidden_size * self.ffn_size
+
+    @property
     def parameters(self) -> int:
         """Number of weights, tied embeddings counted once."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden_size * (2 * queries + 2 * keys)
-        attention += (queries + 2 * keys) * self.qkv_bias + self.hidden_size * self.output_bias
-        mlp = 3 * self.hidden_size * self.ffn_size
-        mlp += (2 * self.ffn_size + self.hidden_size) * self.mlp_bias
+        biases = (queries + 2 * keys) * self.qkv_bias + self.hidden_size * self.output_bias
+        biases += (2 * self.ffn_size + self.hidden_size) * self.mlp_bias
         matrices = 1 if self.tied_embeddings else 2
         return (
             matrices * self.vocabulary_size * self.hidden_size
-            + self.layers * (attention + mlp + 2 * self.hidden_size)
+            + self.layers * (self.layer_weights + biases + 2 * self.hidden_size)
             + self.hidden_size
         )
 
     @classmethod
-    def from_hf(cls, source: Mapping[str, Any] | Path | str) -> ModelSpec:
+    def from_hf(cls, source: Mapping[str, Any] | Path | str, where: object = "config.json") -> ModelSpec:
         """Read the architecture of a Hugging Face model.
 
         Args:
             source: the contents of ``config.json``, that file, or the directory that holds it.
+            where: what messages call the contents.
 
         Raises:
             ConfigError: a ``model_type`` that is no known family, with the known ones.
             CheckpointError: no config.json, or a setting that cannot be represented (named, with its value).
         """
-        where: object = "config.json"
         if not isinstance(source, Mapping):
             path = Path(source)
             where = path / "config.json" if path.is_dir() else path

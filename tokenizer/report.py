@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.family import family_names
 from tsugiki.experiment.pages.page import Page, Section, render
 from tsugiki.experiment.pages.tables import Language, Table, text_columns
 from tsugiki.experiment.progress import Progress
@@ -92,15 +93,18 @@ def _aligned(parallel: Mapping[str, Path]) -> dict[str, list[str]]:
 
 
 def _model_shape(model: Path | None, first: AnyTokenizer) -> ModelShape:
-    config = first.config
+    """Shape of the model that was named; else of the first tokenizer's, or Mistral-7B's where that is not known."""
     if model is not None:
         file = model / "config.json" if model.is_dir() else model
         if not file.is_file():
             raise ConfigError(
                 "no model configuration here", where=file, expected="a Hugging Face config.json"
             )
-        config = json.loads(file.read_text(encoding="utf-8"))
-    return shape_of(config) if config and "hidden_size" in config else MISTRAL_7B
+        return shape_of(json.loads(file.read_text(encoding="utf-8")), file)
+    config = first.config or {}
+    # Tokenizers of any model may be compared, so an unknown family is no mistake here.
+    known = "hidden_size" in config and str(config.get("model_type")).lower() in family_names()
+    return shape_of(config, f"config.json of {first.name}") if known else MISTRAL_7B
 
 
 def measure_all(

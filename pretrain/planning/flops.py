@@ -1,14 +1,11 @@
-"""Work, time and storage of a training run, from its configuration alone.
-
-Letters: h width, q query width (heads x head_dim), k key width (kv_heads x head_dim), f inner width of
-the feed-forward layer, L layers, V vocabulary rows, s sequence length, P parameters.
-"""
+"""Work, time and storage of a training run, from its configuration alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.model_flops import training_flops_per_token
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.config import TrainConfig
 
@@ -56,33 +53,6 @@ def find_gpu(name: str) -> Gpu:
     return GPUS[name]
 
 
-def forward_flops_per_token(spec: ModelSpec, sequence_length: int, *, causal: bool) -> float:
-    """Floating-point operations of the matrix products of one token's forward pass.
-
-    A product with an [a, b] matrix costs 2ab. Attention costs 4q per token and position it looks at
-    (scores and weighted sum, 2q each): s positions in the full convention (Megatron-LM, most published
-    figures), the mean of 1..s with causal masking, never more than the sliding window.
-
-    Worked example, Llama-2 7B (h = q = k = 4096, f = 11008, L = 32, V = 32000), s = 4096, full:
-    32 x (8 x 4096^2 + 6 x 4096 x 11008 + 4 x 4096 x 4096) + 2 x 4096 x 32000 = 15.36 GFLOP.
-    """
-    q, k = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    weights = spec.hidden_size * (2 * q + 2 * k) + 3 * spec.hidden_size * spec.ffn_size
-    positions = mean_positions(sequence_length, spec.sliding_window, causal=causal)
-    return float(
-        spec.layers * (2 * weights + 4 * q * positions) + 2 * spec.hidden_size * spec.vocabulary_size
-    )
-
-
-def mean_positions(sequence_length: int, window: int | None, *, causal: bool) -> float:
-    """Positions a token attends to, on average over the sequence."""
-    span = min(sequence_length, window or sequence_length)
-    if not causal:
-        return float(span)
-    # The first `span` tokens see 1..span positions, the others `span` each.
-    return (span * (span + 1) / 2 + (sequence_length - span) * span) / sequence_length
-
-
 @dataclass(frozen=True)
 class Work:
     """What a training run computes and stores.
@@ -115,9 +85,8 @@ def training_work(
     step_tokens = train.global_batch * train.sequence_length
     steps = total_tokens // step_tokens
     tokens = steps * step_tokens
-    # The backward pass costs two products for every one of the forward pass.
-    full = 3 * forward_flops_per_token(spec, train.sequence_length, causal=False) * tokens
-    causal = 3 * forward_flops_per_token(spec, train.sequence_length, causal=True) * tokens
+    full = training_flops_per_token(spec, train.sequence_length, causal=False) * tokens
+    causal = training_flops_per_token(spec, train.sequence_length, causal=True) * tokens
     peak = gpu.peak_fp8_flops if train.precision == "fp8" and gpu.peak_fp8_flops else gpu.peak_flops
     # Recomputing repeats a forward pass, which the MFU of a measured run does not contain: full recompute
     # makes 4 products of 3.

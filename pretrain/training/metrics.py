@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
-from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.tracking.tracker import Point
 from tsugiki.pretrain.planning.flops import GPUS
 
@@ -34,27 +33,6 @@ def data_sheet_peak(name: str) -> float | None:
             if part in name:
                 return GPUS[board].peak_flops
     return None
-
-
-def flops_per_token(spec: ModelSpec, sequence_length: int) -> tuple[float, float]:
-    """Floating-point operations of one token's forward and backward pass.
-
-    Matrices: 6 per parameter that multiplies (2 forward, 4 backward), the output layer included, the
-    input embedding not. Attention scores and their use: 12 x heads x head width x keys per layer.
-
-    Returns:
-        With every key counted (full s^2: NeMo <= 24.12, torchtitan), and with the causal half
-        (Megatron-Bridge >= 25.09); a sliding window bounds the keys in both.
-    """
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    layer = spec.hidden_size * (2 * queries + 2 * keys) + 3 * spec.hidden_size * spec.ffn_size
-    matrices = 6.0 * (spec.layers * layer + spec.vocabulary_size * spec.hidden_size)
-    window = min(spec.sliding_window or sequence_length, sequence_length)
-    full = 12.0 * spec.layers * queries * window
-    # Mean keys of a causal token: s/2, or w - w^2 / 2s under a window w.
-    mean_keys = window - window * window / (2 * sequence_length)
-    causal = 12.0 * spec.layers * queries * mean_keys
-    return matrices + full, matrices + causal
 
 
 class LogWindow:

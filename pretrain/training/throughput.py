@@ -11,11 +11,12 @@ import psutil
 import torch
 
 from tsugiki.experiment.artefacts.mixture import Mixture
+from tsugiki.experiment.model_flops import training_flops_per_token
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.runtime.process_groups import all_reduce_max
-from tsugiki.pretrain.training.metrics import LogWindow, data_sheet_peak, flops_per_token, tokens_per_byte
+from tsugiki.pretrain.training.metrics import LogWindow, data_sheet_peak, tokens_per_byte
 from tsugiki.pretrain.training.run import Run
 
 _GPU_PRODUCT, _CPU_PRODUCT = 8192, 512
@@ -85,9 +86,10 @@ class Throughput:
         peak: float | None,
     ) -> None:
         self._tokens_per_step, self._processes = tokens_per_step, processes
-        self._flops = dict(
-            zip(("full_attention", "causal_attention"), flops_per_token(spec, sequence_length), strict=True)
-        )
+        self._flops = {
+            "full_attention": training_flops_per_token(spec, sequence_length, causal=False),
+            "causal_attention": training_flops_per_token(spec, sequence_length, causal=True),
+        }
         self._bits_per_nat = tokens_per_byte(mixture) / math.log(2)
         self._phases, self._peak = phases, peak
         self._waited = 0.0

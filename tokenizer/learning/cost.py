@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tsugiki.experiment.model_flops import PER_WEIGHT
+from tsugiki.experiment.model_spec import ModelSpec
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -34,7 +37,7 @@ class ModelShape:
         The embedding is a look-up; the output product meets every row whether or not it is tied. Attention
         over the context is left out: it depends on the length of text in tokens, where fewer is only better.
         """
-        return 2.0 * (self.body_parameters + vocabulary * self.hidden_size)
+        return PER_WEIGHT * (self.body_parameters + vocabulary * self.hidden_size)
 
     def parameters(self, vocabulary: int) -> int:
         """All parameters."""
@@ -45,23 +48,19 @@ MISTRAL_7B = ModelShape(4096, 6_979_588_096, False, 32_768)
 """Mistral-7B-v0.1: 7,241,732,096 parameters less 2 x 32,000 x 4,096 rows."""
 
 
-def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """Shape from a Hugging Face ``config.json`` of a Llama-like model.
+def shape_of(config: Mapping[str, Any], where: object) -> ModelShape:
+    """Shape from a Hugging Face ``config.json``; norms and biases are left out as they are below a thousandth.
 
-    Per layer: attention q and o of heads x head_dim, k and v of kv_heads x head_dim, and three matrices of
-    the gated feed-forward network; norms are left out as they are below a thousandth.
+    Raises:
+        ConfigError: its model family is not known.
+        CheckpointError: a setting that cannot be represented.
     """
-    hidden = int(config["hidden_size"])
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    feed_forward = 3 * hidden * int(config["intermediate_size"])
+    spec = ModelSpec.from_hf(config, where)
     return ModelShape(
-        hidden_size=hidden,
-        body_parameters=int(config["num_hidden_layers"]) * (attention + feed_forward),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        context_tokens=int(config.get("max_position_embeddings") or 4096),
+        hidden_size=spec.hidden_size,
+        body_parameters=spec.layers * spec.layer_weights,
+        tied=spec.tied_embeddings,
+        context_tokens=spec.max_positions,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tsugiki.experiment.family import family_names
 from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.merge import merge_sentencepiece
 from tsugiki.tokenizer.config import ExtendConfig
@@ -84,10 +85,18 @@ def best_size(curve: Curve, base: BaseTokenizer, extend: ExtendConfig) -> int:
 
 
 def model_shape(base: BaseTokenizer, extend: ExtendConfig) -> ModelShape:
-    """Shape of the model to be trained: configured, or read from the base, or Mistral-7B's."""
+    """Shape of the model to be trained: configured, or read from the base, or Mistral-7B's.
+
+    Raises:
+        ConfigError: the base's model family is not known, and the shape is not configured.
+    """
     file = base.directory / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = shape_of(config) if "hidden_size" in config else MISTRAL_7B
+    configured = extend.auto.hidden_size is not None and extend.auto.parameters is not None
+    known = "hidden_size" in config and not (
+        configured and str(config.get("model_type")).lower() not in family_names()
+    )
+    found = shape_of(config, file) if known else MISTRAL_7B
     return ModelShape(
         hidden_size=extend.auto.hidden_size or found.hidden_size,
         body_parameters=extend.auto.parameters or found.body_parameters,

@@ -13,7 +13,7 @@ import pytest
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.config import BaseConfig, ParallelConfig, ScratchConfig, TrainConfig
-from tsugiki.pretrain.planning.flops import GPUS, find_gpu, forward_flops_per_token, training_work
+from tsugiki.pretrain.planning.flops import GPUS, find_gpu, training_work
 from tsugiki.pretrain.planning.layouts import Machine, layout_problems, proposals
 from tsugiki.pretrain.planning.memory import TORCH_KERNELS
 from tsugiki.pretrain.planning.plan import Plan, base_spec, extended_rows, make_plan
@@ -92,26 +92,6 @@ def test_scratch_describes_itself() -> None:
     assert (spec.layers, spec.hidden_size, spec.vocabulary_size) == (2, 64, 32_000)
     with pytest.raises(ValueError, match="scratch describes itself"):
         BaseConfig(scratch=ScratchConfig(), architecture="configs/models/llama-2-7b.json")
-
-
-def test_flops_of_the_worked_example() -> None:
-    """Llama-2 7B at 4,096: 32 x (8h^2 + 6hf + 4hs) + 2hV, by hand."""
-    h, f, s, v = 4096, 11008, 4096, 32_000
-    by_hand = 32 * (8 * h * h + 6 * h * f + 4 * h * s) + 2 * h * v
-    assert forward_flops_per_token(model("llama-2-7b"), s, causal=False) == by_hand
-    halved = 32 * (8 * h * h + 6 * h * f + 4 * h * (s + 1) / 2) + 2 * h * v
-    assert forward_flops_per_token(model("llama-2-7b"), s, causal=True) == halved
-
-
-def test_sliding_window_bounds_attention() -> None:
-    spec = model("mistral-7b-v0.1").model_copy(update={"sliding_window": 2})
-    # Positions 1, 2, 2, 2 over four tokens: 7 / 4.
-    plain = spec.model_copy(update={"sliding_window": None})
-    width = 4 * spec.heads * spec.head_dim * spec.layers
-    difference = forward_flops_per_token(plain, 4, causal=True) - forward_flops_per_token(
-        spec, 4, causal=True
-    )
-    assert difference == width * ((1 + 2 + 3 + 4) / 4 - 7 / 4)
 
 
 def test_steps_time_and_storage() -> None:

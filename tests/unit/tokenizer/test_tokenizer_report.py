@@ -93,6 +93,8 @@ def test_word_segmenters_find_the_words_of_a_plain_sentence(name, words):
 def test_cost_by_hand():
     # 1 layer, hidden 4, 2 heads of 2, 1 kv head, ffn 8: q, o 2*4*4, k, v 2*4*2, gate, up, down 3*4*8.
     config = {
+        "model_type": "llama",
+        "vocab_size": 10,
         "hidden_size": 4,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -100,11 +102,18 @@ def test_cost_by_hand():
         "num_hidden_layers": 1,
         "tie_word_embeddings": True,
     }
-    shape = shape_of(config)
+    shape = shape_of(config, "config.json")
     assert shape.body_parameters == 32 + 16 + 96
     assert shape.parameters(10) == 144 + 40
     assert relative_cost(shape, 50, 20, 100, 10) == pytest.approx(0.5 * (144 + 80) / (144 + 40))
     assert MISTRAL_7B.parameters(32000) == 7_241_732_096
+    # Gemma ties its matrices, and has heads of 256, though its config.json does not say so.
+    gemma = shape_of(
+        {**config, "model_type": "gemma", "num_key_value_heads": 1, "tie_word_embeddings": None}, ""
+    )
+    assert gemma.tied and gemma.body_parameters == 2 * 4 * 512 + 2 * 4 * 256 + 96
+    with pytest.raises(ConfigError, match="no such model family"):
+        shape_of({**config, "model_type": "gpt2"}, "config.json")
 
 
 def test_report_of_several_tokenizers(base, tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
 from tsugiki.experiment.errors import ConfigError
@@ -29,6 +29,12 @@ def _without_nulls(values: Any) -> Any:
         if isinstance(values, dict)
         else values
     )
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """The JSON Schema of a model whose sections may be null."""
+    for name, item in schema["properties"].items():
+        schema["properties"][name] = {"anyOf": [item, {"type": "null"}]}
 
 
 def _hours(value: Any) -> Any:
@@ -63,7 +69,13 @@ class Resources(StrictModel):
     """Processes per node; null = one per GPU, or one where there is no GPU."""
     cpus_per_task: int | None = Field(default=None, ge=1)
     """Cores per process; null lets Slurm take its default."""
-    memory: Annotated[str | None, BeforeValidator(_text)] = Field(default=None, pattern=r"^(0|\d+[KMGT]?)$")
+    memory: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None,
+        pattern=r"^(0|\d+[KMGT]?)$",
+        json_schema_extra={
+            "anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "null"}]
+        },
+    )
     """Memory per node, in Slurm's syntax (``64G``; without a unit MB; ``0`` = all of it)."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs per node. Given to the node, not to the task, so that every process sees all of them and its
@@ -139,6 +151,7 @@ class EnvironmentConfig(StrictModel):
     """Node-local folder for temporary files and compiler caches, made when missing
     (``/scratch/$USER/$SLURM_JOB_ID``)."""
 
+    model_config = ConfigDict(json_schema_extra=_nullable)
     _empty_sections = model_validator(mode="before")(_without_nulls)
 
     @model_validator(mode="after")
@@ -203,6 +216,7 @@ class ClusterConfig(StrictModel):
     restart: RestartConfig = RestartConfig()
     """Requeue, time limit, bad nodes."""
 
+    model_config = ConfigDict(json_schema_extra=_nullable)
     _empty_sections = model_validator(mode="before")(_without_nulls)
 
     @field_validator("stages", mode="before")

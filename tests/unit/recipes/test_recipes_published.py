@@ -337,7 +337,7 @@ def test_a_plan_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         seen.append(gpus_per_node)
         return Machine(gpu, gpus_per_node, mfu)
 
-    monkeypatch.setattr("tsugiki.pretrain.planning.layouts.Machine", machine)
+    monkeypatch.setattr("tsugiki.pipeline.Machine", machine)
 
     def gpus(*options: str) -> int:
         command = ["plan", "configs/recipes/swallow-7b.yaml", "--json", "--cluster", str(cluster), *options]

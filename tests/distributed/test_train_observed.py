@@ -60,7 +60,9 @@ def test_throughput_by_hand(observed: Path) -> None:
     assert [line["step"] for line in found] == [5, 10, 15, 20]
     weights = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64) + 101 * 32
     full = 6 * weights + 12 * 4 * 32 * SEQUENCE
-    causal = 6 * weights + 12 * 4 * 32 * SEQUENCE / 2
+    causal = (
+        6 * weights + 12 * 4 * 32 * (SEQUENCE + 1) / 2
+    )  # a token sees 1 to SEQUENCE positions, itself included
     for line in found:
         rate = line["throughput/tokens_per_second"]
         assert rate == pytest.approx(GLOBAL_BATCH * SEQUENCE / line["throughput/step_seconds"])

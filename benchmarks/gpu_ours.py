@@ -136,7 +136,8 @@ def _profiled(path: Path) -> Iterator[None]:
 
 def checkpoint_blocking(spec: Any, sequence: int, options: argparse.Namespace) -> dict[str, Any]:
     """How long an asynchronous checkpoint keeps the loop from training, against the time of a step."""
-    from tsugiki.pretrain.checkpoint.store import CheckpointStore, TrainingState
+    from tsugiki.pretrain.checkpoint.state import TrainingState
+    from tsugiki.pretrain.checkpoint.store import CheckpointStore
 
     sys.stdout.flush()
     bench = Bench(spec, sequence, options, "ours")

@@ -23,142 +23,21 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from tsugiki.experiment.errors import CheckpointError
 from tsugiki.experiment.files import sha256_file, write_json_atomically
-from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, Write, reason
+from tsugiki.pretrain.checkpoint.state import TrainingState
+from tsugiki.pretrain.checkpoint.writer import Write, reason
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 
 LATEST_NAME = "latest.json"
 MARK_NAME = "checkpoint.json"
-_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
-_VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
-
-
-class TrainingState:
-    """The model chunks and the optimizer as one sharded state dictionary.
-
-    Args:
-        models: model chunks, not wrapped.
-        optimizer: Megatron optimizer, or None for weights alone.
-        vocabulary_size: true rows of the embedding.
-    """
-
-    def __init__(self, models: list[Any], optimizer: Any | None, vocabulary_size: int) -> None:
-        self.models = models
-        self.optimizer = optimizer
-        self.vocabulary_size = vocabulary_size
-
-    def _model_state(self) -> ShardedState:
-        metadata = {
-            **_FORMAT,
-            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        }
-        parts = [model.sharded_state_dict(metadata=metadata) for model in self.models]
-        keys = ["model"] if len(parts) == 1 else [f"model{number}" for number in range(len(parts))]
-        return dict(zip(keys, parts, strict=True))
-
-    def _optimizer_state(self, model_state: ShardedState, *, loading: bool) -> Any:
-        assert self.optimizer is not None
-        return self.optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=dict(_FORMAT))
-
-    def save(
-        self, directory: Path, common: dict[str, Any], *, copy: bool = False, group: Any = None
-    ) -> Callable[[], None]:
-        """Take the state as it is now; every rank calls this, with an empty directory.
-
-        Args:
-            directory: of the checkpoint.
-            common: what else to keep.
-            copy: take a copy, so that training may go on before it is written.
-            group: process group of the write.
-
-        Returns:
-            A function that writes it, which every rank calls.
-        """
-        state = self._model_state()
-        if self.optimizer is not None:
-            state["optimizer"] = self._optimizer_state(state, loading=False)
-        state = _map_tensors(state, lambda tensor: _without_padding(tensor, self.vocabulary_size))
-        state["common"] = common
-        shards = Shards(copy=copy, group=group)
-        with Quiet():
-            dist_checkpointing.save(
-                state, str(directory), shards, validate_access_integrity=False, content_metadata=_FORMAT
-            )
-        return shards.write
-
-    def load(self, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
-        """Read everything, or only the model; every rank calls this.
-
-        Returns:
-            What was saved as `common` (empty with weights_only).
-
-        Raises:
-            CheckpointError: missing, partial, corrupt or of another architecture.
-        """
-        state = self._model_state()
-        if self.optimizer is not None and not weights_only:
-            state["optimizer"] = self._optimizer_state(state, loading=True)
-        if not weights_only:
-            state["common"] = {}
-        try:
-            with Quiet():
-                loaded = dist_checkpointing.load(state, str(directory), validate_access_integrity=False)
-            for model, key in zip(
-                self.models, [name for name in state if name.startswith("model")], strict=True
-            ):
-                model.load_state_dict(loaded[key], strict=True)
-        except Exception as error:
-            # Megatron and torch report a wrong checkpoint in a dozen ways (KeyError, pickle, shapes).
-            raise CheckpointError(
-                "cannot read a checkpoint",
-                where=directory,
-                got=f"{type(error).__name__}: {reason(error)}",
-                expected="a torch_dist checkpoint of this architecture",
-            ) from error
-        if self.optimizer is not None and not weights_only:
-            self.optimizer.load_state_dict(loaded["optimizer"])
-        return dict(loaded.get("common", {}))
-
-
-def _map_tensors(value: Any, change: Any) -> Any:
-    if isinstance(value, ShardedTensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_tensors(item, change) for item in value]
-    return value
-
-
-def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTensor:
-    """The same tensor (or optimizer moment) without the rows that only the running model has."""
-    if not tensor.key.endswith(_VOCABULARY_KEYS) or tensor.global_shape[0] <= vocabulary_size:
-        return tensor
-    first = tensor.global_offset[0]
-    rows = min(tensor.local_shape[0], vocabulary_size - first)
-    if rows <= 0:
-        raise CheckpointError(
-            "the vocabulary is too small for the tensor parallelism: a rank would hold only padding",
-            got=f"{vocabulary_size} rows",
-        )
-    return replace(
-        tensor,
-        data=None if tensor.data is None else tensor.data[:rows].contiguous(),
-        local_shape=(rows, *tensor.local_shape[1:]),
-        global_shape=(vocabulary_size, *tensor.global_shape[1:]),
-        axis_fragmentations=None,
-    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def main(request_path: Path) -> None:
     megatron_cpu.install()
     import torch
 
-    from tsugiki.pretrain.checkpoint.store import TrainingState
+    from tsugiki.pretrain.checkpoint.state import TrainingState
     from tsugiki.pretrain.config import ParallelConfig
     from tsugiki.pretrain.model.gpt import build_model
     from tsugiki.pretrain.runtime.process_groups import initialise

@@ -1,4 +1,4 @@
-"""What happens between steps: signals, log lines, validation, checkpoints. None of it changes a weight."""
+"""What happens between steps: signals, phases, log lines, validation, checkpoints. None of it changes a weight."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from tsugiki.pretrain.checkpoint.store import TrainingState
+from tsugiki.pretrain.checkpoint.state import TrainingState
 from tsugiki.pretrain.model.backend import acceleration_of
 from tsugiki.pretrain.model.gpt import build_model
 from tsugiki.pretrain.model.trainable import base_rows

@@ -111,7 +111,7 @@ def run(
     import torch
     from megatron.core import parallel_state
 
-    from tsugiki.pretrain.checkpoint.store import TrainingState
+    from tsugiki.pretrain.checkpoint.state import TrainingState
     from tsugiki.pretrain.model.gpt import build_model
     from tsugiki.pretrain.training.batches import _context_chunks
     from tsugiki.pretrain.training.optimizer import wrap_models

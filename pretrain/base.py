@@ -55,8 +55,8 @@ def run(
             "there is nothing to train", where="base", got=f"path: {config.path}", expected="base.scratch"
         )
     work = output_dir / WORK_NAME
-    tokens, graft, trained = (work / name for name in ("tokens", "graft", "train"))
-    for folder in (work / "random", tokens, graft, trained):
+    tokens, graft, trained, exported = (work / name for name in ("tokens", "graft", "train", "export"))
+    for folder in (work / "random", tokens, graft, trained, exported):
         folder.mkdir(parents=True, exist_ok=True)
     write_hf_tokenizer(_tokenizer_model(scratch), output_dir)
     mixture = write_tokens(scratch, inputs["corpus"], output_dir, tokens)
@@ -65,13 +65,15 @@ def run(
     result = train.run(train_config(scratch), {"graft": graft, "tokens": tokens}, trained, context)
     write_export(
         find_checkpoint(trained),
-        output_dir,
+        exported,  # a conversion that begins anew empties its folder
         tokenizer_dir=None,
         base_dir=None,
         dtype=None,
         shard_bytes=_SHARD_BYTES,
     )
-    (trained / METRICS_NAME).replace(output_dir / METRICS_NAME)
+    for path in [*exported.iterdir(), trained / METRICS_NAME]:
+        if path.is_file():
+            path.replace(output_dir / path.name)
     return StageResult(
         counts={**result.counts, "tokens_available": mixture.sources[0].tokens},
         metrics=result.metrics,

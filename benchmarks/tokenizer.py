@@ -34,8 +34,9 @@ from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
 from tsugiki.tokenizer.base.merge import merge_sentencepiece
 from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
 from tsugiki.tokenizer.extend import run
-from tsugiki.tokenizer.learning.extension import CorpusText, learn_extension, script_rules
+from tsugiki.tokenizer.learning.extension import learn_extension
 from tsugiki.tokenizer.learning.sentencepiece_trainer import train_candidates
+from tsugiki.tokenizer.learning.text import CorpusText, script_rules
 
 HELD_OUT_ONE_IN = 20
 EVEN_BYTES = 5_000_000

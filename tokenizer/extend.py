@@ -14,18 +14,15 @@ from tsugiki.experiment.artefacts.pieces import AddedPiece, write_pieces
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.experiment.text.hf_tokenizer import write_hf_tokenizer
 from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
+from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder
 from tsugiki.tokenizer.base.merge import merge_sentencepiece, padded_size, write_proto
 from tsugiki.tokenizer.base.sample import require_languages
 from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
-from tsugiki.tokenizer.gates import Gate, GateInputs, check_sentencepiece, enforce
-from tsugiki.tokenizer.learning.byte_level import (
-    ByteLevelEncoder,
-    check_byte_level,
-    merged_document,
-    write_byte_level,
-)
-from tsugiki.tokenizer.learning.extension import CorpusText, Extension, learn_extension
+from tsugiki.tokenizer.gates import Gate, GateInputs, check, enforce
+from tsugiki.tokenizer.learning.byte_level import merged_document, write_byte_level
+from tsugiki.tokenizer.learning.extension import Extension, learn_extension
 from tsugiki.tokenizer.learning.size import best_size, held_out_curve
+from tsugiki.tokenizer.learning.text import CorpusText
 
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -165,7 +162,6 @@ def _gates(
         },
         is_foreign=extension.is_foreign,
     )
-    check = check_sentencepiece if base.kind == "sentencepiece" else check_byte_level
     return enforce(check(inputs), extend.waive)
 
 

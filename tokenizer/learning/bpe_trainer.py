@@ -88,7 +88,7 @@ Acceptance = Callable[[str, int, int], str | None]
 """(surface, left symbol, right symbol) -> None to accept, or the name of the reason to refuse."""
 
 
-class MergeLearner:
+class BpeTrainer:
     """Learns merges on :class:`Segments`.
 
     Args:
@@ -154,7 +154,7 @@ class MergeLearner:
             result[language] = float((cost[symbols[live]] * self._counts[start:end][live]).sum())
         return result
 
-    def learn(self, count: int, progress: Callable[[int], None] | None = None) -> Learned:
+    def train(self, count: int, progress: Callable[[int], None] | None = None) -> Learned:
         """Learn up to ``count`` pieces."""
         pieces: list[LearnedPiece] = []
         history = [self.tokens.copy()]

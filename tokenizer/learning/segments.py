@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.text.hf_tokenizer import SPACE
 from tsugiki.tokenizer.base.base import BYTE, NORMAL, BaseTokenizer
 from tsugiki.tokenizer.base.scripts import ScriptRule
 from tsugiki.tokenizer.learning.bpe_trainer import Segments
@@ -49,7 +47,7 @@ def build_segments(
     damping: float,
     threads: int,
 ) -> tuple[Segments, list[str], dict[int, int]]:
-    """Encode runs with the base and lay them out for :class:`~tsugiki.tokenizer.learning.bpe_trainer.MergeLearner`.
+    """Encode runs with the base and lay them out for :class:`~tsugiki.tokenizer.learning.bpe_trainer.BpeTrainer`.
 
     Args:
         base: a SentencePiece base.
@@ -155,125 +153,3 @@ def _name_characters(
     mask = symbols < -1
     symbols[mask] = number[np.searchsorted(characters, symbols[mask])]
     return symbols, cost
-
-
-class LatinGuard:
-    """Keeps Latin pieces out of English that the stage has not seen.
-
-    Neighbouring base tokens of protected text, and of the words that its language uses at large, are tested
-    exactly elsewhere; that is enough for a piece that begins a word. What it misses by chance in one word
-    turns up inside another, so a piece from inside of words must not occur in any protected word at all; of a
-    phrase, one of its words must not. And names travel between languages (▁LibreOffice, ▁Jakarta): a capital
-    is allowed only at the beginning of a word that the target languages write in small letters too.
-
-    Args:
-        protected: words of protected text.
-        common: words of the target languages that are written in small letters, without names.
-    """
-
-    def __init__(self, protected: Iterable[str], common: Iterable[str]) -> None:
-        self._protected = _searchable(protected)
-        self._common = _searchable(common)
-
-    def __call__(self, surface: str) -> str | None:
-        """None, or the reason to refuse the piece."""
-        cuts = [at for at, character in enumerate(surface) if at and character == SPACE]
-        # ▁ab▁cd▁e: ▁ab▁ and ▁cd▁ are whole words, ▁e may go on.
-        words = [
-            surface[start : end + 1] for start, end in zip([0, *cuts], [*cuts, len(surface)], strict=True)
-        ]
-        begins_word = surface.startswith(SPACE) and len(words) == 1
-        if not begins_word and all(
-            word in self._protected or word.lower() in self._protected for word in words
-        ):
-            return "protected"
-        for word in words:
-            if word == word.lower():
-                continue
-            small = word[:1] + word[1:2].lower() + word[2:]
-            if not word.startswith(SPACE) or small != word.lower() or small not in self._common:
-                return "name"
-        return None
-
-
-def _searchable(words: Iterable[str]) -> str:
-    """Distinct words, each led by ``▁``, as one string to search in."""
-    return SPACE + SPACE.join(sorted(set(words))) + SPACE
-
-
-class PieceJudge:
-    """Decides about candidate pieces while merges are learned.
-
-    Args:
-        base: the base.
-        rules: one per target language; a piece has to satisfy one of them.
-        forbidden: concatenations that would change protected text.
-        maximum_characters: longest piece.
-        guard: decides about pieces of letters that protected languages have; None takes them all.
-        is_foreign: whether a piece has letters that they have not.
-    """
-
-    def __init__(
-        self,
-        base: BaseTokenizer,
-        rules: Sequence[ScriptRule],
-        forbidden: set[str],
-        maximum_characters: int,
-        guard: LatinGuard | None = None,
-        is_foreign: Callable[[str], bool] = lambda text: False,
-    ) -> None:
-        self._is_foreign = is_foreign
-        self._guard = guard
-        self._processor: Any = base.exact_processor()
-        self._known = {piece.piece for piece in base.proto.pieces if piece.type == NORMAL}
-        self._rules = [rule.matcher() for rule in rules]
-        self._forbidden = forbidden
-        self._maximum = maximum_characters
-        self._rank: dict[str, int] = {}
-
-    def __call__(self, surface: str, left: int, right: int) -> str | None:
-        """None and the piece is counted as learned, or the reason to refuse it."""
-        if len(surface) > self._maximum:
-            return "long"
-        if not any(rule(surface) for rule in self._rules):
-            return "script"
-        if surface in self._forbidden:
-            return "protected"
-        if self._guard is not None and not self._is_foreign(surface):
-            reason = self._guard(surface)
-            if reason is not None:
-                return reason
-        if len(surface) > 1 and not self.reachable(surface):
-            return "unreachable"
-        self._rank[surface] = len(self._rank)
-        return None
-
-    def reachable(self, surface: str) -> bool:
-        """Whether base merges, then learned ones, bring the surface alone down to two symbols."""
-        tokens = self._base_tokens(surface)
-        rank = self._rank
-        while len(tokens) > 2:
-            best, at = len(rank), -1
-            for index in range(len(tokens) - 1):
-                found = rank.get(tokens[index] + tokens[index + 1], best)
-                if found < best:
-                    best, at = found, index
-            if at < 0:
-                return False
-            tokens[at : at + 2] = [tokens[at] + tokens[at + 1]]
-        return len(tokens) == 2
-
-    def _base_tokens(self, surface: str) -> list[str]:
-        known, start = self._known, 0
-        tokens: list[str] = []
-        for index, character in enumerate(surface):
-            if character not in known:
-                tokens += self._encode(surface[start:index])
-                tokens.append(character)
-                start = index + 1
-        return tokens + self._encode(surface[start:])
-
-    def _encode(self, surface: str) -> list[str]:
-        if not surface:
-            return []
-        return list(self._processor.encode(surface.replace(SPACE, " "), out_type=str))

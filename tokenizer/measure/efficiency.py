@@ -18,6 +18,7 @@ from tsugiki.experiment.text.cached_bpe import Encoder, PartEncoder, PlainEncode
 from tsugiki.experiment.text.hf_tokenizer import read_json
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 from tsugiki.tokenizer.base.base import is_byte_level
+from tsugiki.tokenizer.base.byte_level import byte_surface
 from tsugiki.tokenizer.base.words import word_splitter
 
 _BATCH_BYTES = 1_000_000
@@ -84,25 +85,6 @@ class AnyTokenizer:
         if self.byte_level:
             return byte_surface(self.surfaces[index]).decode("utf-8", errors="replace")
         return self.surfaces[index].replace("▁", " ")
-
-
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for every byte, inverted: character -> byte value."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(value): value for value in printable}
-    others = [value for value in range(256) if value not in set(printable)]
-    return alphabet | {chr(256 + offset): value for offset, value in enumerate(others)}
-
-
-_ALPHABET = byte_alphabet()
-
-
-def byte_surface(surface: str) -> bytes:
-    """The bytes of a byte-level token; other text as UTF-8."""
-    try:
-        return bytes(_ALPHABET[character] for character in surface)
-    except KeyError:
-        return surface.encode()
 
 
 def _spells_bytes(surface: str, byte_level: bool) -> bool:

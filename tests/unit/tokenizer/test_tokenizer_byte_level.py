@@ -19,9 +19,9 @@ from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.stage import StageContext
 from tsugiki.pretrain.conversion.distill_contexts import Expansion
 from tsugiki.pretrain.conversion.new_rows import read_pieces
+from tsugiki.tokenizer.base.byte_level import whole_characters
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.extend import run
-from tsugiki.tokenizer.learning.byte_level import whole_characters
 
 LANGUAGES = ("km", "vi", "ja")
 _TEKKEN_RANKS = 6000

@@ -8,7 +8,7 @@ import pytest
 
 from tsugiki.tokenizer.base.sample import normalise
 from tsugiki.tokenizer.base.scripts import ScriptRule, everyday_characters, scripts_of
-from tsugiki.tokenizer.learning.segments import LatinGuard
+from tsugiki.tokenizer.learning.candidates import LatinGuard
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The merge learner against a plain reference implementation."""
+"""The BPE trainer against a plain reference implementation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsugiki.tokenizer.learning.bpe_trainer import MergeLearner, Segments
+from tsugiki.tokenizer.learning.bpe_trainer import BpeTrainer, Segments
 
 ALPHABET = "abcd"
 
@@ -29,7 +29,7 @@ def flatten(words: list[tuple[str, int]]) -> Segments:
 
 
 def pairs_of(words: list[tuple[list[str], int]]) -> Counter[tuple[str, str]]:
-    """Pairs in text, overlapping ones too, as the learner counts them."""
+    """Pairs in text, overlapping ones too, as the trainer counts them."""
     found: Counter[tuple[str, str]] = Counter()
     for symbols, count in words:
         for pair in pairwise(symbols):
@@ -58,9 +58,9 @@ words = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(words)
 def test_every_merge_is_a_best_pair_and_token_counts_are_exact(found):
-    learned = MergeLearner(
+    learned = BpeTrainer(
         flatten(found), list(ALPHABET), {}, lambda *_: None, minimum_count=1, balance=0.0, explicit=True
-    ).learn(8)
+    ).train(8)
     reference = [(list(word), count) for word, count in found]
     surfaces = list(ALPHABET)
     for step, piece in enumerate(learned.pieces):
@@ -85,7 +85,7 @@ def test_characters_in_bytes_compete_with_merges():
     # "x" costs 3 tokens as bytes and stands 4 times: a row saves 8; "ab" stands 5 times: a row saves 5.
     segments = flatten([("ab", 5), ("c", 4)])
     segments.symbols[segments.symbols == 2] = 4
-    learned = MergeLearner(segments, [*ALPHABET, "x"], {4: 3}, lambda *_: None, minimum_count=1).learn(2)
+    learned = BpeTrainer(segments, [*ALPHABET, "x"], {4: 3}, lambda *_: None, minimum_count=1).train(2)
     assert [piece.piece for piece in learned.pieces] == ["x", "ab"]
     assert learned.tokens[:, 0].tolist() == [22, 14, 9]
 
@@ -93,9 +93,9 @@ def test_characters_in_bytes_compete_with_merges():
 def test_a_refused_merge_is_routed_around():
     segments = flatten([("abc", 10)])
     refuse = {"ab"}
-    learned = MergeLearner(
+    learned = BpeTrainer(
         segments, list(ALPHABET), {}, lambda s, *_: "protected" if s in refuse else None, minimum_count=1
-    ).learn(5)
+    ).train(5)
     assert [piece.piece for piece in learned.pieces] == ["bc", "abc"]
     assert learned.rejected == {"protected": 1} and learned.exhausted
 
@@ -104,7 +104,7 @@ def test_quota_limits_a_language_and_leaves_the_rest_to_others():
     segments = flatten([("abab", 9), ("cd", 1)])
     bounds = np.array([0, 5, len(segments.symbols)])
     segments = Segments(segments.symbols, segments.counts, bounds, ["x", "y"], {"x": 1.0, "y": 1.0})
-    learned = MergeLearner(segments, list(ALPHABET), {}, lambda *_: None, {"x": 0}, minimum_count=1).learn(5)
+    learned = BpeTrainer(segments, list(ALPHABET), {}, lambda *_: None, {"x": 0}, minimum_count=1).train(5)
     assert [(piece.piece, piece.language) for piece in learned.pieces] == [("cd", "y")]
 
 
@@ -113,5 +113,5 @@ def test_small_languages_count_by_proportion():
     segments = flatten([("ab", 1000), ("bbb", 1000), ("cd", 2)])
     bounds = np.array([0, 7, len(segments.symbols)])
     segments = Segments(segments.symbols, segments.counts, bounds, ["x", "y"], {"x": 1.0, "y": 1.0})
-    learned = MergeLearner(segments, list(ALPHABET), {}, lambda *_: None, minimum_count=1).learn(1)
+    learned = BpeTrainer(segments, list(ALPHABET), {}, lambda *_: None, minimum_count=1).train(1)
     assert learned.pieces[0].piece == "cd"

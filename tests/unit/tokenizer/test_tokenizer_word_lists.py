@@ -19,7 +19,8 @@ from tsugiki.pipeline import load_experiment, stages
 from tsugiki.tokenizer.base.sample import normalise
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.extend import run
-from tsugiki.tokenizer.learning.extension import protected_words, script_rules, word_lists
+from tsugiki.tokenizer.learning.protected import protected_words
+from tsugiki.tokenizer.learning.text import script_rules, word_lists
 from tsugiki.tokenizer.learning.word_lists import default_list, load_word_list, read_word_list, word_runs
 
 SMOKE = Path(__file__).resolve().parents[3] / "configs" / "smoke.yaml"

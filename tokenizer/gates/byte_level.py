@@ -1,0 +1,126 @@
+"""The gates of a merged byte-level tokenizer; transformers takes the place of slow SentencePiece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder
+from tsugiki.tokenizer.gates import Gate, GateInputs, gate, protected_note, unforeign
+
+_COMPARED_LINES = 2000
+
+
+class ByteLevelChecks:
+    """A method for each of :data:`tsugiki.tokenizer.gates.PROOFS`.
+
+    Args:
+        inputs: what is looked at.
+    """
+
+    def __init__(self, inputs: GateInputs) -> None:
+        from tokenizers import Tokenizer
+
+        assert inputs.base.document is not None
+        self._inputs = inputs
+        self._document = inputs.base.document
+        self._base: Any = ByteLevelEncoder(inputs.base.document).tokenizer
+        self._fast: Any = Tokenizer.from_file(str(inputs.directory / "tokenizer.json"))
+        self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return self._inputs.every_line
+
+    @cached_property
+    def _auto(self) -> Any:
+        """What transformers loads, or the error that it raises."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._inputs.directory)
+        except Exception as error:  # whatever a loader raises is the finding
+            return error
+
+    def reachable(self) -> Gate:
+        """Every piece as a pre-token is one token."""
+        path = self._inputs.directory / "tokenizer.json"
+        merged = ByteLevelEncoder(json.loads(path.read_text(encoding="utf-8")))
+        first, pieces = self._inputs.base.size, self._inputs.pieces
+        missing = [piece for offset, piece in enumerate(pieces) if merged.ids(piece) != [first + offset]]
+        return gate("reachable", len(pieces), missing)
+
+    def protected(self) -> Gate:
+        """Ids on protected lines as the base has them."""
+        changed: list[str] = []
+        checked = 0
+        for name, lines in self._inputs.protected.items():
+            kept = unforeign(self._inputs, lines)
+            checked += len(kept)
+            for line, old, new in zip(kept, _ids(self._base, kept), _ids(self._fast, kept), strict=True):
+                if old != new:
+                    changed.append(f"{name}: {line[:120]!r}")
+        return gate("protected", checked, changed, protected_note(self._inputs))
+
+    def slow_equals_fast(self) -> Gate:
+        """Ids of transformers and of ``tokenizer.json``."""
+        sample = self._lines[:: max(1, len(self._lines) // _COMPARED_LINES)]
+        differing: list[str] = []
+        if not isinstance(self._auto, Exception):
+            differing = [
+                line[:200]
+                for line, ours in zip(sample, _ids(self._fast, sample), strict=True)
+                if self._auto.encode(line, add_special_tokens=False) != ours
+            ]
+        return gate("slow_equals_fast", len(sample), differing, "transformers against tokenizers")
+
+    def lossless(self) -> Gate:
+        """Text through ids and back, where the base gives it back."""
+        before, after = (
+            tokenizer.decode_batch(_ids(tokenizer, self._lines), skip_special_tokens=False)
+            for tokenizer in (self._base, self._fast)
+        )
+        lossy = [
+            line[:200]
+            for line, old, new in zip(self._lines, before, after, strict=True)
+            if old == line != new
+        ]
+        return gate("lossless", len(self._lines), lossy)
+
+    def contiguous(self) -> Gate:
+        """Rows, and the base's tokens in them."""
+        size, vocabulary = self._inputs.final_size, self._vocabulary
+        failures = []
+        if set(vocabulary.values()) != set(range(size)):
+            failures.append(f"tokenizer.json has {len(vocabulary)} ids, not 0 to {size - 1}")
+        failures += [
+            f"base id {index} changed: {surface!r}"
+            for surface, index in self._document["model"]["vocab"].items()
+            if vocabulary.get(surface) != index
+        ]
+        return gate("contiguous", size, failures)
+
+    def specials(self) -> Gate:
+        """Added tokens keep their ids."""
+        added = self._document.get("added_tokens") or []
+        moved = [
+            f"{token['content']!r} is not id {token['id']}"
+            for token in added
+            if self._vocabulary.get(token["content"]) != token["id"]
+        ]
+        return gate("specials", len(added), moved)
+
+    def loads(self) -> Gate:
+        """The directory in transformers."""
+        failures: list[str] = []
+        if isinstance(self._auto, Exception):
+            failures.append(f"AutoTokenizer: {type(self._auto).__name__}: {self._auto}")
+        elif len(self._auto) != self._inputs.final_size:
+            failures.append(f"len(tokenizer) is {len(self._auto)}, not {self._inputs.final_size}")
+        return gate("loads", 1, failures)
+
+
+def _ids(tokenizer: Any, lines: Sequence[str]) -> list[list[int]]:
+    return [item.ids for item in tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]

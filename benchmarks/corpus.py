@@ -57,16 +57,16 @@ def our_steps(language: str) -> dict[str, Callable[[str], object]]:
     from datatrove.pipeline.filters.base_filter import BaseFilter
 
     from tsugiki.data.common.segmentation import tokenizer_for
-    from tsugiki.data.common.stats import Ledger
+    from tsugiki.data.common.stats import DocumentStats
     from tsugiki.data.config import LanguageIdentificationConfig, MinhashSettings
-    from tsugiki.data.dedup.duplicates import FastSignature, minhash_config
+    from tsugiki.data.dedup.minhash import FastSignature, minhash_config
     from tsugiki.data.filters.base import FilterContext
     from tsugiki.data.filters.cleaning import Cleaner
     from tsugiki.data.formatters.extraction import normalise
     from tsugiki.data.profiles import load_profile, profile_steps
 
     profile = load_profile(language, ["configs/filters"])
-    context = FilterContext(profile, LanguageIdentificationConfig(), Ledger(0))
+    context = FilterContext(profile, LanguageIdentificationConfig(), DocumentStats(0))
     steps = [step for _, step in profile_steps(context)]
     named: dict[str, Callable[[str], object]] = {"normalise": normalise}
     for step in steps:
@@ -135,7 +135,7 @@ def compare_tokens(texts: list[str], tokenizer_dir: Path) -> dict[str, Any]:
 
     from tsugiki.data.common.jsonl_shards import ShardWriter, read_documents
     from tsugiki.data.config import TokensConfig
-    from tsugiki.data.encoding.encode_shards import EncodeShards, EncodeTask, Vocabulary
+    from tsugiki.data.tokenise.tokenise_shards import TokeniseShards, TokeniseTask, Vocabulary
 
     vocabulary = Vocabulary.load(tokenizer_dir)
     config = TokensConfig.model_validate({"mixture": {"total_tokens": 1}, "add_bos": False})
@@ -148,8 +148,8 @@ def compare_tokens(texts: list[str], tokenizer_dir: Path) -> dict[str, Any]:
         stock = MegatronDocumentTokenizer(
             name, "stock", str(tokenizer_dir / "tokenizer.json"), tokenizer["eos_token"]
         )
-        task = EncodeTask("ours", "text", "train", folder / "shard.jsonl.zst", "ours")
-        ours = EncodeShards(tokenizer_dir, vocabulary, [task], folder, config)
+        task = TokeniseTask("ours", "text", "train", folder / "shard.jsonl.zst", "ours")
+        ours = TokeniseShards(tokenizer_dir, vocabulary, [task], folder, config)
         start = time.process_time()
         stock.run(read_documents(folder / "shard.jsonl.zst"))
         stock_seconds = time.process_time() - start

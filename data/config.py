@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator, model_validator
 
 from tsugiki.data.readers import READERS, reader_class
-from tsugiki.experiment.config import NotFingerprinted, OmittedIfDefault, StrictModel
+from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, OmittedIfDefault, StrictModel
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.text.chat_tokens import ChatConfig
 
@@ -183,13 +183,13 @@ class MinhashSettings(StrictModel):
     """Hashes per bucket (FineWeb: 8); two documents of similarity s meet with 1-(1-s^8)^14."""
 
 
-class BoilerplateConfig(StrictModel):
+class LineDedupConfig(StrictModel):
     """Removal of lines repeated across the documents of one host."""
 
     enabled: bool = False
     """True removes such lines (menus, disclaimers, footers)."""
     minimum_documents: int = Field(default=10, ge=2)
-    """A line is boilerplate when it occurs in at least this many documents of the host ..."""
+    """A line is removed when it occurs in at least this many documents of the host ..."""
     minimum_share: float = Field(default=0.2, gt=0, le=1)
     """... and in at least this share of them."""
 
@@ -203,7 +203,7 @@ class DeduplicationConfig(StrictModel):
     """Drop documents whose address was seen before, in any source of the language."""
     minhash: MinhashSettings = MinhashSettings()
     """Near-duplicates."""
-    boilerplate: BoilerplateConfig = BoilerplateConfig()
+    line_dedup: Annotated[LineDedupConfig, FingerprintedAs("boilerplate")] = LineDedupConfig()
     """Repeated lines of a host."""
 
 

@@ -32,13 +32,14 @@ from tsugiki.data.common.executor import (
 from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.common.segmentation import Segmentation, default_segmentation
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats, StatsBySource
 from tsugiki.data.common.workspace import Workspace, open_work
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.dedup.decontamination import Contamination, load_contamination
-from tsugiki.data.dedup.duplicates import Buckets, Clusters, FindExactDuplicates, Groups, Signatures
+from tsugiki.data.dedup.exact import FindExactDuplicates, Groups
 from tsugiki.data.dedup.heldout import SelectHeldout
-from tsugiki.data.dedup.lines import FindBoilerplate
+from tsugiki.data.dedup.line_dedup import FindRepeatedLines
+from tsugiki.data.dedup.minhash import Buckets, Clusters, Signatures
 from tsugiki.data.filters.language import require_model
 from tsugiki.data.formatters.pii import masked
 from tsugiki.data.inputs.planning import plan_fingerprint, plan_shards
@@ -76,13 +77,13 @@ def run(
     workspace = open_workspace(config, profiles, shards, output_dir)
     stages = _Passes(config, shards, profiles, workspace, context)
     stages.run_all(output_dir)
-    ledgers = _collect(config, shards, workspace)
-    index = _index(config, shards, ledgers, output_dir)
-    _require_documents(config, index, ledgers)
-    _write_dropped(config, ledgers, output_dir)
-    _write_contamination(config, ledgers, output_dir)
+    stats_by_source = _collect(config, shards, workspace)
+    index = _index(config, shards, stats_by_source, output_dir)
+    _require_documents(config, index, stats_by_source)
+    _write_dropped(config, stats_by_source, output_dir)
+    _write_contamination(config, stats_by_source, output_dir)
     index.save(output_dir)
-    report = CorpusReport.build(config, profiles, ledgers, stages.watch.seconds, contamination)
+    report = CorpusReport.build(config, profiles, stats_by_source, stages.watch.seconds, contamination)
     artifacts = write_report(report, output_dir)
     return StageResult(
         counts=report.totals(), metrics=report.metrics(), artifacts=artifacts, summary=report.summary()
@@ -143,9 +144,9 @@ class _Passes:
         config, shards, workspace, groups = self.config, self.shards, self.workspace, self.groups
         self._run("filter", FilterShards(config, shards, self.profiles, workspace), len(shards), shards)
         self._run("exact", FindExactDuplicates(config, groups, workspace), len(groups))
-        if config.deduplication.boilerplate.enabled:
-            find = FindBoilerplate(config, shards, workspace)
-            self._run("boilerplate", find, len(config.sources))
+        if config.deduplication.line_dedup.enabled:
+            find = FindRepeatedLines(config, shards, workspace)
+            self._run("line_dedup", find, len(config.sources))
         near = self._minhash_groups()
         if near:
             order = [shard for group in sorted(near) for shard in near[group]]
@@ -156,7 +157,7 @@ class _Passes:
             self._run("buckets", buckets, len(buckets.tasks))
             self._run("clusters", Clusters(config, near, workspace), len(near))
         self._run("heldout", SelectHeldout(config, shards, groups, workspace), len(config.sources))
-        finalise = FinaliseShards(config, shards, groups, near, workspace, output_dir)
+        finalise = FinaliseShards(config, shards, workspace, output_dir)
         self._run("write", finalise, len(shards), shards)
 
     def _run(self, name: str, step: PipelineStep, tasks: int, shards: Sequence[Shard] | None = None) -> None:
@@ -172,7 +173,7 @@ class _Passes:
         self.watch.measure(name, start)
 
     def _read(self, shards: Sequence[Shard], rank: int) -> int:
-        count: int = read_json(self.workspace.ledger("filtered", shards[rank]))["read"]["documents"]
+        count: int = read_json(self.workspace.stats("filtered", shards[rank]))["read"]["documents"]
         return count
 
     def _filtered(self, shards: Sequence[Shard], rank: int) -> int:
@@ -203,33 +204,31 @@ def open_workspace(
     return Workspace(open_work(output_dir, plan_fingerprint(config, profiles, shards)))
 
 
-def _collect(
-    config: CorpusConfig, shards: list[Shard], workspace: Workspace
-) -> dict[str, tuple[Ledger, Ledger]]:
-    """Per source, the ledgers of the first and of the last pass, shards added up."""
+def _collect(config: CorpusConfig, shards: list[Shard], workspace: Workspace) -> StatsBySource:
+    """Per source, the counts of the first and of the last pass, shards added up."""
     limit = config.dropped_samples
-    result = {source.name: (Ledger(limit), Ledger(limit)) for source in config.sources}
+    result = {source.name: (DocumentStats(limit), DocumentStats(limit)) for source in config.sources}
     for shard in shards:
         for phase, total in zip(("filtered", "final"), result[shard.source], strict=True):
-            total.merge(Ledger.from_json(read_json(workspace.ledger(phase, shard)), limit))
+            total.merge(DocumentStats.from_json(read_json(workspace.stats(phase, shard)), limit))
     if config.pii.enabled:  # what was dropped was so before masking
         kinds = tuple(config.pii.kinds)
         for source in config.sources:
-            for ledger in result[source.name]:
-                ledger.change_samples(partial(masked, language=source.language, kinds=kinds))
+            for stats in result[source.name]:
+                stats.change_samples(partial(masked, language=source.language, kinds=kinds))
     return result
 
 
 def _index(
     config: CorpusConfig,
     shards: list[Shard],
-    ledgers: dict[str, tuple[Ledger, Ledger]],
+    stats_by_source: StatsBySource,
     output_dir: Path,
 ) -> CorpusIndex:
     entries: list[CorpusSource] = []
     for source in config.sources:
         paths = [shard_paths(output_dir, shard) for shard in shards if shard.source == source.name]
-        counters = ledgers[source.name][1].counters
+        counters = stats_by_source[source.name][1].counters
         entries.append(
             CorpusSource(
                 name=source.name,
@@ -247,15 +246,13 @@ def _index(
     return CorpusIndex(sources=entries)
 
 
-def _require_documents(
-    config: CorpusConfig, index: CorpusIndex, ledgers: dict[str, tuple[Ledger, Ledger]]
-) -> None:
+def _require_documents(config: CorpusConfig, index: CorpusIndex, stats_by_source: StatsBySource) -> None:
     if config.allow_empty:
         return
     for entry in index.sources:
         if entry.train_documents:
             continue
-        first, last = ledgers[entry.name]
+        first, last = stats_by_source[entry.name]
         dropped = {**first.dropped, **last.dropped}
         ranking = sorted(dropped.items(), key=lambda item: (-item[1].documents, item[0]))[:3]
         reasons = ", ".join(f"{rule} {count.documents}" for rule, count in ranking)
@@ -269,22 +266,20 @@ def _require_documents(
         )
 
 
-def _write_contamination(
-    config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path
-) -> None:
+def _write_contamination(config: CorpusConfig, stats_by_source: StatsBySource, output_dir: Path) -> None:
     """Every overlap with an evaluation set, one JSON object a line."""
     if not config.decontamination.paths:
         return
     with atomic_file(output_dir / "contamination.jsonl") as file:
         for source in config.sources:
-            for hit in ledgers[source.name][1].hits:
+            for hit in stats_by_source[source.name][1].hits:
                 line = json.dumps({"source": source.name, **hit}, ensure_ascii=False)
                 file.write(line.encode() + b"\n")
 
 
-def _write_dropped(config: CorpusConfig, ledgers: dict[str, tuple[Ledger, Ledger]], output_dir: Path) -> None:
+def _write_dropped(config: CorpusConfig, stats_by_source: StatsBySource, output_dir: Path) -> None:
     for source in config.sources:
-        samples = [record for ledger in ledgers[source.name] for record in ledger.samples()]
+        samples = [record for stats in stats_by_source[source.name] for record in stats.samples()]
         with ShardWriter(output_dir / source.name / "dropped.jsonl.zst") as writer:
             for record in samples:
                 about = {key: value for key, value in record.items() if key not in ("id", "text")}

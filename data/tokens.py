@@ -1,7 +1,7 @@
 """The tokens stage: encodes the corpus into Megatron datasets and plans the mixture.
 
 Shards of the corpus are encoded in parallel into raw parts under ``.work`` (see
-:mod:`tsugiki.data.encoding.encode_shards`), then joined in order, so the result does not depend on the number of
+:mod:`tsugiki.data.tokenise.tokenise_shards`), then joined in order, so the result does not depend on the number of
 workers and a killed run continues where it was.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 
 from tsugiki.data.common.executor import ShardProgress
 from tsugiki.data.config import TokensConfig
-from tsugiki.data.encoding.encode_shards import (
+from tsugiki.data.tokenise.mixture_plan import Available, plan_tokens
+from tsugiki.data.tokenise.tokenise_shards import (
     SPLITS,
-    EncodeTask,
-    Encoding,
+    Tokenisation,
+    TokeniseTask,
     Vocabulary,
     load_chat_encoder,
     stored_type,
 )
-from tsugiki.data.encoding.mixture_plan import Available, plan_tokens
 from tsugiki.experiment.artefacts.corpus_index import CorpusSource
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
@@ -52,14 +52,19 @@ def run(
         DataError: an unreadable corpus or tokenizer.
     """
     tokenizer_dir = inputs["tokenizer"].resolve()
-    encoding = Encoding.open(config, inputs, output_dir)
-    sources, vocabulary, tasks, work = encoding.sources, encoding.vocabulary, encoding.tasks, encoding.work
+    tokenisation = Tokenisation.open(config, inputs, output_dir)
+    sources, vocabulary, tasks, work = (
+        tokenisation.sources,
+        tokenisation.vocabulary,
+        tokenisation.tasks,
+        tokenisation.work,
+    )
     _check_weights(config, sources)
     _check_chat(config, sources, tokenizer_dir)
     start = time.monotonic()
     megabytes = [task.shard.stat().st_size / 1e6 for task in tasks]
-    with ShardProgress("tokens encode", megabytes, encoding.documents) as progress:
-        encoding.run(context.workers, on_task_done=progress.finished)
+    with ShardProgress("tokens encode", megabytes, tokenisation.documents) as progress:
+        tokenisation.run(context.workers, on_task_done=progress.finished)
     seconds = time.monotonic() - start
     datasets = {source.name: _join(source, tasks, vocabulary, work, output_dir) for source in sources}
     if config.chat is not None:
@@ -68,7 +73,7 @@ def run(
             file.write(template)
     mixture = _plan(config, sources, datasets, vocabulary)
     mixture.save(output_dir)
-    return _result(mixture, seconds, encoding.text_bytes)
+    return _result(mixture, seconds, tokenisation.text_bytes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class _Dataset:
 
 
 def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
-    """Find a misspelt weight before hours of encoding."""
+    """Find a misspelt weight before hours of tokenisation."""
     weights = config.mixture.weights
     if isinstance(weights, dict):
         tokens = config.mixture.total_tokens
@@ -94,7 +99,7 @@ def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
 
 
 def _check_chat(config: TokensConfig, sources: list[CorpusSource], tokenizer_dir: Path) -> None:
-    """Find a missing or unusable chat template before hours of encoding."""
+    """Find a missing or unusable chat template before hours of tokenisation."""
     names = [source.name for source in sources if source.kind == "instruction"]
     if config.chat is not None:
         load_chat_encoder(config.chat, tokenizer_dir)
@@ -108,7 +113,7 @@ def _check_chat(config: TokensConfig, sources: list[CorpusSource], tokenizer_dir
 
 
 def _join(
-    source: CorpusSource, tasks: list[EncodeTask], vocabulary: Vocabulary, work: Path, output_dir: Path
+    source: CorpusSource, tasks: list[TokeniseTask], vocabulary: Vocabulary, work: Path, output_dir: Path
 ) -> _Dataset:
     numbers: list[int] = []
     for split in SPLITS:

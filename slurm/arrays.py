@@ -183,7 +183,7 @@ class EncodeShare(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Encode the share; yields nothing."""
-        from tsugiki.data.encoding.encode_shards import Encoding
+        from tsugiki.data.tokenise.tokenise_shards import Tokenisation
         from tsugiki.pipeline import load_experiment
 
         experiment = load_experiment(self.config_path)
@@ -194,8 +194,8 @@ class EncodeShare(PipelineStep):
             if graph.decide(stage).action == "skip":
                 return
             partial = graph.prepare(stage).resolve()
-            encoding = Encoding.open(experiment.config.tokens, inputs, partial)
-        encoding.run(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), (rank, world_size))
+            tokenisation = Tokenisation.open(experiment.config.tokens, inputs, partial)
+        tokenisation.run(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), (rank, world_size))
         yield from ()
 
 

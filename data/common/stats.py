@@ -1,6 +1,6 @@
 """What happened to the documents of a shard: counts and samples per rule.
 
-A ledger belongs to one shard and is written with its results, so the report of a run that was
+They belong to one shard and are written with its results, so the report of a run that was
 killed and continued is the same as that of one that was not.
 """
 
@@ -29,7 +29,7 @@ class RuleCount:
 
 
 @dataclass
-class Ledger:
+class DocumentStats:
     """Counts of one shard.
 
     Attributes:
@@ -128,7 +128,7 @@ class Ledger:
             for _, _, record in heap:
                 record |= {key: change(record[key]) for key in ("text", "detail") if key in record}
 
-    def merge(self, other: Ledger) -> None:
+    def merge(self, other: DocumentStats) -> None:
         """Add the counts and samples of another shard."""
         for name in ("read", "extracted", "kept"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -167,9 +167,9 @@ class Ledger:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], sample_limit: int) -> Ledger:
+    def from_json(cls, values: dict[str, Any], sample_limit: int) -> DocumentStats:
         """Inverse of :meth:`to_json`."""
-        ledger = cls(
+        stats = cls(
             sample_limit,
             RuleCount(**values["read"]),
             RuleCount(**values["extracted"]),
@@ -181,8 +181,8 @@ class Ledger:
             values["hits"],
         )
         for record in values["samples"]:
-            ledger._sample(record["rule"], record["id"], record)
-        return ledger
+            stats._sample(record["rule"], record["id"], record)
+        return stats
 
     def writer(self, step: str) -> DropWriter:
         """An ``exclusion_writer`` for a datatrove filter; rules are called ``<step>.<reason>``."""
@@ -192,8 +192,8 @@ class Ledger:
 class DropWriter:
     """Stands in for datatrove's ``DiskWriter`` where a filter writes what it drops."""
 
-    def __init__(self, ledger: Ledger, step: str) -> None:
-        self.ledger = ledger
+    def __init__(self, stats: DocumentStats, step: str) -> None:
+        self.stats = stats
         self.step = step
 
     def __enter__(self) -> Self:
@@ -208,10 +208,14 @@ class DropWriter:
         pass
 
     def observe(self, name: str, value: float, width: float = 0.05, last: float = 0.95) -> None:
-        """Add a document to a histogram of the step's own values: :meth:`Ledger.observe_value`."""
-        self.ledger.observe_value(name, value, width, last)
+        """Add a document to a histogram of the step's own values: :meth:`DocumentStats.observe_value`."""
+        self.stats.observe_value(name, value, width, last)
 
     def write(self, document: Document, rank: int = 0, **_: Any) -> None:
         """Count a dropped document under its ``filter_reason``."""
         reason = document.metadata.pop("filter_reason", None)
-        self.ledger.drop(f"{self.step}.{reason}" if reason else self.step, document)
+        self.stats.drop(f"{self.step}.{reason}" if reason else self.step, document)
+
+
+StatsBySource = dict[str, tuple[DocumentStats, DocumentStats]]
+"""Counts of a source in the first and in the last pass."""

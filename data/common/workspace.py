@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,25 +53,21 @@ class Workspace:
         """Hashes of those documents, in their order (:data:`KEY_TYPE`)."""
         return self.root / "filtered" / f"{shard.name}.keys.npy"
 
-    def ledger(self, phase: str, shard: Shard) -> Path:
+    def stats(self, phase: str, shard: Shard) -> Path:
         """Counts of a phase."""
-        return self.root / phase / f"{shard.name}.ledger.json"
+        return self.root / phase / f"{shard.name}.stats.json"
 
     def lines(self, shard: Shard) -> Path:
         """How many documents of each host contain which lines."""
         return self.root / "filtered" / f"{shard.name}.lines.npy"
 
-    def boilerplate(self, source: str) -> Path:
+    def repeated_lines(self, source: str) -> Path:
         """Repeated lines of a source."""
-        return self.root / "boilerplate" / f"{source}.npy"
+        return self.root / "line_dedup" / f"{source}.npy"
 
-    def exact(self, shard: Shard) -> Path:
-        """Positions of exact duplicates."""
-        return self.root / "exact" / f"{shard.name}.npz"
-
-    def heldout(self, shard: Shard) -> Path:
-        """Positions of held-out documents."""
-        return self.root / "heldout" / f"{shard.name}.npy"
+    def verdicts(self, phase: Literal["exact", "heldout"], shard: Shard) -> Path:
+        """What becomes of each document, as known after a phase."""
+        return self.root / phase / f"{shard.name}.npy"
 
     def minhash(self, group: str, stage: str) -> Path:
         """Folder of a MinHash stage."""

@@ -25,7 +25,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import DecontaminationConfig
 from tsugiki.experiment.artefacts.shards import TruncatedInput
@@ -186,10 +186,10 @@ class Decontaminator(PipelineStep):
     name = "contaminated"
     type = "filter"
 
-    def __init__(self, config: DecontaminationConfig, ledger: Ledger) -> None:
+    def __init__(self, config: DecontaminationConfig, stats: DocumentStats) -> None:
         super().__init__()
         self.config = config
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Pass on what is clean."""
@@ -199,10 +199,10 @@ class Decontaminator(PipelineStep):
             if not found:
                 yield document
                 continue
-            self.ledger.count("contaminated_documents")
-            self.ledger.count("evaluation_hits", len(found))
+            self.counts.count("contaminated_documents")
+            self.counts.count("evaluation_hits", len(found))
             for name, number, text in found:
-                self.ledger.hits.append(
+                self.counts.hits.append(
                     {"id": document.id, "evaluation_set": name, "item": number, "match": text}
                 )
             if self.config.action == "report":
@@ -212,7 +212,7 @@ class Decontaminator(PipelineStep):
                 detail = f"{name}, item {number}: {text[:_EXCERPT_CHARACTERS]}"
                 if len(found) > 1:
                     detail += f" (and {len(found) - 1} more items)"
-                self.ledger.drop(f"{self.name}.{name}", document, detail)
+                self.counts.drop(f"{self.name}.{name}", document, detail)
 
 
 def _all_text(document: Document) -> str:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import CorpusConfig, HeldoutConfig
-from tsugiki.data.dedup.duplicates import Groups, places, removed_by_minhash
-from tsugiki.experiment.files import atomic_file
+from tsugiki.data.dedup.exact import Groups, places
+from tsugiki.data.dedup.minhash import apply_clusters
+from tsugiki.data.dedup.verdicts import Verdict, save
 
 
 def heldout_count(documents: int, config: HeldoutConfig) -> int:
@@ -50,29 +51,28 @@ class SelectHeldout(PipelineStep):
         self.workspace = workspace
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Write the positions of held-out documents for each shard; yields nothing."""
+        """Write the last verdicts of each shard; yields nothing."""
         name = self.config.sources[rank].name
         shards = [shard for shard in self.shards if shard.source == name]
-        survivors = [self._survivors(shard) for shard in shards]
+        verdicts = [self._after_deduplication(shard) for shard in shards]
+        survivors = [np.flatnonzero(rows["verdict"] == Verdict.TRAIN) for rows in verdicts]
         wanted = heldout_count(sum(map(len, survivors)), self.config.heldout)
         hashes = [
             np.load(self.workspace.keys(shard), mmap_mode="r")["heldout"][positions]
             for shard, positions in zip(shards, survivors, strict=True)
         ]
         limit = _nth_smallest(hashes, wanted)
-        for shard, positions, values in zip(shards, survivors, hashes, strict=True):
-            with atomic_file(self.workspace.heldout(shard)) as file:
-                np.save(file, positions[values <= limit] if wanted else positions[:0])
+        for shard, rows, positions, values in zip(shards, verdicts, survivors, hashes, strict=True):
+            if wanted:
+                rows["verdict"][positions[values <= limit]] = Verdict.HELDOUT
+            save(self.workspace.verdicts("heldout", shard), rows)
         yield from ()
 
-    def _survivors(self, shard: Shard) -> NDArray[np.int64]:
-        """Positions in the filtered shard that deduplication leaves."""
-        with np.load(self.workspace.exact(shard)) as saved:
-            duplicates = np.concatenate([saved["text"], saved["url"]])
-        count = len(np.load(self.workspace.keys(shard), mmap_mode="r"))
-        unique = np.setdiff1d(np.arange(count), duplicates)
+    def _after_deduplication(self, shard: Shard) -> NDArray[np.void]:
+        verdicts: NDArray[np.void] = np.load(self.workspace.verdicts("exact", shard))
         group, number = self.place[shard.rank]
-        return np.delete(unique, removed_by_minhash(self.workspace.minhash(group, "clusters"), number))
+        apply_clusters(self.workspace.minhash(group, "clusters"), number, verdicts)
+        return verdicts
 
 
 def _nth_smallest(hashes: list[NDArray[np.uint64]], count: int) -> np.uint64:

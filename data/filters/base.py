@@ -11,7 +11,7 @@ import regex
 from pydantic import Field, model_validator
 
 from tsugiki.data.common.segmentation import Segmentation
-from tsugiki.data.common.stats import DropWriter, Ledger
+from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.config import Language, LanguageIdentificationConfig
 from tsugiki.data.filters import FILTERS
 from tsugiki.experiment.config import StrictModel
@@ -101,7 +101,7 @@ class FilterContext:
 
     profile: ProfileHead
     identification: LanguageIdentificationConfig
-    stats: Ledger
+    stats: DocumentStats
 
     def writer(self, rule: str) -> DropWriter:
         """The ``exclusion_writer`` of a filter: what it drops is counted as ``<rule>.<reason>``."""

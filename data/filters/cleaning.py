@@ -8,7 +8,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from pydantic import Field
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.filters import FILTERS
 from tsugiki.data.filters.base import FilterContext, RuleSection
 
@@ -30,19 +30,19 @@ class Cleaner(PipelineStep):
     name = "cleaning"
     type = "formatter"
 
-    def __init__(self, section: CleaningSection, ledger: Ledger) -> None:
+    def __init__(self, section: CleaningSection, stats: DocumentStats) -> None:
         super().__init__()
         self.section = section
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Clean each document; one that is all footer is dropped."""
         for document in data:
             text = self.cleaned(document.text)
             if len(text) != len(document.text):
-                self.ledger.count("footers_trimmed")
+                self.counts.count("footers_trimmed")
             if not text:
-                self.ledger.drop("cleaning.only_footer", document)
+                self.counts.drop("cleaning.only_footer", document)
                 continue
             document.text = text
             yield document

@@ -218,13 +218,13 @@ class LanguageFilter(BaseFilter):
         share = min(1.0, sum(scores.get(label, 0.0) for label in self.accepted))
         found = next(iter(scores), "unknown")
         doc.metadata["language_share"] = round(share, 3)
-        ledger = self.exclusion_writer.ledger
-        ledger.observe_value("language_share", share)
+        stats = self.exclusion_writer.stats
+        stats.observe_value("language_share", share)
         if share >= self.minimum:
-            ledger.observe("language_found", self.language)
+            stats.observe("language_found", self.language)
             return True
         doc.metadata["language_found"] = found
-        ledger.observe("language_found", found)
+        stats.observe("language_found", found)
         return False, "uncertain" if found in self.accepted else f"is_{found}"
 
     def _settled(self, scores: dict[str, float], other: str, text: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.extractors.base import ExtractorSandbox
 from datatrove.pipeline.extractors.trafilatura import Trafilatura
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import ExtractionConfig
 
 _LINE_ENDS = re.compile(r"\r\n?|[\x85\u2028\u2029\x0b\x0c]")
@@ -65,7 +65,7 @@ class ContentExtractor(Trafilatura):
 
     name = "extraction"
 
-    def __init__(self, config: ExtractionConfig, ledger: Ledger) -> None:
+    def __init__(self, config: ExtractionConfig, stats: DocumentStats) -> None:
         options: dict[str, Any] = {
             "no_fallback": not config.fallback,
             "include_tables": config.tables,
@@ -77,7 +77,7 @@ class ContentExtractor(Trafilatura):
             deduplicate=False,  # keeps state across pages: results would depend on the sharding
             **options,
         )
-        self.ledger = ledger
+        self.counts = stats
 
     def extract(self, text: str) -> str:
         """Text of a page; empty when there is none or the page cannot be parsed."""
@@ -102,13 +102,13 @@ class ContentExtractor(Trafilatura):
                     try:
                         text = sandbox.process_document(document.text, self.extract)
                     except TimeoutError:
-                        self.ledger.drop(f"{self.name}.timeout", document)
+                        self.counts.drop(f"{self.name}.timeout", document)
                         continue
                     except (EOFError, OSError):
-                        self.ledger.drop(f"{self.name}.crash", document)
+                        self.counts.drop(f"{self.name}.crash", document)
                         continue
                 if not text.strip():
-                    self.ledger.drop(f"{self.name}.no_content", document)
+                    self.counts.drop(f"{self.name}.no_content", document)
                     continue
                 document.text = text
                 yield document
@@ -132,9 +132,9 @@ class Normaliser(PipelineStep):
     name = "normalise"
     type = "formatter"
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, stats: DocumentStats) -> None:
         super().__init__()
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Normalise each document and count the text that enters the filters."""
@@ -142,25 +142,25 @@ class Normaliser(PipelineStep):
             with self.track_time():
                 document.text = normalise(document.text)
             if not document.text:
-                self.ledger.drop("read.empty_text", document)
+                self.counts.drop("read.empty_text", document)
                 continue
-            self.ledger.extracted.documents += 1
-            self.ledger.extracted.bytes += len(document.text.encode())
+            self.counts.extracted.documents += 1
+            self.counts.extracted.bytes += len(document.text.encode())
             yield document
 
 
 class Timed:
-    """Wraps a step's generator and adds the time spent inside it, upstream excluded, to a ledger."""
+    """Wraps a step's generator and adds the time spent inside it, upstream excluded, to the counts."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, stats: DocumentStats) -> None:
+        self.counts = stats
         self._inside: list[str] = ["read"]
         self._since = time.perf_counter()
 
     def _switch(self, name: str) -> None:
         now = time.perf_counter()
         current = self._inside[-1]
-        seconds = self.ledger.seconds
+        seconds = self.counts.seconds
         seconds[current] = seconds.get(current, 0.0) + now - self._since
         self._since = now
         self._inside[-1] = name

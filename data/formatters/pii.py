@@ -19,7 +19,7 @@ from functools import cache
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import PiiKind
 
 _DIGIT = re.compile(r"\d")
@@ -282,11 +282,11 @@ class PiiMasker(PipelineStep):
     name = "pii"
     type = "formatter"
 
-    def __init__(self, language: str, kinds: list[PiiKind], ledger: Ledger) -> None:
+    def __init__(self, language: str, kinds: list[PiiKind], stats: DocumentStats) -> None:
         super().__init__()
         self.language = language
         self.kinds = tuple(kinds)
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Mask each document; the messages of a conversation likewise."""
@@ -299,5 +299,5 @@ class PiiMasker(PipelineStep):
     def _masked(self, text: str) -> str:
         text, counts = mask_text(text, self.language, self.kinds)
         for kind, count in counts.items():
-            self.ledger.count(f"masked_{kind}", count)
+            self.counts.count(f"masked_{kind}", count)
         return text

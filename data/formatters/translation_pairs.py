@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import ParallelConfig
 from tsugiki.data.formatters.extraction import normalise
 
@@ -18,17 +18,17 @@ class PairRenderer(PipelineStep):
     Args:
         language: language of the first side.
         config: template and language of the other side.
-        ledger: counts pairs with an empty or identical side.
+        stats: counts pairs with an empty or identical side.
     """
 
     name = "render"
     type = "formatter"
 
-    def __init__(self, language: str, config: ParallelConfig, ledger: Ledger) -> None:
+    def __init__(self, language: str, config: ParallelConfig, stats: DocumentStats) -> None:
         super().__init__()
         self.language = language
         self.config = config
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Render; pairs that teach nothing are dropped."""
@@ -36,10 +36,10 @@ class PairRenderer(PipelineStep):
             first, second = (normalise(text) for text in document.metadata.pop("pair"))
             document.text = f"{first}\n{second}"
             if not first or not second:
-                self.ledger.drop("pair.empty_side", document)
+                self.counts.drop("pair.empty_side", document)
                 continue
             if first == second:
-                self.ledger.drop("pair.identical_sides", document)
+                self.counts.drop("pair.identical_sides", document)
                 continue
             languages = (self.language, self.config.target_language)
             yield self._rendered(document, (first, second), languages, "")

@@ -30,6 +30,8 @@ from tsugiki.experiment.own_code import source_files
 from tsugiki.experiment.registry import load_object
 
 _MAGIC = frozenset("*?[")
+WORK_FORMAT = 3
+"""Raised when the intermediate files change: half-done work with other ones is done again."""
 STREAMED_PARTS = 64
 """A source is divided into no more streamed parts than about this many."""
 
@@ -60,6 +62,7 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
 def plan_fingerprint(config: CorpusConfig, profiles: Mapping[str, BaseModel], shards: Sequence[Shard]) -> str:
     """sha256 over configuration, profiles and input files: partial work of another plan is not continued."""
     listing: dict[str, Any] = {
+        "format": WORK_FORMAT,
         "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
         "shards": [asdict(shard) for shard in shards],
     }

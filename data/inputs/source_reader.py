@@ -8,7 +8,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.shard import InputFile, Shard, name_hash
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import OnError, SourceConfig
 from tsugiki.data.readers.base import BadRecord, reader_of
 from tsugiki.experiment.artefacts.shards import TruncatedInput
@@ -21,7 +21,7 @@ class SourceReader(PipelineStep):
     Args:
         source: the source.
         shard: what to read.
-        ledger: where counts and bad input go.
+        stats: where counts and bad input go.
         on_error: ``skip`` counts bad input, ``fail`` raises.
 
     Raises:
@@ -31,12 +31,12 @@ class SourceReader(PipelineStep):
     name = "read"
     type = "reader"
 
-    def __init__(self, source: SourceConfig, shard: Shard, ledger: Ledger, on_error: OnError) -> None:
+    def __init__(self, source: SourceConfig, shard: Shard, stats: DocumentStats, on_error: OnError) -> None:
         super().__init__()
         self.source = source
         self.reader = reader_of(source)
         self.shard = shard
-        self.ledger = ledger
+        self.counts = stats
         self.on_error = on_error
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
@@ -48,8 +48,8 @@ class SourceReader(PipelineStep):
                 if isinstance(record, BadRecord):
                     self._refuse(record)
                     continue
-                self.ledger.read.documents += 1
-                self.ledger.read.bytes += record.metadata.pop("input_bytes")
+                self.counts.read.documents += 1
+                self.counts.read.bytes += record.metadata.pop("input_bytes")
                 yield record
 
     def _checked(self, file: InputFile) -> Iterator[Document | BadRecord]:
@@ -80,4 +80,4 @@ class SourceReader(PipelineStep):
                 got=record.detail,
                 fix="correct the file, or set corpus.on_error=skip to count and skip such records",
             )
-        self.ledger.bad_input(record.rule, record.where, record.detail, record.excerpt, record.size_bytes)
+        self.counts.bad_input(record.rule, record.where, record.detail, record.excerpt, record.size_bytes)

@@ -14,10 +14,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import DropWriter, Ledger
+from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.common.workspace import KEY_TYPE, Workspace
 from tsugiki.data.config import CorpusConfig, SourceConfig, StepPoint
-from tsugiki.data.dedup.lines import LineCounter
+from tsugiki.data.dedup.line_dedup import LineCounter
 from tsugiki.data.filters.base import FilterContext
 from tsugiki.data.filters.blocked_urls import BlockedUrlFilter
 from tsugiki.data.formatters.extraction import ContentExtractor, Normaliser, Timed
@@ -60,15 +60,15 @@ class FilterShards(PipelineStep):
         shard = self.shards[rank]
         config = self.config
         source = next(item for item in config.sources if item.name == shard.source)
-        ledger = Ledger(config.dropped_samples)
-        clock = Timed(ledger)
-        steps = self.steps(source, shard, ledger)
+        stats = DocumentStats(config.dropped_samples)
+        clock = Timed(stats)
+        steps = self.steps(source, shard, stats)
         documents = steps[0].run(None)
         for before, step in pairwise(steps):
             documents = step.run(clock.pulled(documents, _label(before), _label(step)))
         documents = clock.pulled(documents, _label(steps[-1]), "write")
         keys: list[tuple[int, int, int, int, int]] = []
-        lines = LineCounter() if config.deduplication.boilerplate.enabled else None
+        lines = LineCounter() if config.deduplication.line_dedup.enabled else None
         with ShardWriter(self.workspace.filtered(shard)) as writer:
             for document in documents:
                 document.metadata.pop("language_found", None)
@@ -77,40 +77,40 @@ class FilterShards(PipelineStep):
                 if lines is not None:
                     lines.add(document)
         clock.finish()
-        ledger.kept.documents, ledger.kept.bytes = writer.documents, writer.bytes
+        stats.kept.documents, stats.kept.bytes = writer.documents, writer.bytes
         if source.kind == "instruction":  # conversations are not filtered
-            ledger.extracted.documents, ledger.extracted.bytes = writer.documents, writer.bytes
+            stats.extracted.documents, stats.extracted.bytes = writer.documents, writer.bytes
         with atomic_file(self.workspace.keys(shard)) as file:
             np.save(file, np.array(keys, dtype=KEY_TYPE))
         if lines is not None:
             with atomic_file(self.workspace.lines(shard)) as file:
                 np.save(file, lines.table())
         write_json_atomically(
-            self.workspace.ledger("filtered", shard), ledger.to_json(), indent=None, errors="replace"
+            self.workspace.stats("filtered", shard), stats.to_json(), indent=None, errors="replace"
         )
         yield from ()
 
-    def steps(self, source: SourceConfig, shard: Shard, ledger: Ledger) -> list[PipelineStep]:
+    def steps(self, source: SourceConfig, shard: Shard, stats: DocumentStats) -> list[PipelineStep]:
         """The datatrove pipeline of a source."""
         config = self.config
 
         def own(point: StepPoint) -> list[PipelineStep]:
-            return steps_after(point, config, shard, len(self.shards), ledger)
+            return steps_after(point, config, shard, len(self.shards), stats)
 
-        steps: list[PipelineStep] = [SourceReader(source, shard, ledger, config.on_error), *own("read")]
+        steps: list[PipelineStep] = [SourceReader(source, shard, stats, config.on_error), *own("read")]
         if config.blocked_urls:
-            steps.append(BlockedUrlFilter(ledger.writer("blocked_url")))
+            steps.append(BlockedUrlFilter(stats.writer("blocked_url")))
         steps += own("urls")
         if source.kind == "instruction":
             return steps
         if source.parallel is not None:
-            steps.append(PairRenderer(source.language, source.parallel, ledger))
+            steps.append(PairRenderer(source.language, source.parallel, stats))
         elif reader_of(source).is_markup:
-            steps.append(ContentExtractor(source.extraction, ledger))
-        steps += [Normaliser(ledger), *own("extraction")]
+            steps.append(ContentExtractor(source.extraction, stats))
+        steps += [Normaliser(stats), *own("extraction")]
         named: list[tuple[str, PipelineStep]] = []
         if (profile := self.profiles.get(source.name)) is not None:
-            context = FilterContext(profile, config.language_identification, ledger)
+            context = FilterContext(profile, config.language_identification, stats)
             named = profile_steps(context)
         before = up_to_language()
         steps += [step for name, step in named if name in before]

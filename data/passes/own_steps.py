@@ -19,14 +19,14 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import DropWriter, Ledger
+from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.config import CorpusConfig, OnError, StepConfig, StepPoint
 from tsugiki.data.filters.base import ordered_filters, rule_of
 from tsugiki.data.formatters.extraction import normalise
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.registry import load_object
 
-_OURS = ("skipped", "read", "blocked_url", "extraction", "pair", "duplicate", "boilerplate", "contaminated")
+_OURS = ("skipped", "read", "blocked_url", "extraction", "pair", "duplicate", "line_dedup", "contaminated")
 _RAW: tuple[StepPoint, ...] = ("read", "urls")
 
 
@@ -86,7 +86,7 @@ def check_steps(config: CorpusConfig) -> None:
 
 
 def steps_after(
-    point: StepPoint, config: CorpusConfig, shard: Shard, shards: int, stats: Ledger
+    point: StepPoint, config: CorpusConfig, shard: Shard, shards: int, stats: DocumentStats
 ) -> list[PipelineStep]:
     """The user's steps at a point of the first pass.
 
@@ -204,7 +204,7 @@ class CountedStep(PipelineStep):
         self,
         step: PipelineStep,
         settings: StepConfig,
-        stats: Ledger,
+        stats: DocumentStats,
         on_error: OnError,
         share: tuple[int, int],
     ) -> None:
@@ -212,7 +212,7 @@ class CountedStep(PipelineStep):
         self.name = settings.label
         self.step = step
         self.is_raw = settings.after in _RAW
-        self.stats = stats
+        self.counts = stats
         self.on_error = on_error
         self.share = share
 
@@ -222,9 +222,9 @@ class CountedStep(PipelineStep):
         Raises:
             DataError: the step failed, with ``on_error: fail`` or before its first document.
         """
-        inbox = _Inbox(data, self.stats.excerpt_characters)
+        inbox = _Inbox(data, self.counts.excerpt_characters)
         if isinstance(self.step, BaseFilter):
-            writer = _ReasonWriter(self.stats, self.name)
+            writer = _ReasonWriter(self.counts, self.name)
             writer.inbox = inbox
             self.step.exclusion_writer = writer
         finished = False
@@ -242,7 +242,7 @@ class CountedStep(PipelineStep):
             if inbox.error is not None:  # of the steps before, whatever this one made of it
                 raise inbox.error
         for entry in inbox.left():
-            self.stats.drop(self.name, entry.document, size_bytes=entry.size_bytes)
+            self.counts.drop(self.name, entry.document, size_bytes=entry.size_bytes)
 
     def _checked(self, document: Any, inbox: _Inbox) -> Document | None:
         """A document that the step gave, counted; None where it has no text left.
@@ -255,16 +255,16 @@ class CountedStep(PipelineStep):
         orjson.dumps([document.id, document.metadata])
         before = inbox.take(document.id)
         if before is None:
-            self.stats.count(f"{self.name} added")
+            self.counts.count(f"{self.name} added")
         elif before.text_hash != hash(document.text):
-            self.stats.count(f"{self.name} changed")
+            self.counts.count(f"{self.name} changed")
         else:
             return document
         if not self.is_raw:
             document.text = normalise(document.text)
         if document.text or "messages" in document.metadata or "pair" in document.metadata:
             return document
-        self.stats.drop(f"{self.name}.empty_text", document)
+        self.counts.drop(f"{self.name}.empty_text", document)
         return None
 
     def _failed(self, error: Exception, inbox: _Inbox, has_read: bool) -> None:
@@ -283,4 +283,4 @@ class CountedStep(PipelineStep):
                 got=detail,
                 fix="correct the step; corpus.on_error=skip drops the documents it fails on and goes on",
             ) from error
-        self.stats.drop(f"{self.name}.failed", entry.document, detail, size_bytes=entry.size_bytes)
+        self.counts.drop(f"{self.name}.failed", entry.document, detail, size_bytes=entry.size_bytes)

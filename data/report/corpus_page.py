@@ -40,7 +40,7 @@ Values = Mapping[str, Any]
 def _steps() -> list[str]:
     """In the order of the pipeline; the part of a rule's name before the dot."""
     before = ("skipped", "read", "blocked_url", "extraction", "pair")
-    after = ("duplicate", "boilerplate", "contaminated")
+    after = ("duplicate", "line_dedup", "contaminated")
     return [*before, *map(rule_of, ordered_filters()), *after]
 
 

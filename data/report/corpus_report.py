@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats, StatsBySource
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.dedup.decontamination import Contamination
 from tsugiki.data.filters.base import ordered_filters
@@ -34,14 +34,14 @@ class CorpusReport:
         cls,
         config: CorpusConfig,
         profiles: dict[str, Profile],
-        ledgers: dict[str, tuple[Ledger, Ledger]],
+        stats_by_source: StatsBySource,
         seconds: dict[str, float],
         contamination: Contamination | None = None,
     ) -> CorpusReport:
-        """Add up the ledgers of all sources."""
+        """Put together the counts of all sources."""
         sources = []
         for source in config.sources:
-            first, last = ledgers[source.name]
+            first, last = stats_by_source[source.name]
             sources.append(
                 {
                     "name": source.name,
@@ -56,8 +56,8 @@ class CorpusReport:
                     "heldout": _pair(last, "heldout"),
                     "dropped": {
                         rule: vars(count)
-                        for ledger in (first, last)
-                        for rule, count in sorted(ledger.dropped.items())
+                        for stats in (first, last)
+                        for rule, count in sorted(stats.dropped.items())
                     },
                     "counters": {
                         name: value
@@ -146,12 +146,12 @@ def _directions(source: SourceConfig) -> int:
     return 2 if source.parallel is not None and source.parallel.both_directions else 1
 
 
-def _hits(ledger: Ledger) -> dict[str, dict[str, int]]:
+def _hits(stats: DocumentStats) -> dict[str, dict[str, int]]:
     """Per evaluation set: hits, and how many of its items and of the documents they are in."""
-    sets = sorted({hit["evaluation_set"] for hit in ledger.hits})
+    sets = sorted({hit["evaluation_set"] for hit in stats.hits})
     result = {}
     for name in sets:
-        hits = [hit for hit in ledger.hits if hit["evaluation_set"] == name]
+        hits = [hit for hit in stats.hits if hit["evaluation_set"] == name]
         result[name] = {
             "hits": len(hits),
             "items": len({hit["item"] for hit in hits}),
@@ -160,10 +160,10 @@ def _hits(ledger: Ledger) -> dict[str, dict[str, int]]:
     return result
 
 
-def _pair(ledger: Ledger, split: str) -> dict[str, int]:
+def _pair(stats: DocumentStats, split: str) -> dict[str, int]:
     return {
-        "documents": ledger.counters.get(f"{split}_documents", 0),
-        "bytes": ledger.counters.get(f"{split}_bytes", 0),
+        "documents": stats.counters.get(f"{split}_documents", 0),
+        "bytes": stats.counters.get(f"{split}_bytes", 0),
     }
 
 

@@ -66,7 +66,7 @@ class PlainEncoder:
         return np.array(flat, np.int64), lengths
 
 
-class PartEncoder:
+class CachedBPE:
     """Cuts documents where no merge can cross and encodes each different part once.
 
     Args:
@@ -234,5 +234,5 @@ def load_encoder(path: Path) -> Encoder:
     if key not in _ENCODERS:
         opened = open_tokenizer(path)
         cut = opened.document is not None and can_be_cut(opened.document)
-        _ENCODERS[key] = PartEncoder(opened.fast) if cut else PlainEncoder(opened.fast)
+        _ENCODERS[key] = CachedBPE(opened.fast) if cut else PlainEncoder(opened.fast)
     return _ENCODERS[key]

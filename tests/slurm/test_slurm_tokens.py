@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, wait_until
 
 from tsugiki.data import tokens
-from tsugiki.data.encoding.encode_shards import Encoding
+from tsugiki.data.tokenise.tokenise_shards import Tokenisation
 from tsugiki.experiment.config import dump_yaml
 from tsugiki.experiment.graph import Graph
 from tsugiki.experiment.stage import StageContext, StageResult
@@ -66,7 +66,7 @@ def test_failed_task_of_the_array_is_resumed_alone(tmp_path: Path) -> None:
     tokens.run(experiment.config.tokens, inputs, alone, StageContext(workers=1))
 
     site, _ = load_cluster("local", [ARRAYS])
-    encoding = Encoding.open(experiment.config.tokens, inputs, graph.prepare(stage))
+    encoding = Tokenisation.open(experiment.config.tokens, inputs, graph.prepare(stage))
     obstacle = encoding.work / f"{encoding.tasks[4].part}.ids.partial"
     obstacle.mkdir(parents=True)  # no file can be written there
     first = stage_array(graph, site, "tokens", "toy", run_dir).submit()

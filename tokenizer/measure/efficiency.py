@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.text.cached_bpe import Encoder, PartEncoder, PlainEncoder, can_be_cut
+from tsugiki.experiment.text.cached_bpe import CachedBPE, Encoder, PlainEncoder, can_be_cut
 from tsugiki.experiment.text.hf_tokenizer import read_json
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 from tsugiki.tokenizer.base.base import is_byte_level
@@ -78,7 +78,7 @@ class AnyTokenizer:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return PartEncoder(self._tokenizer) if self._can_be_cut else PlainEncoder(self._tokenizer)
+        return CachedBPE(self._tokenizer) if self._can_be_cut else PlainEncoder(self._tokenizer)
 
     def text_of(self, index: int) -> str:
         """The text that a token stands for."""

@@ -129,14 +129,14 @@ def test_archive_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     assert len(whole) == 3
     for cut in range(1, len(data)):
         path.write_bytes(data[:cut])
-        documents, ledger = read(path, format="warc", language="en")
+        documents, stats = read(path, format="warc", language="en")
         assert [document.text for document in documents] == whole[: len(documents)]
         complete = [end for end in ends if end - 4 <= cut]  # four bytes of line ends follow a record
         assert len(documents) == len(complete) // 2
         if complete and cut <= complete[-1]:  # between records: what is missing cannot be seen
-            assert dropped(ledger) == ({} if documents else {"read.empty_file": 1})
+            assert dropped(stats) == ({} if documents else {"read.empty_file": 1})
         else:
-            assert dropped(ledger) in ({"read.truncated": 1}, {"read.damaged_record": 1}), cut
+            assert dropped(stats) in ({"read.truncated": 1}, {"read.damaged_record": 1}), cut
     path.write_bytes(data[: starts[3] + 20])
     with pytest.raises(DataError, match=r"a\.warc"):
         read(path, "fail", format="warc", language="en")
@@ -154,11 +154,11 @@ def test_wrong_content_length_costs_one_record(tmp_path: Path, change: int) -> N
         assert field is not None
         wrong = b"Content-Length: %d" % (int(field[1]) + change)
         path.write_bytes(data[: field.start()] + wrong + data[field.end() :])
-        documents, ledger = read(path, format="warc", language="en")
+        documents, stats = read(path, format="warc", language="en")
         if number == len(starts) - 1 and change > 0:
-            assert dropped(ledger) == ({"read.truncated": 1} if change > 4 else {})
+            assert dropped(stats) == ({"read.truncated": 1} if change > 4 else {})
         else:
-            assert dropped(ledger) == {"read.damaged_record": 1}, (number, change)
+            assert dropped(stats) == {"read.damaged_record": 1}, (number, change)
         kept = [text for place, text in enumerate(texts) if number != 2 * place + 1]
         assert [document.text for document in documents] == kept
         with pytest.raises(DataError):
@@ -181,8 +181,8 @@ def test_damaged_headers_are_counted(tmp_path: Path, before: bytes, after: bytes
     data, starts = warc(path)
     place = data.index(before, starts[2])
     path.write_bytes(data[:place] + after + data[place + len(before) :])
-    documents, ledger = read(path, format="warc", language="en")
-    assert dropped(ledger) == {"read.damaged_record": 1}
+    documents, stats = read(path, format="warc", language="en")
+    assert dropped(stats) == {"read.damaged_record": 1}
     assert len(documents) >= 2
     parts = parts_of(path, len(data) // 12, format="warc")
     assert len(parts) > 1
@@ -208,10 +208,10 @@ def test_pages_packed_in_a_way_nobody_unpacks_are_not_text(tmp_path: Path) -> No
                 "http://a.org/", "response", payload=io.BytesIO(body), http_headers=headers
             )
             writer.write_record(record)
-    documents, ledger = read(path, format="warc", language="en")
+    documents, stats = read(path, format="warc", language="en")
     assert [document.text for document in documents] == [page.decode()] * 3
-    assert dropped(ledger) == {"read.undecodable": 2}
-    assert {item["detail"] for item in ledger.samples()} == {"Content-Encoding zstd", "Content-Encoding br"}
+    assert dropped(stats) == {"read.undecodable": 2}
+    assert {item["detail"] for item in stats.samples()} == {"Content-Encoding zstd", "Content-Encoding br"}
 
 
 @pytest.mark.parametrize("ending", ["txt", "txt.zst"])
@@ -227,7 +227,7 @@ def test_paragraphs_of_a_file_longer_than_a_document(tmp_path: Path, ending: str
     data = b"\n\n\xe3\x80\x80\n".join(parts)
     path.write_bytes(zstandard.compress(data) if ending.endswith("zst") else data)
     reader = {"documents": "paragraph", "maximum_document_bytes": 2000}
-    documents, ledger = read(path, format="text", language="en", reader=reader)
+    documents, stats = read(path, format="text", language="en", reader=reader)
     bad = (7, 9, 11)
     assert [document.text for document in documents] == [
         block for number, block in enumerate(blocks) if number not in bad
@@ -235,9 +235,9 @@ def test_paragraphs_of_a_file_longer_than_a_document(tmp_path: Path, ending: str
     assert [document.id for document in documents[:8]] == [
         f"s/{path.name}#{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8)
     ]
-    assert dropped(ledger) == {"read.oversized": 2, "read.undecodable": 1}
+    assert dropped(stats) == {"read.oversized": 2, "read.undecodable": 1}
     before = sum(part.count(b"\n") + 3 for part in parts[:7])
-    assert f"{path.name}, line {before + 1}" in {item["id"] for item in ledger.samples()}
+    assert f"{path.name}, line {before + 1}" in {item["id"] for item in stats.samples()}
 
 
 @pytest.mark.parametrize("encoding", ["cp932", "utf-16"])
@@ -260,8 +260,8 @@ def test_zstandard_frame_with_a_long_window(tmp_path: Path) -> None:
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # its size is not known
     data = packer.compress(b'{"text": "one"}\n') + packer.flush()
     (tmp_path / "a.jsonl.zst").write_bytes(data * 2)
-    documents, ledger = read(tmp_path / "a.jsonl.zst")
-    assert [document.text for document in documents] == ["one", "one"] and not ledger.dropped
+    documents, stats = read(tmp_path / "a.jsonl.zst")
+    assert [document.text for document in documents] == ["one", "one"] and not stats.dropped
 
 
 def test_address_and_id_inside_other_fields(tmp_path: Path) -> None:
@@ -277,15 +277,15 @@ def test_parquet_without_the_column_says_what_it_has(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"body": ["a"], "number": [1]}), tmp_path / "a.parquet")
-    _, ledger = read(tmp_path / "a.parquet", format="parquet")
-    assert [item["detail"] for item in ledger.samples()] == ["no field 'text'; the record has: body, number"]
+    _, stats = read(tmp_path / "a.parquet", format="parquet")
+    assert [item["detail"] for item in stats.samples()] == ["no field 'text'; the record has: body, number"]
 
 
 def test_conversation_of_empty_answers_is_bad_input(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
-    documents, ledger = read(tmp_path / "a.jsonl", kind="instruction")
-    assert not documents and dropped(ledger) == {"read.wrong_type": 1}
+    documents, stats = read(tmp_path / "a.jsonl", kind="instruction")
+    assert not documents and dropped(stats) == {"read.wrong_type": 1}
 
 
 LEGACY = {

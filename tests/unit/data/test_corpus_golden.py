@@ -9,7 +9,7 @@ import pytest
 
 from tsugiki.data import corpus
 from tsugiki.data.common.jsonl_shards import read_documents
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.profiles import load_profile
 from tsugiki.experiment.stage import StageContext
@@ -86,7 +86,7 @@ def test_fixture_texts_are_identified(language: str) -> None:
     assert section is not None
     step = LanguageFilter(
         language, [language, *section.accept], section.minimum_share, None, section.confusable,
-        Ledger().writer("language"),
+        DocumentStats().writer("language"),
     )  # fmt: skip
     from datatrove.data import Document
 

@@ -14,7 +14,7 @@ import zstandard
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.inputs.planning import divided, find_files
 from tsugiki.data.inputs.source_reader import SourceReader
@@ -39,17 +39,17 @@ def page(body: str, charset: str | None = None) -> str:
     return f"<!doctype html><html><head>{meta}<title>t</title></head><body><p>{body}</p></body></html>"
 
 
-def read(path: Path, on_error: str = "skip", **source: Any) -> tuple[list[Any], Ledger]:
+def read(path: Path, on_error: str = "skip", **source: Any) -> tuple[list[Any], DocumentStats]:
     values = {"name": "s", "language": "ja", "format": "jsonl", "path": str(path)} | source
     settings = SourceConfig.model_validate(values)
-    ledger = Ledger()
+    stats = DocumentStats()
     shard = Shard(0, "s", 0, tuple(find_files(settings)))
-    reader = SourceReader(settings, shard, ledger, on_error)  # type: ignore[arg-type]
-    return list(reader.run(None)), ledger
+    reader = SourceReader(settings, shard, stats, on_error)  # type: ignore[arg-type]
+    return list(reader.run(None)), stats
 
 
-def dropped(ledger: Ledger) -> dict[str, int]:
-    return {rule: count.documents for rule, count in ledger.dropped.items()}
+def dropped(stats: DocumentStats) -> dict[str, int]:
+    return {rule: count.documents for rule, count in stats.dropped.items()}
 
 
 # ISO-2022-JP is ASCII bytes, so it is valid UTF-8 unless something declares it.
@@ -102,10 +102,10 @@ def test_warc_records_in_each_encoding(tmp_path: Path, encoding: str) -> None:
         add(writer, "http://a.org/1", page(text * 3).encode(encoding), f"text/html; charset={label}")
         add(writer, "http://a.org/2", b"\x89PNG", "image/png")
         add(writer, "http://a.org/3", page("gone").encode(), "text/html", "404 Not Found")
-    documents, ledger = read(path, "fail", format="warc", language=language)
+    documents, stats = read(path, "fail", format="warc", language=language)
     assert [document.metadata["url"] for document in documents] == ["http://a.org/1"]
     assert text in documents[0].text
-    assert dropped(ledger) == {"skipped.not_html": 1, "skipped.http_status": 1}
+    assert dropped(stats) == {"skipped.not_html": 1, "skipped.http_status": 1}
 
 
 def make_warc(path: Path, records: int, compress: bool) -> bytes:
@@ -130,9 +130,9 @@ def test_truncated_warc_is_counted_and_keeps_what_came_before(tmp_path: Path, co
     path = tmp_path / ("a.warc.gz" if compress else "a.warc")
     data = make_warc(path, 4, compress)
     path.write_bytes(data[: len(data) - len(data) // 8])
-    documents, ledger = read(path, format="warc", language="en")
+    documents, stats = read(path, format="warc", language="en")
     assert len(documents) == 3
-    assert dropped(ledger) == {"read.truncated": 1}
+    assert dropped(stats) == {"read.truncated": 1}
     with pytest.raises(DataError) as caught:
         read(path, "fail", format="warc", language="en")
     assert "truncated" in str(caught.value) and path.name in str(caught.value)
@@ -149,9 +149,9 @@ def test_wet_records(tmp_path: Path) -> None:
                 "http://a.org/", "conversion", payload=io.BytesIO(text), warc_content_type="text/plain"
             )
             writer.write_record(record)
-    documents, ledger = read(path, format="wet")
+    documents, stats = read(path, format="wet")
     assert [document.text for document in documents] == ["本文です。"]
-    assert dropped(ledger) == {"read.undecodable": 1}
+    assert dropped(stats) == {"read.undecodable": 1}
 
 
 LINES = [
@@ -169,16 +169,16 @@ LINES = [
 def test_bad_json_lines_are_counted_by_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\r\n".join(LINES))
-    documents, ledger = read(path)
+    documents, stats = read(path)
     assert [(document.id, document.text) for document in documents] == [("s/good", "one"), ("s/7", "two")]
     assert documents[1].metadata["url"] == "http://a.org"
-    assert dropped(ledger) == {
+    assert dropped(stats) == {
         "read.missing_field": 1,
         "read.wrong_type": 2,
         "read.invalid_json": 1,
         "read.undecodable": 1,
     }
-    sample = next(item for item in ledger.samples() if item["rule"] == "read.missing_field")
+    sample = next(item for item in stats.samples() if item["rule"] == "read.missing_field")
     assert sample["id"] == "a.jsonl, line 2"
     assert sample["detail"] == "no field 'text'; the record has: id, body"
 
@@ -211,22 +211,22 @@ def test_compressed_files_whole_truncated_and_corrupt(tmp_path: Path, ending: st
     path = tmp_path / f"a.jsonl.{ending}"
     whole = pack(b"\n".join(lines))
     path.write_bytes(whole)
-    documents, ledger = read(path)
-    assert len(documents) == 2000 and not ledger.dropped
+    documents, stats = read(path)
+    assert len(documents) == 2000 and not stats.dropped
     path.write_bytes(whole[: len(whole) // 2])
-    documents, ledger = read(path)
+    documents, stats = read(path)
     assert len(documents) < 2000
-    assert dropped(ledger).pop("read.truncated") == 1
+    assert dropped(stats).pop("read.truncated") == 1
     path.write_bytes(b"garbage" * 10)
-    documents, ledger = read(path)
-    assert not documents and dropped(ledger) == {"read.truncated": 1}
+    documents, stats = read(path)
+    assert not documents and dropped(stats) == {"read.truncated": 1}
 
 
 def test_concatenated_zstd_frames_are_read_to_the_end(tmp_path: Path) -> None:
     frame = zstandard.ZstdCompressor().compress(b'{"text": "a"}\n')
     (tmp_path / "a.jsonl.zst").write_bytes(frame * 3)
-    documents, ledger = read(tmp_path / "a.jsonl.zst")
-    assert len(documents) == 3 and not ledger.dropped
+    documents, stats = read(tmp_path / "a.jsonl.zst")
+    assert len(documents) == 3 and not stats.dropped
 
 
 def test_oversized_line_and_empty_file(tmp_path: Path) -> None:
@@ -234,9 +234,9 @@ def test_oversized_line_and_empty_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n')
     (tmp_path / "b.jsonl").write_bytes(b"")
     reader = {"maximum_document_bytes": 1_000}
-    documents, ledger = read(tmp_path / "*.jsonl", reader=reader)
+    documents, stats = read(tmp_path / "*.jsonl", reader=reader)
     assert [document.text for document in documents] == ["a", "b"]
-    assert dropped(ledger) == {"read.oversized": 1, "read.empty_file": 1}
+    assert dropped(stats) == {"read.oversized": 1, "read.empty_file": 1}
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -246,12 +246,12 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows = {"id": ["x", "y"], "content": ["一", None], "other": [1, 2]}
     pq.write_table(pa.table(rows), path)
-    documents, ledger = read(path, format="parquet", reader={"text_key": "content"})
+    documents, stats = read(path, format="parquet", reader={"text_key": "content"})
     assert [(document.id, document.text) for document in documents] == [("s/x", "一")]
-    assert dropped(ledger) == {"read.missing_field": 1}
+    assert dropped(stats) == {"read.missing_field": 1}
     path.write_bytes(path.read_bytes()[:-20])
-    documents, ledger = read(path, format="parquet", reader={"text_key": "content"})
-    assert not documents and dropped(ledger) == {"read.truncated": 1}
+    documents, stats = read(path, format="parquet", reader={"text_key": "content"})
+    assert not documents and dropped(stats) == {"read.truncated": 1}
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ def test_conversations_are_checked(tmp_path: Path) -> None:
     good = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     bad = [[], "text", [{"role": "robot", "content": "x"}], [{"role": "user", "content": "no answer"}]]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": item}) for item in [good, *bad]))
-    documents, ledger = read(tmp_path / "a.jsonl", kind="instruction")
+    documents, stats = read(tmp_path / "a.jsonl", kind="instruction")
     assert [document.metadata["messages"] for document in documents] == [good]
-    assert dropped(ledger) == {"read.wrong_type": 4}
+    assert dropped(stats) == {"read.wrong_type": 4}
 
 
 def test_file_names_are_relative_to_the_fixed_part_of_the_pattern(tmp_path: Path) -> None:
@@ -298,21 +298,21 @@ def test_pages_that_hang_or_crash_the_parser_cost_only_themselves(monkeypatch: p
         return text.upper()
 
     monkeypatch.setattr(ContentExtractor, "extract", extract)
-    ledger = Ledger()
-    step = ContentExtractor(ExtractionConfig(timeout_seconds=0.5), ledger)
+    stats = DocumentStats()
+    step = ContentExtractor(ExtractionConfig(timeout_seconds=0.5), stats)
     pages = [Document(text, text) for text in ("one", "hang", "two", "crash", "crash", "three", "")]
     assert [document.text for document in step.run(iter(pages))] == ["ONE", "TWO", "THREE"]  # type: ignore[arg-type]
-    assert dropped(ledger) == {"extraction.timeout": 1, "extraction.crash": 2, "extraction.no_content": 1}
+    assert dropped(stats) == {"extraction.timeout": 1, "extraction.crash": 2, "extraction.no_content": 1}
 
 
-def parts_of(path: Path, maximum_bytes: int, **source: Any) -> list[tuple[list[Any], Ledger]]:
+def parts_of(path: Path, maximum_bytes: int, **source: Any) -> list[tuple[list[Any], DocumentStats]]:
     """What each part of a file gives when it is divided."""
     settings = SourceConfig.model_validate({"name": "s", "language": "en", "path": str(path)} | source)
     found = []
     for file in divided(settings, find_files(settings), maximum_bytes):
-        ledger = Ledger()
-        reader = SourceReader(settings, Shard(0, "s", 0, (file,)), ledger, "skip")
-        found.append((list(reader.run(None)), ledger))
+        stats = DocumentStats()
+        reader = SourceReader(settings, Shard(0, "s", 0, (file,)), stats, "skip")
+        found.append((list(reader.run(None)), stats))
     return found
 
 
@@ -344,7 +344,7 @@ def write_large(path: Path, kind: str) -> dict[str, Any]:
 def test_parts_of_a_large_file_add_up_to_the_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     options = write_large(path, kind)
-    [(whole, ledger)] = parts_of(path, 1 << 30, **options)
+    [(whole, stats)] = parts_of(path, 1 << 30, **options)
     expected = {document.id: document.text for document in whole}
     assert len(expected) == len(whole)
     factor = 4 if kind == "warc.gz" else 1
@@ -355,11 +355,11 @@ def test_parts_of_a_large_file_add_up_to_the_file(tmp_path: Path, kind: str) -> 
         found = {document.id: document.text for documents, _ in parts for document in documents}
         assert found == expected
         assert sum(len(documents) for documents, _ in parts) == len(whole)
-        together = Ledger()
+        together = DocumentStats()
         for _, part in parts:
             together.merge(part)
-        assert dropped(together) == dropped(ledger)
-        assert together.samples() == ledger.samples()  # the same lines and rows are named
+        assert dropped(together) == dropped(stats)
+        assert together.samples() == stats.samples()  # the same lines and rows are named
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "warc.gz"])
@@ -367,13 +367,13 @@ def test_damage_is_counted_once_by_the_parts(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     options = write_large(path, kind)
     path.write_bytes(path.read_bytes()[:-20])
-    [(whole, ledger)] = parts_of(path, 1 << 30, **options)
+    [(whole, stats)] = parts_of(path, 1 << 30, **options)
     parts = parts_of(path, path.stat().st_size // 12, **options)
     assert len(parts) > 2
-    together = Ledger()
+    together = DocumentStats()
     for _, part in parts:
         together.merge(part)
-    assert dropped(together) == dropped(ledger)
+    assert dropped(together) == dropped(stats)
     assert dropped(together)["read.truncated"] == 1
     assert sum(len(documents) for documents, _ in parts) == len(whole)
 
@@ -391,14 +391,14 @@ def test_line_of_fifty_megabytes_takes_little_memory(tmp_path: Path, ending: str
         file.write(b'"}\n{"text": "after"}\n')
     tracemalloc.start()
     try:
-        documents, ledger = read(path, reader={"maximum_document_bytes": 2_000_000})
+        documents, stats = read(path, reader={"maximum_document_bytes": 2_000_000})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert [document.text for document in documents] == ["before", "after"]
-    assert dropped(ledger) == {"read.oversized": 1}
+    assert dropped(stats) == {"read.oversized": 1}
     assert peak < 12_000_000
-    [sample] = ledger.samples()
+    [sample] = stats.samples()
     assert sample["id"] == f"{path.name}, line 2" and "2,000,000 bytes" in sample["detail"]
     with pytest.raises(DataError, match=r"line 2"):
         read(path, "fail", reader={"maximum_document_bytes": 2_000_000})
@@ -448,11 +448,11 @@ def damaged(kind: str, folder: Path) -> tuple[Path, dict[str, Any], str, str]:
 )  # fmt: skip
 def test_every_kind_of_bad_input_is_counted_or_stops_the_run(tmp_path: Path, kind: str) -> None:
     path, options, rule, reason = damaged(kind, tmp_path)
-    documents, ledger = read(path, "skip", **options)
-    assert dropped(ledger) == {rule: 1}
-    [sample] = ledger.samples()
+    documents, stats = read(path, "skip", **options)
+    assert dropped(stats) == {rule: 1}
+    [sample] = stats.samples()
     assert sample["id"].startswith(path.name) and reason in sample["detail"]
-    assert ledger.read.documents == len(documents)
+    assert stats.read.documents == len(documents)
     with pytest.raises(DataError) as caught:
         read(path, "fail", **options)
     assert path.name in str(caught.value) and reason in str(caught.value)

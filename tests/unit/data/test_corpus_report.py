@@ -16,11 +16,11 @@ from test_corpus_stage import ROOT, WORDS, config, run, text, write_jsonl
 
 from tsugiki.data import corpus
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import ExtractionConfig, SourceConfig
-from tsugiki.data.dedup.duplicates import ExactFilter
-from tsugiki.data.dedup.lines import LINE_TYPE, LineCounter, host_hash, line_hash
+from tsugiki.data.dedup.line_dedup import LINE_TYPE, LineCounter, host_hash, line_hash
+from tsugiki.data.dedup.verdicts import EXACT, VERDICT_TYPE, Verdict, marked, save, without
 from tsugiki.data.report.corpus_page import TEMPLATE, corpus_page
 from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError
@@ -48,17 +48,18 @@ def test_wrong_xpath_is_refused_with_the_configuration(expression: str) -> None:
 
 def test_duplicates_of_a_shard_are_not_kept_in_memory(tmp_path: Path) -> None:
     workspace, shard = Workspace(tmp_path), Shard(0, "s", 0, ())
-    workspace.exact(shard).parent.mkdir(parents=True)
-    np.savez(workspace.exact(shard), text=np.arange(1, 500), url=np.empty(0, np.int64))
+    verdicts = np.zeros(500, VERDICT_TYPE)
+    verdicts["verdict"][1:] = Verdict.REPEATED_TEXT
+    save(workspace.verdicts("heldout", shard), verdicts)
     documents = (Document("line\n" * 20_000, str(number)) for number in range(500))
-    ledger = Ledger()
+    stats = DocumentStats()
     tracemalloc.start()
     try:
-        kept = sum(1 for _ in ExactFilter(workspace, shard, ledger).run(documents))  # type: ignore[arg-type]
+        kept = sum(1 for _ in without(marked(documents, workspace.verdicts("heldout", shard)), EXACT, stats))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (kept, ledger.dropped["duplicate.text"].documents) == (1, 499)
+    assert (kept, stats.dropped["duplicate.text"].documents) == (1, 499)
     assert peak < 2_000_000  # all of them are 50 MB
 
 
@@ -174,7 +175,7 @@ def test_numbers_in_mlflow_are_those_of_the_report(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in/a.jsonl", records)
     settings = config(
         tmp_path / "in",
-        deduplication={"boilerplate": {"enabled": True}},
+        deduplication={"line_dedup": {"enabled": True}},
         decontamination={"paths": [str(tmp_path / "eval (1).jsonl")]},
     )
     (tmp_path / "out").mkdir()
@@ -196,7 +197,7 @@ def test_numbers_in_mlflow_are_those_of_the_report(tmp_path: Path) -> None:
     expected |= {f"corpus/web/{name}": value for name, value in source["counters"].items()}
     assert found == expected
     assert found["corpus/web/dropped_bytes/length.few_letters"] == 5
-    assert found["corpus/web/masked_email"] == 1 and found["corpus/web/boilerplate_lines"] == 12
+    assert found["corpus/web/masked_email"] == 1 and found["corpus/web/removed_lines"] == 12
     assert found["corpus/web/dropped/contaminated.eval _1_.jsonl"] == 1
 
 

@@ -120,7 +120,7 @@ def test_number_of_workers_does_not_change_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_source(tmp_path / "in")
-    settings = config(tmp_path / "in", deduplication={"boilerplate": {"enabled": True}})
+    settings = config(tmp_path / "in", deduplication={"line_dedup": {"enabled": True}})
     run(settings, tmp_path / "one", workers=1)
     monkeypatch.setattr(execution, "INLINE_BELOW_BYTES", 0)
     monkeypatch.setattr(corpus, "INLINE_BELOW_BYTES", 0)
@@ -227,14 +227,14 @@ def test_maximum_documents_are_chosen_by_hash(tmp_path: Path) -> None:
     assert kept[0] == kept[1]
 
 
-def test_boilerplate_lines_of_a_host_are_removed(tmp_path: Path) -> None:
+def test_repeated_lines_of_a_host_are_removed(tmp_path: Path) -> None:
     rng = random.Random(3)
     urls = [*(f"https://a.org/{n}" for n in range(12)), "https://b.org/1"]
     records = [{"text": f"{text(rng)}\nSubscribe to our newsletter today", "url": url} for url in urls]
     write_jsonl(tmp_path / "in/a.jsonl", records)
-    settings = config(tmp_path / "in", deduplication={"boilerplate": {"enabled": True}})
+    settings = config(tmp_path / "in", deduplication={"line_dedup": {"enabled": True}})
     report = run(settings, tmp_path / "out")
-    assert report["sources"][0]["counters"]["boilerplate_lines"] == 12
+    assert report["sources"][0]["counters"]["removed_lines"] == 12
     texts = [item["text"] for split in ("train", "heldout") for item in documents(tmp_path / "out", split)]
     assert sum("newsletter" in item for item in texts) == 1  # b.org has it in one document only
 
@@ -323,7 +323,7 @@ def test_one_large_file_is_shared_by_workers(
 
 def test_order_of_the_shards_does_not_change_the_result(tmp_path: Path) -> None:
     make_source(tmp_path / "in", files=6, documents=8)
-    settings = config(tmp_path / "in", deduplication={"boilerplate": {"enabled": True}})
+    settings = config(tmp_path / "in", deduplication={"line_dedup": {"enabled": True}})
     run(settings, tmp_path / "whole")
     for seed in range(3):
         output = tmp_path / f"shuffled{seed}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datatrove.data import Document
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.filters.language import FasttextIdentifier, LanguageFilter
 from tsugiki.experiment.errors import ConfigError
 
@@ -64,8 +64,8 @@ def test_probabilities_by_language(model: Path) -> None:
 def test_traditional_chinese_is_kept_where_it_is_accepted(
     model: Path, accepted: list[str], kept: bool
 ) -> None:
-    ledger = Ledger()
-    step = LanguageFilter("zh", accepted, 0.65, str(model), None, ledger.writer("language"))
+    stats = DocumentStats()
+    step = LanguageFilter("zh", accepted, 0.65, str(model), None, stats.writer("language"))
     documents = [
         Document(TRADITIONAL, "hant"),
         Document(lines_of("zh")[1], "hans"),
@@ -73,7 +73,7 @@ def test_traditional_chinese_is_kept_where_it_is_accepted(
     ]
     found = [document.id for document in step.run(iter(documents))]  # type: ignore[arg-type]
     assert found == (["hant"] if kept else []) + ["hans"]
-    assert set(ledger.dropped) == {"language.is_en"} | (set() if kept else {"language.is_zh-Hant"})
+    assert set(stats.dropped) == {"language.is_en"} | (set() if kept else {"language.is_zh-Hant"})
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
 
 from tsugiki.data.common.segmentation import FastTokenizer, tokenizer_for
-from tsugiki.data.common.stats import DropWriter, Ledger
+from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.common.workspace import KEY_TYPE
-from tsugiki.data.config import BoilerplateConfig, HeldoutConfig, MinhashSettings
+from tsugiki.data.config import HeldoutConfig, LineDedupConfig, MinhashSettings
 from tsugiki.data.dedup.decontamination import Contamination, comparable
-from tsugiki.data.dedup.duplicates import FastSignature, minhash_config, repeated
+from tsugiki.data.dedup.exact import repeated
 from tsugiki.data.dedup.heldout import heldout_count
-from tsugiki.data.dedup.lines import LINE_TYPE, repeated_lines
+from tsugiki.data.dedup.line_dedup import LINE_TYPE, repeated_lines
+from tsugiki.data.dedup.minhash import FastSignature, minhash_config
 from tsugiki.data.filters.banned_words import BannedWordFilter, BannedWordSection
 from tsugiki.data.filters.character_ngrams import CharacterNgramFilter, CharacterNgramSection
 from tsugiki.data.filters.characters import CharacterFilter, CharacterSection
@@ -40,7 +41,7 @@ from tsugiki.experiment.text.rolling_hash import SpanHasher
 
 
 def writer() -> DropWriter:
-    return Ledger().writer("rule")
+    return DocumentStats().writer("rule")
 
 
 def outcome(step: Any, text: str) -> str:
@@ -176,13 +177,13 @@ def test_cleaning() -> None:
     section = CleaningSection(
         source="t", punctuation_by_majority=True, footer_lines=2, footer_phrases=["関連記事"]
     )
-    ledger = Ledger()
-    step = Cleaner(section, ledger)
+    stats = DocumentStats()
+    step = Cleaner(section, stats)
     assert step.cleaned("本文，です．これ，も．はい、") == "本文、です。これ、も。はい、"
     assert step.cleaned("本文、です。一つ，だけ") == "本文、です。一つ，だけ"
     assert step.cleaned("関連記事の話\n二\n三\n関連記事\n一覧") == "関連記事の話\n二\n三"
     assert list(step.run(iter([Document("関連記事", "x")]))) == []  # type: ignore[arg-type]
-    assert ledger.dropped["cleaning.only_footer"].documents == 1
+    assert stats.dropped["cleaning.only_footer"].documents == 1
 
 
 def test_character_ngrams_as_the_swallow_corpus_defines_them() -> None:
@@ -294,7 +295,7 @@ def test_repeated_lines_need_number_and_share(in_memory: int) -> None:
     # (host, line, documents); line 0 counts the host's documents, over both tables: 20 and 4.
     first = np.array([(1, 0, 10), (1, 5, 9), (1, 6, 1), (2, 0, 4), (2, 5, 4)], dtype=LINE_TYPE)
     second = np.array([(1, 0, 10), (1, 5, 2), (1, 7, 10)], dtype=LINE_TYPE)
-    config = BoilerplateConfig(enabled=True, minimum_documents=10, minimum_share=0.55)
+    config = LineDedupConfig(enabled=True, minimum_documents=10, minimum_share=0.55)
     found = repeated_lines([first, second], config, rows_in_memory=in_memory)
     assert [(int(row["host"]), int(row["line"])) for row in found] == [(1, 5)]  # 11 of 20
 
@@ -367,20 +368,20 @@ def test_lists_of_banned_words_beside_the_profile(tmp_path: Path) -> None:
 
 
 def test_scores_are_binned_by_hand() -> None:
-    ledger = Ledger()
+    stats = DocumentStats()
     section = CharacterSection(source="x", minimum_script_share=0.5, maximum_digit_share=0.2)
-    step = CharacterFilter(section, ["Han"], ledger.writer("characters"))
+    step = CharacterFilter(section, ["Han"], stats.writer("characters"))
     # 2 of 5 letters; 3 of 4 letters and 1 of 5 visible characters a digit; 4 of 4 and none.
     assert [outcome(step, text) for text in ("日本abc", "日本語x 7", "日本日本")] == [
         "other_script",
         "kept",
         "kept",
     ]
-    assert ledger.histograms == {
+    assert stats.histograms == {
         "script_share": {"000.40": 1, "000.75": 1, "000.95": 1},
         "digit_share": {"000.20": 1, "000.00": 1},
     }
-    lengths = Ledger()
+    lengths = DocumentStats()
     sentences = SentenceSection(source="x", maximum_mean_characters=100)
     step = SentenceFilter(sentences, lengths.writer("sentences"))
     for count in (9, 24, 300):  # with the full stop 10, 25 and 301 characters

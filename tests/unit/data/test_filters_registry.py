@@ -9,7 +9,7 @@ import pytest
 from datatrove.data import Document
 
 from tsugiki.data import profiles
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import CorpusConfig, LanguageIdentificationConfig
 from tsugiki.data.filters import FILTERS
 from tsugiki.data.filters.base import FilterContext, Histogram, RuleSection, ordered_filters, rule_of
@@ -85,7 +85,7 @@ def test_steps_of_a_profile_and_those_that_are_always_there() -> None:
             "gopher": {"source": "x"},
         }
     )
-    stats = Ledger()
+    stats = DocumentStats()
 
     def names(**identification: object) -> list[str]:
         settings = LanguageIdentificationConfig.model_validate(identification)
@@ -130,7 +130,7 @@ def make(section, context):
             {"language": "en", "scripts": ["Latin"], "shouting": {"source": "x", "maximum_share": 2}}
         )
     profile = model.model_validate({"language": "en", "scripts": ["Latin"], "shouting": {"source": "x"}})
-    stats = Ledger()
+    stats = DocumentStats()
     steps = profile_steps(FilterContext(profile, LanguageIdentificationConfig(), stats))
     assert [name for name, _ in steps] == ["length", "shouting"]
     texts = ["quiet words", "LOUD WORDS"]

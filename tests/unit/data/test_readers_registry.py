@@ -9,7 +9,7 @@ from textwrap import dedent
 import pytest
 import yaml
 
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.inputs.planning import plan_fingerprint, plan_shards
 from tsugiki.data.inputs.source_reader import SourceReader
@@ -125,7 +125,7 @@ def test_a_reader_of_ones_own_reads_divides_and_chooses(tmp_path: Path, own: str
     def read(**more: object) -> tuple[list[str], dict[str, int]]:
         source = {"name": "s", "language": "en", "format": own, "path": str(tmp_path / "file.txt")}
         config = CorpusConfig.model_validate({"sources": [source | more.pop("source", {})], **more})  # type: ignore[dict-item]
-        stats = Ledger()
+        stats = DocumentStats()
         texts = [
             document.text
             for shard in plan_shards(config)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsugiki.data.config import MixtureConfig
-from tsugiki.data.encoding.mixture_plan import Available, plan_tokens
+from tsugiki.data.tokenise.mixture_plan import Available, plan_tokens
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate
 from tsugiki.experiment.errors import ConfigError
 

@@ -21,7 +21,7 @@ from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.stage import StageContext
 from tsugiki.experiment.text import cached_bpe as encoding
-from tsugiki.experiment.text.cached_bpe import PartEncoder, PlainEncoder, can_be_cut, load_encoder
+from tsugiki.experiment.text.cached_bpe import CachedBPE, PlainEncoder, can_be_cut, load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatEncoder, unmark
 from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 
@@ -233,11 +233,11 @@ def test_conversations_are_validated_by_themselves_in_loss_only(tmp_path: Path, 
 
 
 @pytest.fixture(scope="session")
-def encoders(tokenizer_dir: Path) -> tuple[PartEncoder, PlainEncoder]:
+def encoders(tokenizer_dir: Path) -> tuple[CachedBPE, PlainEncoder]:
     from tokenizers import Tokenizer
 
     fast = load_encoder(tokenizer_dir / "tokenizer.json")
-    assert isinstance(fast, PartEncoder)
+    assert isinstance(fast, CachedBPE)
     return fast, PlainEncoder(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")))
 
 
@@ -270,7 +270,7 @@ ALPHABET = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(ALPHABET, max_size=30).map("".join), min_size=1, max_size=5))
-def test_cutting_is_exact(encoders: tuple[PartEncoder, PlainEncoder], texts: list[str]) -> None:
+def test_cutting_is_exact(encoders: tuple[CachedBPE, PlainEncoder], texts: list[str]) -> None:
     fast, plain = encoders
     ids, lengths = fast.encode(texts)
     expected, expected_lengths = plain.encode(texts)
@@ -279,7 +279,7 @@ def test_cutting_is_exact(encoders: tuple[PartEncoder, PlainEncoder], texts: lis
 
 
 def test_many_parts_and_slots_that_clash(
-    encoders: tuple[PartEncoder, PlainEncoder], tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+    encoders: tuple[CachedBPE, PlainEncoder], tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More different parts than slots and than the store holds."""
     from tokenizers import Tokenizer
@@ -289,7 +289,7 @@ def test_many_parts_and_slots_that_clash(
     monkeypatch.setattr(encoding, "_PART_SLOT_BITS", 8)
     monkeypatch.setattr(encoding, "_PART_SLOTS", 1 << 8)
     monkeypatch.setattr(encoding, "_MAXIMUM_PARTS", 3000)
-    small = PartEncoder(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")))
+    small = CachedBPE(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")))
     for batch in (texts[:10], texts[5:], texts):
         ids, lengths = small.encode(batch)
         expected, expected_lengths = encoders[1].encode(batch)
@@ -305,7 +305,7 @@ def test_without_a_space_in_front_as_gemma(tokenizer_dir: Path, tmp_path: Path) 
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(values))
     fast, texts = load_encoder(path), ["Hello world", " two", "", "日本語 の"]
-    assert isinstance(fast, PartEncoder)
+    assert isinstance(fast, CachedBPE)
     reference = Tokenizer.from_file(str(path))
     expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
     ids, lengths = fast.encode(texts)

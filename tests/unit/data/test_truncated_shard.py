@@ -47,13 +47,13 @@ def by_tokenizer(corpus: Path) -> Iterator[Any]:
 
 def by_tokens(corpus: Path) -> Iterator[Any]:
     from tsugiki.data.config import TokensConfig
-    from tsugiki.data.encoding.encode_shards import Encoding
+    from tsugiki.data.tokenise.tokenise_shards import Tokenisation
     from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 
     write_hf_tokenizer(mistral_v1_model(), corpus / "tokenizer")
     (corpus / "tokens").mkdir()
     config = TokensConfig.model_validate({"mixture": {"total_tokens": 100}})
-    Encoding.open(config, {"corpus": corpus, "tokenizer": corpus / "tokenizer"}, corpus / "tokens").run(1)
+    Tokenisation.open(config, {"corpus": corpus, "tokenizer": corpus / "tokenizer"}, corpus / "tokens").run(1)
     return iter(range(DOCUMENTS))
 
 

@@ -14,7 +14,7 @@ import sentencepiece
 from tokenizer_material import fixture_texts, train_model
 from tokenizers import Tokenizer
 
-from tsugiki.data.encoding.encode_shards import Vocabulary
+from tsugiki.data.tokenise.tokenise_shards import Vocabulary
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.cached_bpe import load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatConfig, ChatEncoder

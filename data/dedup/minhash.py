@@ -1,8 +1,4 @@
-"""Deduplication between the documents of a language: exact by hash, near by MinHash.
-
-The first document in the order of sources, shards and positions stays, whatever the number of
-workers. MinHash is datatrove's four stages over the documents that exact deduplication leaves.
-"""
+"""MinHash: near-duplicates within a language, datatrove's four stages over what exact deduplication leaves."""
 
 from __future__ import annotations
 
@@ -26,26 +22,12 @@ from numpy.typing import NDArray
 
 from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.common.segmentation import Segmentation, tokenizer_for
-from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import Ledger
 from tsugiki.data.common.workspace import Workspace
 from tsugiki.data.config import CorpusConfig, MinhashSettings
-from tsugiki.data.dedup.lines import BoilerplateRemover
-from tsugiki.experiment.files import atomic_file
+from tsugiki.data.dedup.exact import Groups
+from tsugiki.data.dedup.line_dedup import LineDedup
+from tsugiki.data.dedup.verdicts import EXACT, Verdict, marked, without
 from tsugiki.experiment.text.rolling_hash import SpanHasher, word_bounds
-
-_KEYS_IN_MEMORY = 8_000_000
-
-Groups = dict[str, list[Shard]]
-
-
-def places(groups: Groups) -> dict[int, tuple[str, int]]:
-    """Group of each shard and its number within it, by the shard's rank."""
-    return {
-        shard.rank: (group, number)
-        for group, members in groups.items()
-        for number, shard in enumerate(members)
-    }
 
 
 def minhash_config(settings: MinhashSettings, units_per_word: float = 1.0) -> MinhashConfig:
@@ -61,109 +43,6 @@ def minhash_config(settings: MinhashSettings, units_per_word: float = 1.0) -> Mi
         norm_config=TextNormConfig(norm_unicode_diacritics=False),
         hash_config=HashConfig(precision=64),
     )
-
-
-class FindExactDuplicates(PipelineStep):
-    """Task ``rank`` finds the repeated texts and addresses of group ``rank``.
-
-    Hashes are compared one range at a time, so memory stays bounded however large the group is.
-    """
-
-    name = "exact duplicates"
-    type = "corpus"
-
-    def __init__(self, config: CorpusConfig, groups: Groups, workspace: Workspace) -> None:
-        super().__init__()
-        self.config = config
-        self.groups = groups
-        self.workspace = workspace
-
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Write the positions to drop for each shard of the group; yields nothing."""
-        shards = self.groups[sorted(self.groups)[rank]]
-        keys = [np.load(self.workspace.keys(shard), mmap_mode="r") for shard in shards]
-        texts = urls = [np.empty(0, np.int64) for _ in shards]
-        if self.config.deduplication.exact:
-            texts = repeated(keys, ("text_high", "text_low"))
-        if self.config.deduplication.url:
-            urls = repeated(keys, ("url",), ignore_zero=True)
-        for shard, by_text, by_url in zip(shards, texts, urls, strict=True):
-            with atomic_file(self.workspace.exact(shard)) as file:
-                np.savez(file, text=by_text, url=np.setdiff1d(by_url, by_text))
-        yield from ()
-
-
-def repeated(
-    keys: list[NDArray[np.void]],
-    fields: tuple[str, ...],
-    *,
-    ignore_zero: bool = False,
-    keys_in_memory: int = _KEYS_IN_MEMORY,
-) -> list[NDArray[np.int64]]:
-    """Positions, per array, of records whose fields occurred before (earlier array or position).
-
-    Args:
-        keys: arrays of :data:`~tsugiki.data.common.workspace.KEY_TYPE`.
-        fields: fields that must all agree.
-        ignore_zero: records whose first field is 0 are never repeated.
-        keys_in_memory: records compared at a time.
-    """
-    total = sum(len(array) for array in keys)
-    ranges = max(1, -(-total // keys_in_memory))
-    found: list[list[NDArray[np.int64]]] = [[] for _ in keys]
-    first = fields[0]
-    for part in range(ranges):
-        low, high = (part << 64) // ranges, ((part + 1) << 64) // ranges - 1
-        rows: list[NDArray[np.void]] = []
-        places: list[NDArray[np.int64]] = []
-        for number, array in enumerate(keys):
-            column = array[first]
-            inside = (column >= np.uint64(low)) & (column <= np.uint64(high))
-            if ignore_zero:
-                inside &= column != 0
-            position = np.flatnonzero(inside)
-            rows.append(array[list(fields)][position])
-            places.append(np.stack([np.full(len(position), number), position], axis=1))
-        columns = np.concatenate(rows)
-        place = np.concatenate(places)  # [records, 2]: array, position; ascending
-        order = np.lexsort([columns[field] for field in reversed(fields)])  # stable: first stays first
-        ordered = columns[order]
-        again = np.zeros(len(ordered), bool)
-        if len(ordered) > 1:
-            again[1:] = np.logical_and.reduce([ordered[field][1:] == ordered[field][:-1] for field in fields])
-        hits = place[order[again]]
-        for number in range(len(keys)):
-            found[number].append(hits[hits[:, 0] == number, 1])
-    return [np.sort(np.concatenate(parts)).astype(np.int64) for parts in found]
-
-
-class ExactFilter(PipelineStep):
-    """Documents of a shard without its exact duplicates.
-
-    Args:
-        workspace: where :class:`FindExactDuplicates` wrote.
-        shard: the shard.
-        ledger: counts the duplicates; None counts nothing.
-    """
-
-    name = "duplicate"
-    type = "corpus"
-
-    def __init__(self, workspace: Workspace, shard: Shard, ledger: Ledger | None = None) -> None:
-        super().__init__()
-        self.workspace = workspace
-        self.shard = shard
-        self.ledger = ledger
-
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Pass on what is not a duplicate."""
-        with np.load(self.workspace.exact(self.shard)) as saved:
-            texts, urls = set(saved["text"].tolist()), set(saved["url"].tolist())
-        for position, document in enumerate(data):
-            if position not in texts and position not in urls:
-                yield document
-            elif self.ledger is not None:
-                self.ledger.drop("duplicate.text" if position in texts else "duplicate.url", document)
 
 
 class FastSignature(MinhashDedupSignature):
@@ -232,10 +111,10 @@ class Signatures(PipelineStep):
             minhash_config(self.config.deduplication.minhash, units_per_word),
             language=tokenizer_for(segmentation),
         )
-        unique = ExactFilter(self.workspace, shard)
-        documents = unique.run(read_documents(self.workspace.filtered(shard)))
-        if self.config.deduplication.boilerplate.enabled:
-            documents = BoilerplateRemover(self.workspace, shard.source).run(documents)
+        verdicts = self.workspace.verdicts("exact", shard)
+        documents = without(marked(read_documents(self.workspace.filtered(shard)), verdicts), EXACT)
+        if self.config.deduplication.line_dedup.enabled:
+            documents = LineDedup(self.workspace, shard.source).run(documents)
         signature.run(documents, number)
         yield from ()
 
@@ -305,22 +184,18 @@ class Clusters(PipelineStep):
         yield from ()
 
 
-def removed_by_minhash(clusters: Path, number: int) -> NDArray[np.int64]:
-    """Positions, among the exact-unique documents of a shard, that clustering removes."""
-    path = clusters / f"{number:06d}.remove"
-    if not path.exists():
-        return np.empty(0, np.int64)
-    return np.fromfile(path, dtype="<u4").astype(np.int64)
+def apply_clusters(clusters: Path, number: int, verdicts: NDArray[np.void]) -> None:
+    """Set the verdicts of near-duplicates, and the sizes of clusters.
 
-
-__all__ = [
-    "Buckets",
-    "Clusters",
-    "ExactFilter",
-    "FindExactDuplicates",
-    "Signatures",
-    "minhash_config",
-    "places",
-    "removed_by_minhash",
-    "repeated",
-]
+    Args:
+        clusters: where :class:`Clusters` wrote; numbers there count the exact-unique documents.
+        number: of the shard in its group.
+        verdicts: of the shard, with the exact duplicates; changed in place.
+    """
+    removed, sizes = (clusters / f"{number:06d}.{ending}" for ending in ("remove", "sizes"))
+    unique = np.flatnonzero(verdicts["verdict"] == Verdict.TRAIN)
+    if removed.exists():
+        verdicts["verdict"][unique[np.fromfile(removed, "<u4")]] = Verdict.NEAR_DUPLICATE
+    if sizes.exists():
+        places, counts = np.fromfile(sizes, "<u4").reshape(-1, 2).T
+        verdicts["cluster_size"][unique[places]] = counts

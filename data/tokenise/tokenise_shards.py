@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class EncodeTask:
+class TokeniseTask:
     """One corpus shard to encode."""
 
     source: str
@@ -85,7 +85,7 @@ def stored_type(kind: str, vocabulary: Vocabulary) -> TokenType:
     return np.dtype(np.int32) if kind == "instruction" else token_type(vocabulary.size)
 
 
-class EncodeShards(PipelineStep):
+class TokeniseShards(PipelineStep):
     """Task ``rank`` encodes shard ``rank``: raw ids, and of every document its tokens and bytes of text.
 
     Args:
@@ -103,7 +103,7 @@ class EncodeShards(PipelineStep):
         self,
         tokenizer_dir: Path,
         vocabulary: Vocabulary,
-        tasks: list[EncodeTask],
+        tasks: list[TokeniseTask],
         work: Path,
         config: TokensConfig,
     ) -> None:
@@ -186,7 +186,7 @@ def load_chat_encoder(config: ChatConfig, tokenizer_dir: Path) -> ChatEncoder:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Tokenisation:
     """What is encoded, and where the parts go.
 
     Attributes:
@@ -199,12 +199,12 @@ class Encoding:
 
     sources: list[CorpusSource]
     vocabulary: Vocabulary
-    tasks: list[EncodeTask]
+    tasks: list[TokeniseTask]
     work: Path
-    step: EncodeShards
+    step: TokeniseShards
 
     @classmethod
-    def open(cls, config: TokensConfig, inputs: Mapping[str, Path], output_dir: Path) -> Encoding:
+    def open(cls, config: TokensConfig, inputs: Mapping[str, Path], output_dir: Path) -> Tokenisation:
         """Plan the tasks; parts that another tokenizer or corpus left in ``output_dir`` are removed.
 
         Args:
@@ -219,7 +219,7 @@ class Encoding:
         vocabulary = Vocabulary.load(tokenizer_dir)
         sources = [source for source in CorpusIndex.load(corpus_dir).sources if source.train_documents]
         tasks = [
-            EncodeTask(
+            TokeniseTask(
                 source.name, source.kind, split, corpus_dir / shard, f"{source.name}/{split}-{number:05d}"
             )
             for source in sources
@@ -228,7 +228,7 @@ class Encoding:
         ]
         work = _open_work(output_dir, config, vocabulary, corpus_dir)
         return cls(
-            sources, vocabulary, tasks, work, EncodeShards(tokenizer_dir, vocabulary, tasks, work, config)
+            sources, vocabulary, tasks, work, TokeniseShards(tokenizer_dir, vocabulary, tasks, work, config)
         )
 
     @property

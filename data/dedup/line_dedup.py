@@ -17,9 +17,9 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from tsugiki.data.common.shard import Shard
-from tsugiki.data.common.stats import Ledger
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.common.workspace import Workspace
-from tsugiki.data.config import BoilerplateConfig, CorpusConfig
+from tsugiki.data.config import CorpusConfig, LineDedupConfig
 from tsugiki.experiment.files import atomic_file
 
 LINE_TYPE = np.dtype([("host", "<u8"), ("line", "<u8"), ("documents", "<u4")])
@@ -91,10 +91,10 @@ def _added_up(rows: NDArray[np.void]) -> NDArray[np.void]:
     return merged
 
 
-class FindBoilerplate(PipelineStep):
+class FindRepeatedLines(PipelineStep):
     """Task ``rank`` finds the repeated lines of source ``rank``."""
 
-    name = "boilerplate lines"
+    name = "repeated lines"
     type = "corpus"
 
     def __init__(self, config: CorpusConfig, shards: list[Shard], workspace: Workspace) -> None:
@@ -111,14 +111,14 @@ class FindBoilerplate(PipelineStep):
             for shard in self.shards
             if shard.source == name
         ]
-        found = repeated_lines(tables, self.config.deduplication.boilerplate)
-        with atomic_file(self.workspace.boilerplate(name)) as file:
+        found = repeated_lines(tables, self.config.deduplication.line_dedup)
+        with atomic_file(self.workspace.repeated_lines(name)) as file:
             np.save(file, found)
         yield from ()
 
 
 def repeated_lines(
-    tables: list[NDArray[np.void]], config: BoilerplateConfig, rows_in_memory: int = _ROWS_IN_MEMORY
+    tables: list[NDArray[np.void]], config: LineDedupConfig, rows_in_memory: int = _ROWS_IN_MEMORY
 ) -> NDArray[np.void]:
     """Lines in at least ``minimum_documents`` and ``minimum_share`` of the documents of a host.
 
@@ -152,29 +152,29 @@ def repeated_lines(
     return np.concatenate(found) if found else np.empty(0, LINE_TYPE)
 
 
-class BoilerplateRemover(PipelineStep):
-    """Removes the lines that :class:`FindBoilerplate` found.
+class LineDedup(PipelineStep):
+    """Removes the lines that :class:`FindRepeatedLines` found.
 
     Documents that are left empty pass through, so that positions stay what they were.
 
     Args:
         workspace: intermediate files.
         source: name of the source.
-        ledger: counts removed lines and bytes; None counts nothing.
+        stats: counts removed lines and bytes; None counts nothing.
     """
 
-    name = "boilerplate"
+    name = "line dedup"
     type = "formatter"
 
-    def __init__(self, workspace: Workspace, source: str, ledger: Ledger | None = None) -> None:
+    def __init__(self, workspace: Workspace, source: str, stats: DocumentStats | None = None) -> None:
         super().__init__()
         self.workspace = workspace
         self.source = source
-        self.ledger = ledger
+        self.counts = stats
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents with the repeated lines cut out."""
-        rows = np.load(self.workspace.boilerplate(self.source))
+        rows = np.load(self.workspace.repeated_lines(self.source))
         known = set(zip(rows["host"].tolist(), rows["line"].tolist(), strict=True))
         for document in data:
             if known:
@@ -188,8 +188,8 @@ class BoilerplateRemover(PipelineStep):
         if len(kept) == len(lines):
             return
         text = "\n".join(kept).strip()
-        if self.ledger is not None:
-            self.ledger.count("boilerplate_lines", len(lines) - len(kept))
+        if self.counts is not None:
+            self.counts.count("removed_lines", len(lines) - len(kept))
             removed = len(document.text.encode()) - len(text.encode())
-            self.ledger.count("boilerplate_bytes", removed)
+            self.counts.count("removed_line_bytes", removed)
         document.text = text

@@ -37,7 +37,7 @@ def models(draw: st.DrawFn) -> Generated:
     rows = draw(st.integers(2, 40))
     config = {
         "model_type": family,
-        "architectures": ["Any"],
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
         "hidden_size": draw(st.integers(1, 20)),
         "intermediate_size": draw(st.integers(1, 20)),
         "num_hidden_layers": draw(st.integers(1, 3)),

@@ -220,7 +220,7 @@ def test_variables_of_the_submitting_job_do_not_reach_sbatch(
     environment.unlink()
     slurm.set("sbatch", 'env | grep ^SLURM_ | sort >"$0.env"; kill -KILL "$PPID"')
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT / "tests/support")!r})
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_slurm_client import *
 smoke(Path({str(tmp_path / "array")!r}), "cluster.arrays={{corpus: {{tasks: 2}}}}")
 """

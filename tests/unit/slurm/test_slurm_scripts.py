@@ -127,10 +127,10 @@ def test_pyxis_goes_to_srun_and_bare_sites_use_the_python_that_submits() -> None
     flags = '"--container-image=/i/x.sqsh" "--container-workdir=$PWD" "--container-mounts=/a:/a,/b"'
     assert f"SRUN_FLAGS=({flags})" in text
     assert "CONTAINER=()" in text
-    assert 'TSUGIKI_COMMAND=("python" "-m" "tsugiki")' in text
-    assert f'TSUGIKI_COMMAND=("{sys.executable}" "-m" "tsugiki")' in make({}).text
+    assert 'TSUGIKI_COMMAND=("python" "-P" "-m" "tsugiki")' in text
+    assert f'TSUGIKI_COMMAND=("{sys.executable}" "-P" "-m" "tsugiki")' in make({}).text
     named = make({"environment": {"container": container, "python": "/opt/$ARCH/bin/python"}}).text
-    assert 'TSUGIKI_COMMAND=("/opt/$ARCH/bin/python" "-m" "tsugiki")' in named
+    assert 'TSUGIKI_COMMAND=("/opt/$ARCH/bin/python" "-P" "-m" "tsugiki")' in named
 
 
 def test_only_training_is_chained_where_requeue_is_forbidden() -> None:

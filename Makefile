@@ -8,9 +8,10 @@ PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2]
 CONSTRAINTS ?= constraints-$(PYTAG).txt
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
-PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST_FLAGS ?=
+PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
-.PHONY: .types quickstart smoke test test-unit check format install clean help
+.PHONY: .types quickstart smoke test test-fast test-unit check format install clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +24,9 @@ smoke: $(VENV)/.installed  ## the same graph on a few hundred short documents, i
 
 test: $(VENV)/.installed  ## all tests
 	$(PYTEST) tests
+
+test-fast: $(VENV)/.installed  ## unit tests that take seconds, in under two minutes
+	$(PYTEST) -m 'not slow' tests/unit
 
 test-unit: $(VENV)/.installed  ## unit and distributed tests only
 	$(PYTEST) tests/unit tests/distributed

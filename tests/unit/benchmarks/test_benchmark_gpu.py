@@ -19,6 +19,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_one_command_gives_a_table_and_json(tmp_path: Path) -> None:
     done = subprocess.run(
         [

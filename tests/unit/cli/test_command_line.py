@@ -100,6 +100,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert run("-c", code).stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_imports_set_no_variable_and_the_command_does() -> None:
     code = "import os; before = dict(os.environ); import tsugiki, tsugiki.cli.main; print(dict(os.environ) == before)"
     assert run("-c", code).stdout.strip() == "True"

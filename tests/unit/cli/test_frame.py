@@ -102,6 +102,7 @@ def test_shipped_configurations_are_valid(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "a dry run writes nothing"
 
 
+@pytest.mark.slow
 def test_doctor() -> None:
     answer = tsugiki("doctor", "--json")
     assert answer.returncode == 0

@@ -121,6 +121,7 @@ def warc(path: Path) -> tuple[bytes, list[int]]:
     return data, [match.start() for match in re.finditer(rb"WARC/1\.0\r\n", data)]
 
 
+@pytest.mark.slow
 def test_archive_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.warc"
     data, starts = warc(path)

@@ -50,6 +50,7 @@ def noise(seed: int, characters: int) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_corpus(
     tmp_path: Path,
@@ -90,6 +91,7 @@ def test_corpus(
     assert contents(output) == contents(tmp_path / "roomy")
 
 
+@pytest.mark.slow
 def test_tokens(tmp_path: Path, small_disk: Path) -> None:
     texts = {"en": [noise(number, 100_000) for number in range(12)]}
     folder = make_corpus(tmp_path / "corpus", texts)

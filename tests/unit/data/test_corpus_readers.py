@@ -194,6 +194,7 @@ def test_on_error_fail_names_file_line_and_reason(tmp_path: Path, line: int, rea
     assert "on_error=skip" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["gz", "zst", "bz2", "xz"])
 def test_compressed_files_whole_truncated_and_corrupt(tmp_path: Path, ending: str) -> None:
     import bz2

@@ -164,6 +164,7 @@ def test_translation_pairs_are_counted_in_documents(tmp_path: Path) -> None:
     assert "40 of 40 documents kept (100.0%)" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_numbers_in_mlflow_are_those_of_the_report(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

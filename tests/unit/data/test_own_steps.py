@@ -405,6 +405,7 @@ def test_neither_workers_nor_a_restart_change_the_result(
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_job_array_task_without_the_module_says_so(tmp_path: Path, own: Path) -> None:
     """The pickled pass runs in a process of its own, with and without the module."""
     make_source(tmp_path / "in", files=2)

@@ -94,6 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("kill", [kill_a_worker, kill_everything])
 def test_killed_run_goes_on(folder: Path, tmp_path: Path, kill: Callable[..., None]) -> None:

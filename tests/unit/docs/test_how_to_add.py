@@ -6,6 +6,7 @@ from pages import CHECKOUT, PageError, run_section, sections
 SECTIONS = sections(CHECKOUT / "docs" / "how-to-add.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", list(SECTIONS))
 def test_how_to_add(heading, tmp_path):
     run_section(SECTIONS[heading], tmp_path)

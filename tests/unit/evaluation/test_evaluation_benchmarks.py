@@ -227,6 +227,7 @@ def test_suites_are_rectangular_and_own_tasks_are_known() -> None:
     assert own_tasks()["wmt20_en_ja"].score == "bleu_ja"
 
 
+@pytest.mark.slow
 @needs_harness
 def test_every_task_of_every_suite_exists() -> None:
     columns = [column["task"] for suite in suites().values() for column in suite["columns"]]
@@ -374,6 +375,7 @@ def test_requests_that_cannot_be_met_fail_before_a_model_is_loaded(tmp_path: Pat
     assert "niilc.jsonl" in str(raised_data.value)
 
 
+@pytest.mark.slow
 @needs_harness
 def test_the_harness_agrees_with_likelihoods_computed_directly(tmp_path: Path) -> None:
     questions = [
@@ -430,6 +432,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
+@pytest.mark.slow
 @needs_harness
 @pytest.mark.parametrize(("name", "bos"), [("seallm-v2", 1), ("sus-chat", 0)])
 @pytest.mark.parametrize("fewshot", [0, 1])
@@ -494,6 +497,7 @@ def test_tables_that_were_measured_without_chat_stay_without() -> None:
     assert chatting == {"sus-chat-reasoning", None}
 
 
+@pytest.mark.slow
 @needs_harness
 def test_examples_of_an_exam_come_from_its_dev_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.models.huggingface import HFLM

@@ -43,6 +43,7 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], output: Path) -> t
 QUICK = SampleConfig(heldout_prompts_per_language=1, maximum_new_tokens=4)
 
 
+@pytest.mark.slow
 def test_results_have_both_models_and_every_language(inputs: dict[str, Path], tmp_path: Path) -> None:
     config = EvaluateConfig(
         samples=QUICK,

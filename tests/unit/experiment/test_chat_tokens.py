@@ -97,6 +97,7 @@ def test_nothing_to_learn_is_an_error(tokenizer_dir: Path) -> None:
         chat(tokenizer_dir, "seallm-v2").encode(DIALOGUE[:1])
 
 
+@pytest.mark.slow
 def test_masks_survive_packing_in_megatron(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Three conversations packed into samples by GPTDataset: every label has its own flag."""
     from tsugiki.experiment.artefacts.indexed_dataset import write_index

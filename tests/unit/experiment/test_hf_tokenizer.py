@@ -174,6 +174,7 @@ def extended(mistral, tmp_path_factory):
     return pieces, processor(proto), Tokenizer.from_file(str(out / "tokenizer.json")), full
 
 
+@pytest.mark.slow
 def test_an_extended_tokenizer_has_one_merge_for_each_piece(extended):
     pieces, _, fast, full = extended
     merges, every = (json.loads(item.to_str())["model"]["merges"] for item in (fast, full))
@@ -194,6 +195,7 @@ def test_an_extended_tokenizer_segments_as_with_every_merge(extended, data):
         assert ids == slow.encode(text)
 
 
+@pytest.mark.slow
 def test_added_tokens_of_the_base_keep_their_ids_when_the_vocabulary_grows(tmp_path):
     from tsugiki.tokenizer.base.base import load_base
     from tsugiki.tokenizer.base.merge import merge_sentencepiece

@@ -73,6 +73,7 @@ def built() -> dict[str, dict]:
     return json.loads(output.stdout)
 
 
+@pytest.mark.slow
 def test_attention_is_ours_in_every_tier(built: dict[str, dict]) -> None:
     assert all(layer["core"] for layer in built.values())
 

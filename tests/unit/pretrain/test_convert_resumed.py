@@ -47,6 +47,7 @@ def states(directory: Path, pattern: str) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in directory.glob(pattern)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["graft", "export"])
 def test_a_killed_conversion_goes_on_where_it_was(stage: str, folder: Path) -> None:
     calls = counted(stage, None)

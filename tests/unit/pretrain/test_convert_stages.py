@@ -84,6 +84,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_export_stage_writes_a_verified_model_with_its_card(run_dir: Path, tmp_path: Path) -> None:
     inputs = {name: run_dir / name for name in ("train", "base", "tokenizer", "tokens", "corpus")}
     result = tsugiki.pretrain.export.run(ExportConfig(iteration=5), inputs, tmp_path, CONTEXT)
@@ -120,6 +121,7 @@ def test_the_template_of_the_training_replaces_that_of_the_base(run_dir: Path, t
     assert (tmp_path / "export" / "chat_template.jinja").read_bytes() == template.read_bytes()
 
 
+@pytest.mark.slow
 def test_verify_command_with_logits(run_dir: Path) -> None:
     result = verify_checkpoint(run_dir / "base", run_dir / "base-megatron", logits=True, tokens=40)
     assert result["weights"]["tensors"] == 39

@@ -116,6 +116,7 @@ def test_expansion_by_hand() -> None:
     assert expansion.expand(text).tolist() == [10, 3, 4, 5, 6, 7, 11, 1, 2]
 
 
+@pytest.mark.slow
 def test_expanding_new_pieces_is_the_segmentation_of_the_base(tmp_path: Path) -> None:
     from tsugiki.tokenizer.config import TokenizerConfig
     from tsugiki.tokenizer.extend import run
@@ -258,6 +259,7 @@ def test_only_new_input_rows_change_and_the_loss_falls(
     )
 
 
+@pytest.mark.slow
 def test_a_seed_decides_every_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
     base = make_model(CASE["llama"], tmp_path / "base")
     _, first, weights = graft(inputs, base, tmp_path / "1", epochs=1)
@@ -269,6 +271,7 @@ def test_a_seed_decides_every_bit(inputs: dict[str, Path], tmp_path: Path) -> No
     assert same_bits(own[TABLE], other[TABLE])
 
 
+@pytest.mark.slow
 def test_output_rows_learn_to_predict(inputs: dict[str, Path], tmp_path: Path) -> None:
     base = make_model(CASE["llama"], tmp_path / "base")
     _, report, after = graft(inputs, base, tmp_path / "graft", output_rows="next_token")
@@ -292,6 +295,7 @@ def test_a_learning_rate_that_is_too_high_is_told(inputs: dict[str, Path], tmp_p
         assert any("worse than the mean" in line for line in result.summary) == worse
 
 
+@pytest.mark.slow
 def test_bf16_base_keeps_its_type(inputs: dict[str, Path], tmp_path: Path) -> None:
     base = make_model(CASE["llama-mha-bf16"], tmp_path / "base")
     _, report, after = graft(inputs, base, tmp_path / "graft", dtype="bf16")

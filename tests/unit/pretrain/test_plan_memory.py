@@ -46,6 +46,7 @@ def tiny(kv_heads: int = 4, layers: int = 2, vocabulary: int = 128) -> ModelSpec
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_activations_are_what_autograd_keeps() -> None:
     """Every precision, recomputation, grouping, depth and vocabulary: within 1 % of the saved storages."""
     measured = megatron("activations")
@@ -65,6 +66,7 @@ def test_activations_are_what_autograd_keeps() -> None:
         assert case["bytes"] == pytest.approx(expected, rel=0.01), case
 
 
+@pytest.mark.slow
 def test_state_is_what_a_process_holds() -> None:
     """Weights, gradients, optimizer: within 1 % of all tensors alive, replicated and divided."""
     measured = megatron("state")
@@ -101,6 +103,7 @@ def test_published_example_of_a_layer() -> None:
     assert (deep - shallow) / 8 == 2 * (4 * 4096 + 6 * 4096 + 3 * 11008) + 4 * 32 + 8 == 148_104
 
 
+@pytest.mark.slow
 def test_compiled_norm_keeps_its_input_and_rotation_nothing() -> None:
     """What torch's compiler leaves for the backward pass, as `TORCH_KERNELS` counts it.
 
@@ -168,6 +171,7 @@ def test_sequence_parallelism_and_recomputation_save_memory() -> None:
     assert peak("none", False) > peak("none", True) > peak("selective", True) > peak("full", True)
 
 
+@pytest.mark.slow
 def test_every_rank_of_swallow_70b_can_be_built() -> None:
     """All 256 ranks on the meta device: the layout is valid and the plan knows each rank's parameters."""
     found = megatron("ranks", "configs/recipes/swallow-70b.yaml")

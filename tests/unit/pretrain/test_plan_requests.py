@@ -168,6 +168,7 @@ def test_number_of_gpus() -> None:
         find_gpu("gtx1080")
 
 
+@pytest.mark.slow
 def test_command_line() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -99,6 +99,7 @@ def both(directories):
     return [Tokenizer.from_file(str(root / name / "tokenizer.json")) for name in ("base", "out")]
 
 
+@pytest.mark.slow
 def test_every_gate_and_every_language(directories, both):
     root, result = directories
     old, new = both

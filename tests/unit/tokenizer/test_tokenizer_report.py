@@ -116,6 +116,7 @@ def test_cost_by_hand():
         shape_of({**config, "model_type": "gpt2"}, "config.json")
 
 
+@pytest.mark.slow
 def test_report_of_several_tokenizers(base, tmp_path):
     texts = {}
     for language in ("en", "ja"):
@@ -155,6 +156,7 @@ def test_hostile_text_is_shown_and_not_obeyed(base, tmp_path):
     assert page.count("&lt;script&gt;") >= 20 and "<code>&lt;img</code>" in page
 
 
+@pytest.mark.slow
 def test_unused_and_longest_added_pieces(base, tmp_path):
     document = json.loads((base / "tokenizer.json").read_text())
     vocabulary = document["model"]["vocab"]

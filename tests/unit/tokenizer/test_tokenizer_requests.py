@@ -70,6 +70,7 @@ def test_sample_without_repetition(base, tmp_path):
         attempt(base, corpus, tmp_path / "out", minimum_count=1000)
 
 
+@pytest.mark.slow
 def test_a_corpus_of_one_language_needs_no_english(base, tmp_path):
     corpus = write_corpus(tmp_path / "corpus", {"ja": fixture_texts("ja")})
     result = attempt(base, corpus, tmp_path / "out", protect=[])

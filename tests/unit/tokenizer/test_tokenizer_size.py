@@ -56,6 +56,7 @@ def test_a_larger_model_affords_more_pieces(base_dir):
     assert best_size(curve, base, config(minimum=60_000)) >= 60_000
 
 
+@pytest.mark.slow
 def test_auto_on_text(base_dir, tmp_path):
     corpus = write_corpus(tmp_path / "corpus", {name: fixture_texts(name) for name in ("ja", "en")})
     auto = {"minimum": 20, "maximum": 400, "hidden_size": 64, "parameters": 3_000_000}

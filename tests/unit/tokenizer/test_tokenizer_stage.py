@@ -77,6 +77,7 @@ def pieces_tsv(directory):
     return [line.split("\t") for line in lines[1:]]
 
 
+@pytest.mark.slow
 def test_compresses_every_language_and_leaves_english_alone(extended, base_dir):
     out, result = extended
     old, new = load(base_dir), load(out)
@@ -104,6 +105,7 @@ def test_rows_are_padded_and_reserved_rows_never_emitted(extended):
         assert all(index < 32000 + 300 for index in ids)
 
 
+@pytest.mark.slow
 def test_tensor_parallel_divides_the_rows(base_dir, corpus_dir, tmp_path):
     config = extend(size=10, languages={"ja": 1.0}, multiple_of=8, tensor_parallel=6)
     result = run(config, {"base": base_dir, "corpus": corpus_dir}, tmp_path, StageContext(workers=1))
@@ -126,6 +128,7 @@ def test_pieces_tsv_rebuilds_every_piece_from_base_tokens(extended):
             assert not (exact.id_to_piece(ids[0]).startswith("▁") and not piece.startswith("▁"))
 
 
+@pytest.mark.slow
 def test_same_input_same_files(extended, base_dir, corpus_dir, tmp_path):
     run(extend(), {"base": base_dir, "corpus": corpus_dir}, tmp_path, StageContext(workers=2))
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "pieces.tsv"):
@@ -166,6 +169,7 @@ def test_random_text_round_trip_and_slow_equals_fast(both, text):
     assert fast.decode(ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from([line for text in TEXTS["en"] for line in text.split()]), max_size=12).map(
@@ -205,6 +209,7 @@ def disagreements(proto, lines) -> int:
     return sum(fast.encode(line, add_special_tokens=False).ids != slow.encode(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_pitfall_score_zero_ties(extended, tmp_path):
     lines = [line for language in LANGUAGES for text in TEXTS[language] for line in text.split("\n")]
     assert disagreements(naive_merge(naive_candidates("bpe", tmp_path)), lines) > 0
@@ -311,6 +316,7 @@ def test_gate_failure_stops_and_can_be_waived(base_dir, corpus_dir, tmp_path):
     assert enforce([failed], ["protected"])[0].waived
 
 
+@pytest.mark.slow
 def test_characters_that_the_sample_lacks_need_no_bytes(tmp_path, base_dir, corpus_dir):
     alphabet = "".join(everyday_characters("km", ["Khmer"]))
     assert not set(alphabet) <= set("".join(TEXTS["km"]))
@@ -324,6 +330,7 @@ def test_characters_that_the_sample_lacks_need_no_bytes(tmp_path, base_dir, corp
     assert spelled[0] and not spelled[1]
 
 
+@pytest.mark.slow
 def test_text_with_zero_width_spaces_serves_text_without(tmp_path, base_dir):
     first, *words = ("ព្យាបាល", "ជំងឺ", "ក្រុង", "សត្វ", "ទឹក")
     draw = random.Random(0)
@@ -338,6 +345,7 @@ def test_text_with_zero_width_spaces_serves_text_without(tmp_path, base_dir):
         assert "\u200b" + word in new.encode(f"x\u200b{word}", out_type=str)
 
 
+@pytest.mark.slow
 def test_foreign_names_in_english_text_protect_nothing(tmp_path, base_dir):
     words = ["không", "được", "Rhône"]
     draw = random.Random(0)

@@ -140,6 +140,7 @@ def test_languages_without_a_list_are_left_out(tmp_path):
         lists(languages={"km": 1.0}, word_lists={"km": str(tmp_path / "words.tsv")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", list(NEW_WORDS))
 def test_a_word_that_the_text_lacks_becomes_a_piece(inputs, tmp_path, language):
     (tmp_path / "words.tsv").write_text(f"{NEW_WORDS[language]}\t10\n", encoding="utf-8")
@@ -161,6 +162,7 @@ def test_a_word_that_the_text_lacks_becomes_a_piece(inputs, tmp_path, language):
     assert "".join(tokens[1]).replace("▁", "") == NEW_WORDS[language] and len(tokens[1]) <= 2
 
 
+@pytest.mark.slow
 def test_a_byte_level_base_takes_word_lists_too(inputs, tmp_path):
     from tokenizers import Tokenizer
 
@@ -204,6 +206,7 @@ def test_words_of_english_at_large_are_protected():
     assert protected_words(config(languages={"id": 1.0}, protect_unseen=False).extend, {}) == []
 
 
+@pytest.mark.slow
 def test_an_english_word_that_the_corpus_lacks_does_not_change(tmp_path):
     base = mistral_base(tmp_path / "base")
     words = ["tulis", "tulisan", "tulus", "tulang", "penulis"]
@@ -223,6 +226,7 @@ def test_an_english_word_that_the_corpus_lacks_does_not_change(tmp_path):
     assert tokens[True] == old.encode("He can fit 6 red tulips", out_type=str) != tokens[False]
 
 
+@pytest.mark.slow
 def test_no_english_word_at_large_changes_over_a_byte_level_base(tmp_path):
     from tokenizers import Tokenizer
 

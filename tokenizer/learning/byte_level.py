@@ -20,7 +20,8 @@ from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder, byte_surface, surfaces_of
 from tsugiki.tokenizer.base.merge import RESERVED
 from tsugiki.tokenizer.base.scripts import ScriptRule
-from tsugiki.tokenizer.learning.bpe_trainer import LearnedPiece, Segments
+from tsugiki.tokenizer.learning.bpe_trainer import LearnedPiece
+from tsugiki.tokenizer.learning.pair_counts import Segments
 
 
 def count_pretokens(

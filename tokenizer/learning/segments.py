@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tsugiki.experiment.errors import DataError
 from tsugiki.tokenizer.base.base import BYTE, NORMAL, BaseTokenizer
 from tsugiki.tokenizer.base.scripts import ScriptRule
-from tsugiki.tokenizer.learning.bpe_trainer import Segments
+from tsugiki.tokenizer.learning.pair_counts import Segments
 
 _CHUNK = 50_000
 Splitter = Callable[[str], Sequence[str]]

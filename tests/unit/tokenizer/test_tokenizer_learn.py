@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsugiki.tokenizer.learning.bpe_trainer import BpeTrainer, Segments
+from tsugiki.tokenizer.learning.bpe_trainer import BpeTrainer
+from tsugiki.tokenizer.learning.pair_counts import Segments
 
 ALPHABET = "abcd"
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, StrictModel
 from tsugiki.experiment.family import family_names, find_family
+from tsugiki.pretrain.planning.problems import batch_problems, sequence_problems
 
 
 def _known_family(name: str) -> str:
@@ -309,22 +310,11 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        sequences = self.micro_batch * (self.parallel.data or 1)
-        if self.global_batch % sequences:
-            raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of micro_batch x parallel.data = "
-                f"{sequences}"
-            )
-        if self.sequence_length % (2 * self.parallel.context) and self.parallel.context > 1:
-            raise ValueError(
-                f"sequence_length {self.sequence_length} must be a multiple of 2 x parallel.context = "
-                f"{2 * self.parallel.context}"
-            )
-        if self.parallel.sequence and (self.sequence_length // self.parallel.context) % self.parallel.tensor:
-            raise ValueError(
-                f"sequence_length / parallel.context = {self.sequence_length // self.parallel.context} must "
-                f"be a multiple of parallel.tensor = {self.parallel.tensor} for sequence parallelism"
-            )
+        for problem in [*batch_problems(self, self.parallel.data or 1), *sequence_problems(self)]:
+            if (
+                problem.where != "train.parallel.virtual_pipeline"
+            ):  # said when the data-parallel size is known
+                raise ValueError(f"{problem.where.removeprefix('train.')} {problem.got} {problem.expected}")
         if isinstance(self.peak_tflops, float) and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be positive, or `measured`, got {self.peak_tflops}")
         if self.keep_checkpoints_every_steps is not None and (

@@ -13,13 +13,13 @@ from tsugiki.experiment.errors import CheckpointError, Interrupted
 from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
-from tsugiki.pretrain.planning.parallelism import check
+from tsugiki.pretrain.planning.problems import layout_problems, refuse
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
 from tsugiki.pretrain.training.follower import MetricsFollower
-from tsugiki.pretrain.training.launch import check_world, run_here
+from tsugiki.pretrain.training.launch import run_here
 
 _HF_CONFIG_NAME = "hf_config.json"
 _GRAFT_FILES = (SPEC_NAME, _HF_CONFIG_NAME)
@@ -59,10 +59,7 @@ def _train(
             "no weights to start from", where=graft / "checkpoint", fix="run `tsugiki graft CONFIG` first"
         )
     world = World.from_environment()
-    data_parallel_size = config.parallel.data or (
-        1 if world is None else world.size // config.parallel.model_processes
-    )
-    check(config, spec, max(data_parallel_size, 1))
+    refuse(layout_problems(config, spec, processes=None if world is None else world.size))
     check_schedule(config, mixture.total_tokens)
     if config.backend != "auto" or config.precision == "fp8":
         from tsugiki.pretrain.model.backend import acceleration_of
@@ -82,11 +79,7 @@ def _train(
         for name in _GRAFT_FILES:
             if (graft / name).is_file():
                 shutil.copyfile(graft / name, output_dir / name)
-    if world is None:
-        processes = config.parallel.model_processes * data_parallel_size
-    else:
-        check_world(config.parallel.model_processes, config.parallel.data, world.size)
-        processes = world.size
+    processes = config.parallel.model_processes * (config.parallel.data or 1) if world is None else world.size
     context.tracker.log_params(_parameters(config, spec, mixture, processes))
     with MetricsFollower(job.metrics_path, context.tracker):
         if world is None:

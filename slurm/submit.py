@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from tsugiki.experiment.config import RawConfig, dump_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.graph import Graph
+from tsugiki.pretrain.planning.problems import batch_problems, process_problems, refuse
 from tsugiki.slurm import client
 from tsugiki.slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
 from tsugiki.slurm.jobs import FOLDER, Job, JobRecord, locked
@@ -106,26 +107,19 @@ def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig)
         f"{resources.processes} processes = {resources.nodes} nodes x {resources.processes_per_node} per node"
     )
     where = str(raw.mark(("train", "nodes"))).replace("--set ", f"--set {OVERRIDE_PREFIX}")
-    if train.parallel.data is not None and copies * train.parallel.data != resources.processes:
-        raise ConfigError(
-            "the training job does not have the processes that the experiment divides over",
-            where=where, got=shape,
-            expected=f"tensor x pipeline x context x data = {copies * train.parallel.data}",
-            fix="set train.parallel.data: null to use what is there, or --set cluster.train.nodes=N",
-        )  # fmt: skip
-    if resources.processes % copies:
-        raise ConfigError(
-            "the training job does not hold a whole number of model copies",
-            where=where, got=shape, expected=f"a multiple of tensor x pipeline x context = {copies}",
-            fix="change train.nodes and gpus_per_node (without GPUs tasks_per_node) in the cluster file",
-        )  # fmt: skip
-    replicas = resources.processes // copies
-    if train.global_batch % (train.micro_batch * replicas):
-        raise ConfigError(
-            "the global batch cannot be divided over the training job",
-            where=where, got=f"train.global_batch {train.global_batch}, {replicas} model copies",
-            expected=f"a multiple of micro_batch x copies = {train.micro_batch * replicas}",
-        )  # fmt: skip
+    fix = "set train.parallel.data: null to use what is there, or --set cluster.train.nodes=N (gpus_per_node)"
+    refuse(
+        [
+            replace(problem, where=where, got=shape, fix=fix)
+            for problem in process_problems(train.parallel, resources.processes)
+        ]
+    )
+    refuse(
+        [
+            replace(problem, where=f"{problem.where}, {where}")
+            for problem in batch_problems(train, resources.processes // copies)
+        ]
+    )
 
 
 def submit_experiment(

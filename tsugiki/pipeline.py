@@ -6,7 +6,7 @@ import copy
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,8 +41,8 @@ from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
 from tsugiki.pretrain.planning.flops import find_gpu
 from tsugiki.pretrain.planning.layouts import Machine
-from tsugiki.pretrain.planning.parallelism import check as check_layout
-from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, make_plan
+from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, extended_rows, make_plan
+from tsugiki.pretrain.planning.problems import Problem, layout_problems, refuse
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.results import Run, open_run
 from tsugiki.tokenizer.config import TokenizerConfig
@@ -425,13 +425,15 @@ def _check_model(experiment: Experiment, any_layout: bool) -> None:
     except BaseNotHere:
         # A base model that only the compute nodes can see is checked there, by the training stage.
         return
-    spec = extended_context(spec, graft)
-    if train.sequence_length > spec.max_positions:
-        _fail(
-            experiment, ("train", "sequence_length"), "sequences longer than the model's positions",
-            train.sequence_length,
-            f"at most {spec.max_positions}, or graft.max_positions: {train.sequence_length} with "
-            "graft.rope_theta or graft.rope_scaling where the base needs one",
-        )  # fmt: skip
-    if not any_layout:
-        check_layout(train, spec, train.parallel.data or 1)
+    rows, _ = extended_rows(spec.vocabulary_size, experiment.config.tokenizer.extend, experiment.run_dir)
+    spec = extended_context(spec.model_copy(update={"vocabulary_size": rows}), graft)
+    problems = layout_problems(train, spec)
+    if any_layout:
+        problems = [problem for problem in problems if problem.where == "train.sequence_length"]
+    refuse([_located(experiment, problem) for problem in problems])
+
+
+def _located(experiment: Experiment, problem: Problem) -> Problem:
+    """With file and line of what it is about."""
+    mark = experiment.raw.mark(tuple(problem.where.split(".")))
+    return replace(problem, where=f"{problem.where} ({mark})") if mark else problem

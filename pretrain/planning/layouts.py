@@ -11,6 +11,7 @@ from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.planning.flops import Gpu
 from tsugiki.pretrain.planning.memory import Kernels, memory_per_stage
+from tsugiki.pretrain.planning.problems import layout_problems
 
 USABLE = 0.92
 """Share of a GPU's memory that a plan may use: CUDA context and NCCL buffers take 1.5 to 3 GB, the
@@ -81,37 +82,6 @@ class Proposal:
         )
 
 
-def layout_problems(spec: ModelSpec, train: TrainConfig, data: int) -> list[str]:
-    """Why a layout cannot run; empty when it can."""
-    parallel = train.parallel
-    t, p = parallel.tensor, parallel.pipeline
-    problems = []
-    for name, value in (("heads", spec.heads), ("kv_heads", spec.kv_heads), ("ffn_size", spec.ffn_size)):
-        if value % t:
-            problems.append(f"tensor {t} does not divide {name} {value}")
-    if parallel.sequence and spec.hidden_size % t:
-        problems.append(f"tensor {t} does not divide hidden_size {spec.hidden_size}")
-    chunks = p * (parallel.virtual_pipeline or 1)
-    if spec.layers % chunks:
-        problems.append(f"pipeline x virtual_pipeline = {chunks} does not divide layers {spec.layers}")
-    if train.global_batch % (train.micro_batch * data):
-        problems.append(
-            f"micro_batch x data = {train.micro_batch * data} does not divide "
-            f"global_batch {train.global_batch}"
-        )
-    elif parallel.virtual_pipeline and train.global_batch // (train.micro_batch * data) % p:
-        problems.append(
-            f"the interleaved schedule needs micro-batches per step "
-            f"({train.global_batch // (train.micro_batch * data)}) in multiples of pipeline {p}"
-        )
-    if train.sequence_length > spec.max_positions:
-        problems.append(
-            f"sequence_length {train.sequence_length} exceeds the model's {spec.max_positions} positions "
-            "(graft.max_positions raises them)"
-        )
-    return problems
-
-
 def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machine) -> float:
     """Estimated time of a step relative to an ideal one; a ranking, not a prediction.
 
@@ -148,7 +118,7 @@ def proposals(
         found = [
             Proposal(candidate, world, memory, relative_time(spec, candidate, data, machine))
             for candidate, data in _candidates(spec, train, world)
-            if not layout_problems(spec, candidate, data)
+            if not layout_problems(candidate, spec, data)
             and max(memory := [item.total for item in memory_per_stage(spec, candidate, data, kernels)])
             <= machine.usable_bytes
         ]

@@ -20,8 +20,9 @@ from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
 from tsugiki.pretrain.planning.flops import Work, training_work
-from tsugiki.pretrain.planning.layouts import Machine, Proposal, layout_problems, proposals
+from tsugiki.pretrain.planning.layouts import Machine, Proposal, proposals
 from tsugiki.pretrain.planning.memory import TORCH_KERNELS, Kernels, StageMemory, memory_per_stage
+from tsugiki.pretrain.planning.problems import Problem, layout_problems
 
 _MISTRAL_V1_ROWS = 32_000
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace", "total")
@@ -82,7 +83,7 @@ class Plan:
     machine: Machine
     stages: list[StageMemory]
     work: Work
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -136,7 +137,7 @@ class Plan:
             "gpu_hours": self.work.gpu_hours,
             "checkpoint_bytes": self.work.checkpoint_bytes,
             "storage_bytes": self.work.storage_bytes,
-            "problems": self.problems,
+            "problems": [str(problem) for problem in self.problems],
             "proposals": [item.to_json() for item in self.proposals],
             "notes": self.notes,
         }
@@ -241,7 +242,7 @@ def make_plan(
     data = world_size // replica if world_size is not None else (train.parallel.data or 1)
     if world_size is None and train.parallel.data is None:
         notes.append("train.parallel.data is null: planned for one replica; --gpus N plans for more")
-    problems = layout_problems(extended, train, data)
+    problems = layout_problems(train, extended, data)
     stages = memory_per_stage(extended, train, data, kernels)
     plan = Plan(
         name=name,

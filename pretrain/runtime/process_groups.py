@@ -10,8 +10,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
-from tsugiki.experiment.errors import ConfigError
 from tsugiki.pretrain.config import ParallelConfig
+from tsugiki.pretrain.planning.problems import process_problems
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.runtime.world import World
 
@@ -33,13 +33,8 @@ def initialise(
     Raises:
         ConfigError: the layout does not fit the number of processes.
     """
-    if world.size % parallel.model_processes:
-        raise ConfigError(
-            "the parallel layout does not fit the number of processes",
-            where="train.parallel",
-            got=f"{world.size} processes",
-            expected=f"a multiple of tensor x pipeline x context = {parallel.model_processes}",
-        )
+    if problems := process_problems(parallel.model_copy(update={"data": None}), world.size):
+        raise problems[0].error()
     options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
     if has_gpu():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())

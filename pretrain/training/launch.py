@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tsugiki.experiment.errors import ConfigError, Interrupted, TrainingError, TsugikiError
+from tsugiki.experiment.errors import Interrupted, TrainingError, TsugikiError
 from tsugiki.pretrain.runtime.job import (
     INTERRUPTED_EXIT_CODE,
     TrainJob,
@@ -74,25 +74,6 @@ def raise_for_status(job: TrainJob, processes: int, status: int) -> None:
         )
     if status != 0:
         raise _first_error(job, processes, status)
-
-
-def check_world(model_processes: int, data: int | None, size: int) -> None:
-    """Compare the layout with the processes that Slurm or torchrun started.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    expected = model_processes * data if data is not None else None
-    if (expected is not None and size != expected) or size % model_processes:
-        raise ConfigError(
-            "the parallel layout does not fit the processes that were started",
-            where="train.parallel",
-            got=f"{size} processes",
-            expected=f"{expected} = tensor x pipeline x context x data"
-            if expected is not None
-            else f"a multiple of tensor x pipeline x context = {model_processes}",
-            fix="set train.parallel.data to null to use all of them, or start as many as the layout needs",
-        )
 
 
 def _first_error(job: TrainJob, processes: int, code: int) -> TsugikiError:

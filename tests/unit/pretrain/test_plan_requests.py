@@ -14,9 +14,10 @@ from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.config import BaseConfig, ParallelConfig, ScratchConfig, TrainConfig
 from tsugiki.pretrain.planning.flops import GPUS, find_gpu, training_work
-from tsugiki.pretrain.planning.layouts import Machine, layout_problems, proposals
+from tsugiki.pretrain.planning.layouts import Machine, proposals
 from tsugiki.pretrain.planning.memory import TORCH_KERNELS
 from tsugiki.pretrain.planning.plan import Plan, base_spec, extended_rows, make_plan
+from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.tokenizer.config import ExtendConfig
 
 ROOT = Path(__file__).parents[3]
@@ -149,13 +150,14 @@ def test_proposals_keep_the_number_of_gpus_when_they_can() -> None:
 
 def test_a_layout_that_cannot_run_says_why() -> None:
     train = TrainConfig(parallel=ParallelConfig(tensor=16, pipeline=3), global_batch=1023)
-    problems = layout_problems(model("llama-2-70b"), train, 2)
-    assert "tensor 16 does not divide kv_heads 8" in problems
-    assert any("does not divide layers 80" in item for item in problems)
-    assert any("does not divide global_batch 1023" in item for item in problems)
+    problems = [str(item) for item in layout_problems(train, model("llama-2-70b"), 2)]
+    assert len(problems) == 3
+    assert "tensor parallelism does not divide the model's 8 key/value heads" in problems[0]
+    assert "pipeline parallelism does not divide the model's 80 layers" in problems[1]
+    assert "not a whole number of passes: train.global_batch is 1023" in problems[2]
     found = plan("llama-2-70b", train.model_copy(update={"global_batch": 1024}))
     assert not found.fits
-    assert "problem: tensor 16 does not divide kv_heads 8" in found.to_text()
+    assert "problem: tensor parallelism does not divide the model's 8 key/value heads" in found.to_text()
     assert found.proposals
 
 
@@ -190,6 +192,6 @@ def test_command_line() -> None:
     # A layout that `run` refuses is planned, with layouts that would do.
     done = run("configs/recipes/swallow-7b.yaml", "--set", "train.parallel.pipeline=5")
     assert done.returncode == 0, done.stderr
-    assert "CANNOT RUN" in done.stdout and "does not divide layers 32" in done.stdout
+    assert "CANNOT RUN" in done.stdout and "the model's 32 layers" in done.stdout
     assert "layouts that fit, best first" in done.stdout
     assert run("configs/quickstart.yaml", "--gpu", "abacus").returncode == 2

@@ -10,9 +10,8 @@ import yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pipeline import load_experiment
-from tsugiki.pretrain.config import TrainConfig
-from tsugiki.pretrain.planning.parallelism import check
-from tsugiki.pretrain.training.launch import check_world
+from tsugiki.pretrain.config import ParallelConfig, TrainConfig
+from tsugiki.pretrain.planning.problems import layout_problems, process_problems, refuse
 
 SPEC = ModelSpec(
     family="llama", layers=6, hidden_size=48, ffn_size=96, heads=12, kv_heads=4, head_dim=4,
@@ -117,7 +116,7 @@ WRONG_FOR_THE_MODEL = [
         "groups of the pipeline's size",
         "multiple of pipeline = 3",
     ),
-    ({"sequence_length": 128}, "sequences longer than the model's positions", "at most 64"),
+    ({"sequence_length": 128}, "sequences are longer than the model's positions", "at most 64"),
     ({"phases": [{"trains": ["layers:9"]}]}, "no such layer", "from -6 to 5"),
     ({"phases": [{"trains": ["embedings"]}]}, "no such part of the model", "embeddings"),
 ]
@@ -183,13 +182,13 @@ def test_schedules_that_just_fit(message_of: Loader, change: dict[str, object]) 
 
 def test_a_batch_that_replicas_do_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"(?s)whole number of passes.*one of 1, 2, 4, 8"):
-        check(TrainConfig.model_validate(GOOD), SPEC, 3)
+        refuse(layout_problems(TrainConfig.model_validate(GOOD), SPEC, 3))
 
 
 @pytest.mark.parametrize(("data", "size"), [(2, 6), (None, 6), (None, 2)])
 def test_a_world_that_does_not_fit(data: int | None, size: int) -> None:
     with pytest.raises(ConfigError, match=r"(?s)does not fit the processes.*fix:"):
-        check_world(4, data, size)
+        refuse(process_problems(ParallelConfig(tensor=4, data=data), size))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, StrictModel
 from tsugiki.experiment.family import family_names, find_family
-from tsugiki.pretrain.planning.problems import batch_problems, sequence_problems
+from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problems
 
 
 def _known_family(name: str) -> str:

@@ -13,7 +13,8 @@ from tsugiki.experiment.errors import CheckpointError, Interrupted
 from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
-from tsugiki.pretrain.planning.problems import layout_problems, refuse
+from tsugiki.pretrain.planning.divisions import refuse
+from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest

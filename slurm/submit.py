@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from tsugiki.experiment.config import RawConfig, dump_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.graph import Graph
-from tsugiki.pretrain.planning.problems import batch_problems, process_problems, refuse
+from tsugiki.pretrain.planning.divisions import batch_problems, process_problems, refuse
 from tsugiki.slurm import client
 from tsugiki.slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
 from tsugiki.slurm.jobs import FOLDER, Job, JobRecord, locked

@@ -39,10 +39,11 @@ from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.conversion.initialisation import find_initialisation
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
+from tsugiki.pretrain.planning.divisions import Problem, refuse
 from tsugiki.pretrain.planning.flops import find_gpu
 from tsugiki.pretrain.planning.layouts import Machine
 from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, extended_rows, make_plan
-from tsugiki.pretrain.planning.problems import Problem, layout_problems, refuse
+from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.results import Run, open_run
 from tsugiki.tokenizer.config import TokenizerConfig

@@ -19,10 +19,11 @@ from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
+from tsugiki.pretrain.planning.divisions import Problem
 from tsugiki.pretrain.planning.flops import Work, training_work
 from tsugiki.pretrain.planning.layouts import Machine, Proposal, proposals
 from tsugiki.pretrain.planning.memory import TORCH_KERNELS, Kernels, StageMemory, memory_per_stage
-from tsugiki.pretrain.planning.problems import Problem, layout_problems
+from tsugiki.pretrain.planning.problems import layout_problems
 
 _MISTRAL_V1_ROWS = 32_000
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace", "total")

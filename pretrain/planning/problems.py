@@ -6,37 +6,20 @@ What each rule protects is said beside it; that nothing else stops Megatron is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.model.trainable import Selection
-
-if TYPE_CHECKING:
-    from tsugiki.pretrain.config import ParallelConfig, TrainConfig
-
-_LARGEST_SHOWN = 64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a layout cannot run: what is wrong, where it is configured, what is there, and what would do."""
-
-    what: str
-    where: str
-    got: object
-    expected: str
-    fix: str | None = None
-
-    def error(self) -> ConfigError:
-        """As an error."""
-        return ConfigError(self.what, where=self.where, got=self.got, expected=self.expected, fix=self.fix)
-
-    def __str__(self) -> str:
-        """On one line."""
-        return f"{self.what}: {self.where} is {self.got}, expected {self.expected}"
+from tsugiki.pretrain.planning.divisions import (
+    Problem,
+    batch_problems,
+    choices,
+    divisors,
+    process_problems,
+    sequence_problems,
+)
 
 
 def layout_problems(
@@ -71,88 +54,8 @@ def layout_problems(
     return found
 
 
-def refuse(problems: Sequence[Problem]) -> None:
-    """Raise what was found, all at once.
-
-    Raises:
-        ConfigError: there is a problem.
-    """
-    if len(problems) == 1:
-        raise problems[0].error()
-    if problems:
-        raise ConfigError("\n".join(str(problem.error()) for problem in problems))
-
-
-def process_problems(parallel: ParallelConfig, processes: int) -> list[Problem]:
-    """Whether the processes are a whole number of model copies, and as many as ``parallel.data`` says."""
-    copies = parallel.model_processes
-    expected = None if parallel.data is None else copies * parallel.data
-    if processes % copies == 0 and expected in (None, processes):
-        return []
-    return [
-        Problem(
-            "the parallel layout does not fit the processes that were started", "train.parallel",
-            f"{processes} processes",
-            f"a multiple of tensor x pipeline x context = {copies}"
-            if expected is None
-            else f"{expected} = tensor x pipeline x context x data",
-            "set train.parallel.data to null to use all of them, or start as many as the layout needs",
-        )
-    ]  # fmt: skip
-
-
-def sequence_problems(config: TrainConfig) -> list[Problem]:
-    """Division of a sequence over context-parallel ranks (two parts each) and, for norms, tensor-parallel ones."""
-    parallel, found = config.parallel, []
-    if parallel.context > 1 and config.sequence_length % (2 * parallel.context):
-        found.append(
-            Problem(
-                "context parallelism does not divide the sequence", "train.sequence_length", config.sequence_length,
-                f"must be a multiple of 2 x parallel.context = {2 * parallel.context}",
-            )
-        )  # fmt: skip
-    share = config.sequence_length // parallel.context
-    if parallel.sequence and share % parallel.tensor:
-        found.append(
-            Problem(
-                "sequence parallelism does not divide the sequence", "train.sequence_length",
-                f"{share} = sequence_length / parallel.context",
-                f"must be a multiple of parallel.tensor = {parallel.tensor}",
-            )
-        )  # fmt: skip
-    return found
-
-
-def batch_problems(config: TrainConfig, data: int) -> list[Problem]:
-    """Division of the global batch into forward passes."""
-    parallel, per_pass = config.parallel, config.micro_batch * data
-    if config.global_batch % per_pass:
-        return [
-            Problem(
-                "the global batch is not a whole number of passes", "train.global_batch",
-                f"{config.global_batch} with micro_batch {config.micro_batch} and {data} model copies",
-                f"must be a multiple of micro_batch x parallel.data = {per_pass}",
-                f"set train.micro_batch to one of {_choices(_divisors(config.global_batch // data))}"
-                if config.global_batch % data == 0
-                else f"set the model copies to one of {_choices(_divisors(config.global_batch))}",
-            )
-        ]  # fmt: skip
-    micro_batches = config.global_batch // per_pass
-    if parallel.virtual_pipeline and micro_batches % parallel.pipeline:
-        return [
-            Problem(
-                "the interleaved pipeline takes micro batches in groups of the pipeline's size",
-                "train.parallel.virtual_pipeline",
-                f"{micro_batches} micro batches per step and model copy",
-                f"a multiple of pipeline = {parallel.pipeline}",
-                "change train.micro_batch or train.global_batch, or set virtual_pipeline: null",
-            )
-        ]  # fmt: skip
-    return []
-
-
 def _model(parallel: ParallelConfig, spec: ModelSpec) -> Iterator[Problem]:
-    tensors = f"one of {_choices(_tensor_choices(spec))}"
+    tensors = f"one of {choices(_tensor_choices(spec))}"
     for name, size in (
         ("attention heads", spec.heads),
         ("key/value heads", spec.kv_heads),
@@ -170,14 +73,14 @@ def _model(parallel: ParallelConfig, spec: ModelSpec) -> Iterator[Problem]:
     chunks = parallel.pipeline * (parallel.virtual_pipeline or 1)
     if spec.layers % chunks:
         stages = [
-            size for size in _divisors(spec.layers) if parallel.virtual_pipeline is None or size < spec.layers
+            size for size in divisors(spec.layers) if parallel.virtual_pipeline is None or size < spec.layers
         ]
         yield Problem(
             f"pipeline parallelism does not divide the model's {spec.layers} layers evenly",
             "train.parallel.pipeline",
             f"pipeline {parallel.pipeline}"
             + (f" x virtual_pipeline {parallel.virtual_pipeline}" if parallel.virtual_pipeline else ""),
-            f"a product that is one of {_choices(stages)}",
+            f"a product that is one of {choices(stages)}",
         )
 
 
@@ -190,12 +93,4 @@ def _phases(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:
 
 
 def _tensor_choices(spec: ModelSpec) -> list[int]:
-    return [size for size in _divisors(spec.heads) if spec.kv_heads % size == 0 and spec.ffn_size % size == 0]
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _choices(sizes: list[int]) -> str:
-    return ", ".join(str(size) for size in sizes if size <= _LARGEST_SHOWN)
+    return [size for size in divisors(spec.heads) if spec.kv_heads % size == 0 and spec.ffn_size % size == 0]

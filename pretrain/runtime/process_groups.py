@@ -11,7 +11,7 @@ from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
 from tsugiki.pretrain.config import ParallelConfig
-from tsugiki.pretrain.planning.problems import process_problems
+from tsugiki.pretrain.planning.divisions import process_problems
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.runtime.world import World
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
-from tsugiki.pretrain.planning.problems import Problem, layout_problems
+from tsugiki.pretrain.planning.divisions import Problem
+from tsugiki.pretrain.planning.problems import layout_problems
 
 BUILDER = Path(__file__).parents[1] / "support" / "layout_builder.py"
 

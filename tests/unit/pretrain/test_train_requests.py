@@ -11,7 +11,8 @@ from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.pipeline import load_experiment
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
-from tsugiki.pretrain.planning.problems import layout_problems, process_problems, refuse
+from tsugiki.pretrain.planning.divisions import process_problems, refuse
+from tsugiki.pretrain.planning.problems import layout_problems
 
 SPEC = ModelSpec(
     family="llama", layers=6, hidden_size=48, ffn_size=96, heads=12, kv_heads=4, head_dim=4,

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,14 +232,49 @@ def train(
 ) -> StageResult:
     """Run the stage; only that its processes are forked from the server."""
 
+    output.mkdir(parents=True, exist_ok=True)
+    inputs = {"graft": case / "graft", "tokens": case / "tokens"}
+    with forked(environment, fault):
+        return run(settings(**changes), inputs, output, StageContext(seed=5))
+
+
+@contextmanager
+def forked(environment: dict[str, str] | None = None, fault: str = "") -> Iterator[None]:
+    """Trainings, and Megatron's side of a verification, are forked from the server instead of started anew."""
+
     def run_here(job: TrainJob, processes: int, *_: object) -> None:
         status = server().wait(server().start(job, processes, environment or {}, fault))
         raise_for_status(job, processes, status)
 
-    output.mkdir(parents=True, exist_ok=True)
-    inputs = {"graft": case / "graft", "tokens": case / "tokens"}
-    with mock.patch("tsugiki.pretrain.train.run_here", run_here):
-        return run(settings(**changes), inputs, output, StageContext(seed=5))
+    with (
+        mock.patch("tsugiki.pretrain.train.run_here", run_here),
+        mock.patch("tsugiki.pretrain.conversion.verify.subprocess", ForkedVerification),
+    ):
+        yield
+
+
+class ForkedVerification:
+    """What verification uses of ``subprocess``: `python -m …verify_megatron REQUEST`, forked from the server."""
+
+    PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
+
+    class Popen:
+        """Runs when its end is waited for."""
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            assert command[-2] == "tsugiki.pretrain.conversion.verify_megatron"
+            self._request = Path(command[-1])
+            self.returncode = 0
+
+        def communicate(self) -> tuple[bytes, bytes]:
+            server().execute(
+                self._request.with_suffix(".log"),
+                "import os; from pathlib import Path\n"
+                "from tsugiki.pretrain.conversion.verify_megatron import main\n"
+                "for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'): os.environ.pop(name, None)\n"
+                f"main(Path({str(self._request)!r}))",
+            )
+            return b"", b""
 
 
 def console(output: Path) -> str:

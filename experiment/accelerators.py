@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Literal
+
+from tsugiki.experiment.shipped import checkout
 
 Backend = Literal["torch", "apex", "transformer_engine"]
 """What the layers of training are made of; all compute the same function and read the same checkpoints."""
-INSTALL = "`bash slurm/environment.sh DIR` builds it from NVIDIA's source (docs/gpu.md)"
+_SCRIPT = (
+    "slurm/environment.sh" if checkout() else Path(__file__).resolve().parents[1] / "slurm" / "environment.sh"
+)
+INSTALL = f"`bash {_SCRIPT} DIR` builds it from NVIDIA's source (docs/gpu.md)"
 
 
 def has_transformer_engine() -> bool:

@@ -57,7 +57,13 @@ def _packages() -> list[Check]:
         try:
             checks.append(Check(name, "ok", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name, "missing", "not installed: `pip install -e .` in the checkout"))
+            checks.append(
+                Check(
+                    name,
+                    "missing",
+                    f"not installed: `pip install {name}`, or install Tsugiki again, with what it needs",
+                )
+            )
     return checks
 
 

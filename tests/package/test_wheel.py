@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -78,6 +79,10 @@ def test_doctor(installed: Installation) -> None:
     answer = installed.run("tsugiki", "doctor")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert str(CHECKOUT) not in answer.stdout
+    scripts = re.findall(r"`bash (\S+) DIR`", answer.stdout)
+    assert all((installed.work / script).is_file() for script in scripts), (
+        "it names a script that is not there"
+    )
 
 
 def test_plan_of_a_shipped_recipe(installed: Installation) -> None:

@@ -64,7 +64,7 @@ def test_a_changed_experiment_leaves_the_first_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train.sequence_length": 512}, "sequences longer"),
+        ({"train.sequence_length": 512}, "sequences are longer"),
         ({"train.nonsense": 1}, "unknown key 'train.nonsense'[\\s\\S]*given in Python"),
         ({"name.deeper": 1}, "goes below a value that has no keys"),
         ({"corpus.sources.nope.weight": 1}, "no such item of the list"),

@@ -75,7 +75,7 @@ def test_help_lists_the_commands() -> None:
         (["run", "no-such.yaml"], "no such configuration file"),
         (["run", "configs/smoke.yaml", "--set", "train.precison=bf16", "--dry-run"], "did you mean 'precision'?"),
         (["run", "configs/smoke.yaml", "--from", "trian", "--dry-run"], "--from names no stage"),
-        (["run", "configs/smoke.yaml", "--set", "train.sequence_length=512"], "sequences longer than the model's positions"),
+        (["run", "configs/smoke.yaml", "--set", "train.sequence_length=512"], "sequences are longer than the model's positions"),
         (["run", "configs/smoke.yaml", "--set", "tokens.mixture.weights={fr: 1}"], "weight for something the corpus does not have"),
         (["run", "configs/smoke.yaml", "--set", "tokens.mixture.total_tokens=10"], "smaller than one step"),
         (["run", "configs/smoke.yaml", "--set", "base.scratch.language=fr"], "no corpus source in this language"),

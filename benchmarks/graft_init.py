@@ -32,7 +32,7 @@ from tsugiki.evaluation.scoring.heldout import Document, heldout_documents
 from tsugiki.evaluation.scoring.language_model import LanguageModel, load_language_model
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.stage import StageContext
-from tsugiki.pretrain.conversion.distill import Student, load_network
+from tsugiki.pretrain.conversion.distill import Student, load_model
 from tsugiki.pretrain.conversion.distill_contexts import Expansion, Ids, collate
 from tsugiki.pretrain.conversion.new_rows import Piece, read_pieces
 from tsugiki.pretrain.convert import export_checkpoint
@@ -69,20 +69,20 @@ def without_output_rows(
     base: Path, model: LanguageModel | None, pieces: list[Piece], texts: list[Ids], start_id: int
 ) -> dict[str, float]:
     """Squared difference of states and nats per next base token; of the base itself where model is None."""
-    network = load_network(base, DistillationConfig())
-    table = network.get_input_embeddings().weight
+    model = load_model(base, DistillationConfig())
+    table = model.get_input_embeddings().weight
     first = pieces[0].id
     rows = (
         table[: len(pieces)] if model is None else model.model.get_input_embeddings().weight[first:].float()
     )
-    student, expansion = Student(network, pieces, [start_id], rows, None), Expansion(pieces)
-    head = network.get_output_embeddings().weight[:first]
+    student, expansion = Student(model, pieces, [start_id], rows, None), Expansion(pieces)
+    head = model.get_output_embeddings().weight[:first]
     squared = nats = 0.0
     elements = predicted = 0
     for ids in texts:
         for part in snippets(ids, expansion):
             new, old, ends, _ = collate([part], [start_id], expansion)
-            teacher = network.base_model(input_ids=old, use_cache=False).last_hidden_state[0, ends[0]]
+            teacher = model.base_model(input_ids=old, use_cache=False).last_hidden_state[0, ends[0]]
             states = teacher if model is None else student.states(new)[0]
             target = old[0, ends[0][:-1] + 1]
             logits = states[:-1] @ head.T

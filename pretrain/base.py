@@ -29,8 +29,9 @@ from tsugiki.pretrain.config import (
     ScratchConfig,
     TrainConfig,
 )
-from tsugiki.pretrain.conversion.export_hf import find_checkpoint, write_export
+from tsugiki.pretrain.conversion.export_hf import write_export
 from tsugiki.pretrain.conversion.import_hf import write_import
+from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 from tsugiki.pretrain.convert_config import GraftConfig
 from tsugiki.pretrain.runtime.job import METRICS_NAME, WORK_NAME
 

@@ -151,7 +151,7 @@ def verify_checkpoint(
         CheckpointError: the first difference found, or a damaged side.
         DataError: the texts hold nothing, or the tokenizer cannot be read.
     """
-    from tsugiki.pretrain.conversion.export_hf import find_checkpoint
+    from tsugiki.pretrain.conversion.trained_model import find_checkpoint
     from tsugiki.pretrain.conversion.verify import (
         check_logits,
         encode_text,

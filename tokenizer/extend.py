@@ -18,7 +18,8 @@ from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder
 from tsugiki.tokenizer.base.merge import merge_sentencepiece, padded_size, write_proto
 from tsugiki.tokenizer.base.sample import require_languages
 from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
-from tsugiki.tokenizer.gates import Gate, GateInputs, check, enforce
+from tsugiki.tokenizer.gates.check import check
+from tsugiki.tokenizer.gates.gate import Gate, GateInputs, enforce
 from tsugiki.tokenizer.learning.byte_level import merged_document, write_byte_level
 from tsugiki.tokenizer.learning.extension import Extension, learn_extension
 from tsugiki.tokenizer.learning.size import best_size, held_out_curve

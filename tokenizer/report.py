@@ -14,7 +14,7 @@ from tsugiki.experiment.family import family_names
 from tsugiki.experiment.pages.page import Page, Section, render
 from tsugiki.experiment.pages.tables import Language, Table, text_columns
 from tsugiki.experiment.progress import Progress
-from tsugiki.tokenizer.gates import Gate
+from tsugiki.tokenizer.gates.gate import Gate
 from tsugiki.tokenizer.learning.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
 from tsugiki.tokenizer.measure.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words
 from tsugiki.tokenizer.measure.page import (

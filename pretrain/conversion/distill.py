@@ -90,9 +90,9 @@ def distil_rows(
     seed = seed if config.seed is None else config.seed
     contexts = find_contexts(corpus_dir, tokenizer_dir, pieces, config, seed)
     try:
-        network = load_network(base_dir, config)
+        model = load_model(base_dir, config)
         trained_output = output_rows if config.output_rows == "next_token" else None
-        student = Student(network, pieces, contexts.start_ids, input_rows, trained_output)
+        student = Student(model, pieces, contexts.start_ids, input_rows, trained_output)
         before, after, steps = _train(student, contexts, config, seed)
     except torch.OutOfMemoryError as error:
         raise EnvironmentError_(
@@ -119,7 +119,7 @@ def distil_rows(
     )
 
 
-def load_network(base_dir: Path, config: DistillationConfig) -> Any:
+def load_model(base_dir: Path, config: DistillationConfig) -> Any:
     """The frozen base in transformers, on the device it is to run on.
 
     Attention is transformers' plain one: contexts are short, and it is deterministic.
@@ -135,7 +135,7 @@ def load_network(base_dir: Path, config: DistillationConfig) -> Any:
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch_dtype(config.dtype or ("fp32" if device.type == "cpu" else "bf16"))
     try:
-        network = transformers.AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             base_dir, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -144,21 +144,21 @@ def load_network(base_dir: Path, config: DistillationConfig) -> Any:
             got=str(error).splitlines()[0], fix="repair the base, or set graft.init to mean",
         ) from error  # fmt: skip
     try:
-        network = network.to(device)
+        model = model.to(device)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
         raise EnvironmentError_(
             "the device cannot be used", where="graft.distillation.device", got=f"{device}: {error}"
         ) from error
-    return network.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 class Student:
     """The frozen base with trainable rows for the added pieces.
 
     Args:
-        network: a causal language model of transformers, frozen.
+        model: a causal language model of transformers, frozen.
         pieces: the added pieces.
         start_ids: tokens in front of every context (BOS).
         input_rows: first values of the input rows [N, H].
@@ -167,15 +167,15 @@ class Student:
 
     def __init__(
         self,
-        network: Any,
+        model: Any,
         pieces: Sequence[Piece],
         start_ids: Sequence[int],
         input_rows: Tensor,
         output_rows: Tensor | None,
     ) -> None:
-        self._network, self._start_ids = network, start_ids
+        self._model, self._start_ids = model, start_ids
         self._expansion = Expansion(pieces)
-        device = network.device
+        device = model.device
         self.input_rows = input_rows.to(device, torch.float32, copy=True).requires_grad_()
         self.output_rows: Tensor | None = None
         if output_rows is not None:
@@ -189,7 +189,7 @@ class Student:
     def losses(self, snippets: Sequence[Ids]) -> Losses:
         """Losses of a batch of contexts."""
         batch = collate(snippets, self._start_ids, self._expansion)
-        ids, base_ids, ends, real = (item.to(self._network.device) for item in batch)
+        ids, base_ids, ends, real = (item.to(self._model.device) for item in batch)
         with torch.no_grad():
             teacher = self._hidden(input_ids=base_ids)  # [B, T, H]
         target = teacher.gather(1, ends.unsqueeze(2).expand(-1, -1, teacher.shape[2]))  # [B, S, H]
@@ -198,7 +198,7 @@ class Student:
         if self.output_rows is None:
             return Losses(hidden, None)
         # Detached: predicting the next token moves output rows only.
-        known = self._network.get_output_embeddings().weight[: self._expansion.first_id]
+        known = self._model.get_output_embeddings().weight[: self._expansion.first_id]
         weight = torch.cat([known, self.output_rows.to(known.dtype)])  # [V + N, H]
         predicts = real[:, 1:]
         logits = functional.linear(states[:, :-1][predicts].detach(), weight).float()  # [P, V + N]
@@ -210,12 +210,12 @@ class Student:
 
     def _hidden(self, **inputs: Tensor) -> Tensor:
         """States after the final norm, which the output layer reads."""
-        states: Tensor = self._network.base_model(**inputs, use_cache=False).last_hidden_state
+        states: Tensor = self._model.base_model(**inputs, use_cache=False).last_hidden_state
         return states
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [B, S, H] of tokens of the extended vocabulary."""
-        table = self._network.get_input_embeddings()
+        table = self._model.get_input_embeddings()
         first = self._expansion.first_id
         new = ids >= first
         known = table(ids.masked_fill(new, 0))

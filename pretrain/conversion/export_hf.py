@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
+from tsugiki.experiment.errors import CheckpointError, DataError
 from tsugiki.experiment.files import write_json_atomically
-from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
-from tsugiki.pretrain.conversion.import_hf import (
-    CHECKPOINT_NAME,
-    DTYPES_KEY,
-    HF_CONFIG_NAME,
-    for_each,
-    require_space,
+from tsugiki.pretrain.conversion.import_hf import DTYPES_KEY, for_each, require_space
+from tsugiki.pretrain.conversion.trained_model import (
+    TrainedModel,
+    Unit,
+    check_tensors,
+    read_parts,
+    units,
+    while_whole,
 )
-from tsugiki.pretrain.conversion.source import row_blocks
-from tsugiki.pretrain.conversion.weights import Weight, hf_tensors, split, weight_table
+from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
+from tsugiki.pretrain.conversion.weights import hf_tensors, weight_table
 from tsugiki.pretrain.convert_config import ExportConfig, WeightDtype
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME, LAYOUT, Journal, file_states
 from tsugiki.pretrain.formats.safetensors_files import HfWriter, dtype_name, torch_dtype
-from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, METADATA_NAME, DistReader
+from tsugiki.pretrain.formats.torch_dist_reader import DistReader
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -39,161 +39,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-Result = TypeVar("Result")
-_ATTEMPTS = 5
 _CARRIED_FROM_BASE = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows ``start:stop`` of a weight in one layer: what is converted, or compared, at a time."""
-
-    weight: Weight
-    layer: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A checkpoint with what describes it.
-
-    Attributes:
-        checkpoint: the ``torch_dist`` directory.
-        spec: its architecture.
-        hf_config: the Hugging Face configuration it came with.
-        iteration: step of a training checkpoint; None for an imported base.
-        facts: ``checkpoint.json`` of a training checkpoint (tokens, layout), else empty.
-    """
-
-    checkpoint: Path
-    spec: ModelSpec
-    hf_config: dict[str, Any]
-    iteration: int | None
-    facts: dict[str, Any]
-
-    def dtype_of(self, name: str, asked: WeightDtype | None) -> str | None:
-        """Type to export a tensor in: as asked, or as the base had it; None when neither is known."""
-        types = self.hf_config.get(DTYPES_KEY, {})
-        if asked is not None:
-            return asked
-        found = types.get("exceptions", {}).get(name, types.get("default"))
-        return None if found is None else str(found)
-
-
-def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
-    """The checkpoint that a path means.
-
-    Args:
-        path: an imported model (``checkpoint/`` in it), a train directory (``checkpoints/`` in it),
-            its ``checkpoints``, or one ``iter_...`` directory.
-        iteration: step wanted of a training run; None is the last whole one.
-
-    Raises:
-        ConfigError: the iteration does not exist.
-        CheckpointError: no whole checkpoint there.
-    """
-    if (path / METADATA_NAME).is_file():
-        checkpoint = path
-    elif (path / CHECKPOINT_NAME / CONFIG_NAME).is_file():
-        checkpoint = path / CHECKPOINT_NAME
-    else:
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        checkpoint = _iteration_directory(folder, iteration)
-    facts: dict[str, Any] = {}
-    if checkpoint.name.startswith("iter_"):
-        mark = checkpoint / "checkpoint.json"
-        if not mark.is_file():
-            raise CheckpointError(
-                "the checkpoint is not whole", where=checkpoint, expected=mark.name,
-                fix="training was interrupted while saving it; use an earlier one",
-            )  # fmt: skip
-        facts = json.loads(mark.read_text(encoding="utf-8"))
-    for home in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        if (home / SPEC_NAME).is_file():
-            break
-    else:
-        raise CheckpointError(
-            "no model description beside the checkpoint", where=checkpoint,
-            expected=f"{SPEC_NAME} and {HF_CONFIG_NAME} in it or in a folder above",
-        )  # fmt: skip
-    try:
-        hf_config = json.loads((home / HF_CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "unreadable model configuration", where=home / HF_CONFIG_NAME, got=error
-        ) from error
-    number = checkpoint.name.removeprefix("iter_")
-    return TrainedModel(
-        checkpoint, ModelSpec.load(home), hf_config, int(number) if number.isdigit() else None, facts
-    )
-
-
-def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:
-    """Use a checkpoint that a training going on may delete meanwhile.
-
-    Training keeps its newest checkpoints only and may write one anew after a rollback. What was read from a
-    checkpoint counts only if its ``checkpoint.json`` is afterwards as it was before; else the newest is used
-    instead, if none was named.
-
-    Args:
-        path: see :func:`find_checkpoint`.
-        iteration: likewise.
-        use: reads the checkpoint; called again when it was deleted.
-
-    Raises:
-        CheckpointError: the one that was named is gone, or training deletes faster than this machine reads.
-        ConfigError: the iteration does not exist.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            model = find_checkpoint(path, iteration)
-        except FileNotFoundError:  # deleted between listing and reading
-            continue
-        try:
-            result = use(model)
-        except (OSError, CheckpointError):
-            if _unchanged(model):
-                raise
-        else:
-            if _unchanged(model):
-                return result
-        if iteration is not None or model.checkpoint == path:
-            break
-    raise CheckpointError(
-        "training deleted the checkpoint while it was read",
-        where=path,
-        got="no longer there" if iteration is None else f"step {iteration} is no longer there",
-        fix="set train.keep_last_checkpoints higher, or train.keep_checkpoints_every_steps, which keeps some for ever",
-    )
-
-
-def _unchanged(model: TrainedModel) -> bool:
-    if model.iteration is None:
-        return True
-    try:
-        mark = json.loads((model.checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(mark == model.facts)
-
-
-def _iteration_directory(folder: Path, iteration: int | None) -> Path:
-    whole = sorted(
-        entry for entry in folder.glob("iter_*") if entry.is_dir() and (entry / "checkpoint.json").is_file()
-    )
-    if not whole:
-        raise CheckpointError(
-            "no checkpoint here", where=folder,
-            expected="a whole iter_... directory, or the output of an import",
-        )  # fmt: skip
-    if iteration is None:
-        return whole[-1]
-    for entry in whole:
-        if int(entry.name.removeprefix("iter_")) == iteration:
-            return entry
-    steps = ", ".join(str(int(entry.name.removeprefix("iter_"))) for entry in whole)
-    raise ConfigError("no such iteration", where=folder, got=iteration, expected=f"one of {steps}")
 
 
 def write_export(
@@ -209,7 +55,7 @@ def write_export(
     """Write weights, configuration and tokenizer into an existing directory; returns the counts."""
     spec = model.spec
     reader = DistReader(model.checkpoint)
-    _check_tensors(reader, spec)
+    check_tensors(reader, spec)
     if tokenizer_dir is not None and (size := tokenizer_size(tokenizer_dir)) != spec.vocabulary_size:
         raise DataError(
             "tokenizer and matrices differ in size",
@@ -272,7 +118,7 @@ def export_and_verify(
     """Write an export into an existing directory, going on with what an interrupted one left there, and verify it.
 
     Args:
-        source: see :func:`find_checkpoint`; training may go on there.
+        source: see :func:`tsugiki.pretrain.conversion.trained_model.find_checkpoint`; training may go on there.
         output_dir: exists; what no interrupted export of the same left is removed.
         config: iteration, type, size of files, verification.
         tokenizer_dir: the model's tokenizer.
@@ -290,7 +136,6 @@ def export_and_verify(
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
     """
-    from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
 
     def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
         counts = write_export(
@@ -311,17 +156,6 @@ def export_and_verify(
         return model, counts, found
 
     return while_whole(source, config.iteration, export)
-
-
-def units(spec: ModelSpec) -> list[Unit]:
-    """Everything to convert, vocabulary matrices in blocks of rows."""
-    result: list[Unit] = []
-    for weight in weight_table(spec):
-        shape = weight.shape(spec)
-        ranges = row_blocks(shape[0], 4 * shape[1]) if weight.vocabulary else [(0, shape[0])]
-        for layer in weight.layers(spec):
-            result.extend(Unit(weight, layer, *bounds) for bounds in ranges)
-    return result
 
 
 def unit_bytes(unit: Unit, spec: ModelSpec, writer: HfWriter) -> int:
@@ -367,46 +201,6 @@ def _request(
     """What the weights of the result depend on, for resuming."""
     files = [path for path in model.checkpoint.iterdir() if path.is_file()]
     return {"format": 1, "files": file_states(files), "tensors": planned, "shard_bytes": shard_bytes}
-
-
-def read_parts(
-    reader: DistReader, spec: ModelSpec, weight: Weight, layer: int, start: int, stop: int
-) -> Sequence[tuple[str, Any]]:
-    """Hugging Face names and tensors of rows of a Megatron tensor, in the checkpoint's type."""
-    bounds = [(start, stop), *((0, size) for size in weight.shape(spec)[1:])]
-    if weight.per_layer:
-        tensor = reader.read(weight.megatron, [(layer, layer + 1), *bounds])[0]
-    else:
-        tensor = reader.read(weight.megatron, bounds)
-    return list(zip(weight.names(layer), split(weight, tensor, spec), strict=True))
-
-
-def _check_tensors(reader: DistReader, spec: ModelSpec) -> None:
-    """Every weight is there with the shape the description implies; more vocabulary rows are padding."""
-    for weight in weight_table(spec):
-        expected = weight.global_shape(spec)
-        found = reader.tensors.get(weight.megatron)
-        if found is None:
-            raise CheckpointError(
-                "tensor missing from the checkpoint", where=f"{reader.directory}: {weight.megatron}",
-                expected=list(expected), fix="model.json belongs to another model, or the save was partial",
-            )  # fmt: skip
-        padded = weight.vocabulary and found.shape[0] >= expected[0] and found.shape[1:] == expected[1:]
-        if found.shape != expected and not padded:
-            raise CheckpointError(
-                "tensor of another shape than the model description",
-                where=f"{reader.directory}: {weight.megatron}",
-                got=list(found.shape),
-                expected=list(expected),
-            )
-    known = {weight.megatron for weight in weight_table(spec)}
-    left = [key for key in reader.tensors if key not in known and "optimizer" not in key.split(".")]
-    if left:
-        raise CheckpointError(
-            f"{len(left)} tensors of the checkpoint have no place in a {spec.family}",
-            where=reader.directory,
-            got=", ".join(f"{key} {list(reader.tensors[key].shape)}" for key in left[:5]),
-        )
 
 
 def exported_config(model: TrainedModel, dtype: str) -> dict[str, Any]:

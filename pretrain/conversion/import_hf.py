@@ -14,9 +14,9 @@ from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, E
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
+from tsugiki.pretrain.conversion.hf_checkpoint import HfCheckpoint, row_blocks
 from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
 from tsugiki.pretrain.conversion.new_rows import PIECES_NAME, NewRows, Piece, read_pieces
-from tsugiki.pretrain.conversion.source import Source, row_blocks
 from tsugiki.pretrain.conversion.weights import (
     EMBEDDING,
     EXTRA_STATE_MODULES,
@@ -74,7 +74,7 @@ def write_import(
             expected=f"one of {', '.join(without)}",
             fix="`tsugiki run` gives the graft stage the corpus of the experiment",
         )  # fmt: skip
-    source = Source(hf_dir)
+    source = HfCheckpoint(hf_dir)
     pieces = read_pieces(tokenizer_dir) if tokenizer_dir is not None else []
     rows = _vocabulary_rows(source, tokenizer_dir, pieces, trim=config.trim_padding_rows)
     spec = extended_context(source.spec.model_copy(update={"vocabulary_size": rows}), config)
@@ -154,7 +154,7 @@ def _distil(
 
 
 def _vocabulary_rows(
-    source: Source, tokenizer_dir: Path | None, pieces: Sequence[Piece], *, trim: bool
+    source: HfCheckpoint, tokenizer_dir: Path | None, pieces: Sequence[Piece], *, trim: bool
 ) -> int:
     """Rows of the matrices after the import, checked against the tokenizer."""
     base = source.spec.vocabulary_size
@@ -189,7 +189,7 @@ def _vocabulary_rows(
     return size
 
 
-def _target_dtype(source: Source, weight: Weight, asked: str | None) -> torch.dtype:
+def _target_dtype(source: HfCheckpoint, weight: Weight, asked: str | None) -> torch.dtype:
     """Type of a Megatron tensor: as asked, or the base's; parts of several types are refused."""
     if asked is not None:
         return torch_dtype(asked)
@@ -224,7 +224,7 @@ def require_space(directory: Path, needed: int) -> None:
 
 
 def _request(
-    source: Source, tokenizer_dir: Path | None, rows: int, config: GraftConfig, seed: int
+    source: HfCheckpoint, tokenizer_dir: Path | None, rows: int, config: GraftConfig, seed: int
 ) -> dict[str, Any]:
     """What the result depends on, for resuming."""
     files = [tensor.file for tensor in source.reader.tensors.values()]
@@ -240,7 +240,7 @@ def _request(
 
 
 def _layout(
-    source: Source, spec: ModelSpec, target: Path, asked: str | None, *, laid_out: bool
+    source: HfCheckpoint, spec: ModelSpec, target: Path, asked: str | None, *, laid_out: bool
 ) -> tuple[DistWriter, list[Block]]:
     """The checkpoint's layout. It depends on the model alone, so repeated imports write the same files."""
     writer = DistWriter(target, _FILE_BYTES, laid_out=laid_out)
@@ -277,7 +277,7 @@ def _layout(
 
 
 def _write_blocks(
-    source: Source,
+    source: HfCheckpoint,
     spec: ModelSpec,
     new_rows: NewRows,
     writer: DistWriter,
@@ -299,7 +299,7 @@ def _write_blocks(
 
 
 def _write_block(
-    source: Source, spec: ModelSpec, new_rows: NewRows, writer: DistWriter, block: Block
+    source: HfCheckpoint, spec: ModelSpec, new_rows: NewRows, writer: DistWriter, block: Block
 ) -> None:
     """Bring the rows of a block to their place: in the kernel, or through memory to change the type."""
     names = block.weight.names(block.layer)
@@ -315,7 +315,7 @@ def _write_block(
 
 
 def _copy_rows(
-    source: Source, name: str, row: int, count: int, writer: DistWriter, block: Block, target_row: int
+    source: HfCheckpoint, name: str, row: int, count: int, writer: DistWriter, block: Block, target_row: int
 ) -> None:
     entry = source.entry(name)
     if torch_dtype(entry.dtype) != block.dtype:
@@ -344,7 +344,7 @@ def for_each(pool: ThreadPoolExecutor, function: Callable[[Any], None], items: I
         raise
 
 
-def _hf_config(source: Source, spec: ModelSpec) -> dict[str, Any]:
+def _hf_config(source: HfCheckpoint, spec: ModelSpec) -> dict[str, Any]:
     """The base's config.json with the new vocabulary and context, and the types of its tensors."""
     config = source.family.exported_config(with_context(source.config, source.spec, spec))
     config["vocab_size"] = spec.vocabulary_size

@@ -11,7 +11,7 @@ import yaml
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.artefacts.mixture import Mixture
-from tsugiki.pretrain.conversion.export_hf import TrainedModel
+from tsugiki.pretrain.conversion.trained_model import TrainedModel
 from tsugiki.pretrain.convert_config import ExportConfig
 
 CARD_NAME = "README.md"

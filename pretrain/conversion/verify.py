@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError, EnvironmentError_
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer, tokenizer_size
-from tsugiki.pretrain.conversion.export_hf import TrainedModel, Unit, read_parts, units
+from tsugiki.pretrain.conversion.hf_checkpoint import HfCheckpoint
 from tsugiki.pretrain.conversion.import_hf import for_each
-from tsugiki.pretrain.conversion.source import Source
+from tsugiki.pretrain.conversion.trained_model import TrainedModel, Unit, read_parts, units
 from tsugiki.pretrain.conversion.weights import hf_tensors
 from tsugiki.pretrain.formats.byte_ranges import byte_progress
 from tsugiki.pretrain.formats.safetensors_files import torch_dtype
@@ -61,7 +61,7 @@ def verify_weights(hf_dir: Path, model: TrainedModel, workers: int = 2) -> dict[
     """
     import torch
 
-    source = Source(hf_dir)
+    source = HfCheckpoint(hf_dir)
     spec = model.spec
     if source.spec.vocabulary_size != spec.vocabulary_size:
         raise CheckpointError(
@@ -110,7 +110,7 @@ def verify_vocabulary(hf_dir: Path) -> int:
     Raises:
         CheckpointError: they differ.
     """
-    size = Source(hf_dir).spec.vocabulary_size
+    size = HfCheckpoint(hf_dir).spec.vocabulary_size
     if (found := tokenizer_size(hf_dir)) != size:
         raise CheckpointError(
             "the tokenizer and the matrices of the model differ in size",
@@ -193,7 +193,7 @@ def _fitting(sequences: Sequence[Sequence[int]], spec: Any) -> list[list[int]]:
 def _start_megatron(
     folder: Path, hf_dir: Path, model: TrainedModel, sequences: Sequence[Sequence[int]]
 ) -> subprocess.Popen[bytes]:
-    source = Source(hf_dir)
+    source = HfCheckpoint(hf_dir)
     request = {
         "checkpoint": str(model.checkpoint.resolve()),
         "spec": model.spec.model_dump(),
@@ -232,11 +232,11 @@ def hf_logits(hf_dir: Path, sequences: Sequence[Sequence[int]]) -> list[torch.Te
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    network = transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         hf_dir, dtype=torch.float32, low_cpu_mem_usage=True, local_files_only=True
     ).eval()
     with torch.inference_mode():
-        return [network(torch.tensor([list(ids)])).logits[0] for ids in sequences]
+        return [model(torch.tensor([list(ids)])).logits[0] for ids in sequences]
 
 
 def compare_logits(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> LogitsReport:

@@ -14,7 +14,7 @@ from training_case import train, write_graft, write_tokens
 
 import tsugiki.pretrain.conversion.export_hf
 from tsugiki.experiment.errors import CheckpointError
-from tsugiki.pretrain.conversion.export_hf import TrainedModel, find_checkpoint, while_whole
+from tsugiki.pretrain.conversion.trained_model import TrainedModel, find_checkpoint, while_whole
 from tsugiki.pretrain.convert import export_checkpoint
 from tsugiki.pretrain.convert_config import ExportConfig
 

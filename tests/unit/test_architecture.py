@@ -32,19 +32,6 @@ EXCEPTIONS = {
 }
 """Imports against the arrows, each with its reason."""
 
-KNOWN_CIRCLES = [
-    # Writing an export ends with verifying it, which reads the checkpoint by the functions of the export: what reads
-    # and the function that does both want to be in files of their own.
-    ["tsugiki.pretrain.conversion.export_hf", "tsugiki.pretrain.conversion.verify"],
-    # The folder's __init__ chooses between the two kinds of base, which take from it what they share.
-    [
-        "tsugiki.tokenizer.gates",
-        "tsugiki.tokenizer.gates.byte_level",
-        "tsugiki.tokenizer.gates.sentencepiece",
-    ],
-]
-"""To be opened; no other is allowed beside them."""
-
 Graph = Mapping[str, set[str]]
 
 
@@ -129,7 +116,7 @@ def against_the_arrows(graph: Graph) -> set[tuple[str, str]]:
 def test_no_file_imports_itself_by_way_of_others() -> None:
     graph = imports(ROOT)
     assert len(graph) > 200 and sum(map(len, graph.values())) > 800  # it has been read
-    assert [circle for circle in circles(graph) if circle not in KNOWN_CIRCLES] == []
+    assert circles(graph) == []
 
 
 def test_rooms_import_along_the_arrows() -> None:

@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder
-from tsugiki.tokenizer.gates import Gate, GateInputs, gate, protected_note, unforeign
+from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, protected_note, unforeign
 
 _COMPARED_LINES = 2000
 
 
 class ByteLevelChecks:
-    """A method for each of :data:`tsugiki.tokenizer.gates.PROOFS`.
+    """A method for each of :data:`tsugiki.tokenizer.gates.gate.PROOFS`.
 
     Args:
         inputs: what is looked at.

@@ -10,13 +10,13 @@ from typing import Any
 from tsugiki.experiment.text.hf_tokenizer import SPACE, tokenizer_document
 from tsugiki.tokenizer.base.base import CONTROL, UNUSED, USER_DEFINED, exact_processor
 from tsugiki.tokenizer.base.merge import unreachable
-from tsugiki.tokenizer.gates import Gate, GateInputs, gate, protected_note, unforeign
+from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, protected_note, unforeign
 
 _TOGETHER = 2000
 
 
 class SentencePieceChecks:
-    """A method for each of :data:`tsugiki.tokenizer.gates.PROOFS`.
+    """A method for each of :data:`tsugiki.tokenizer.gates.gate.PROOFS`.
 
     Args:
         inputs: what is looked at.

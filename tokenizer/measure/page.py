@@ -25,7 +25,7 @@ from tsugiki.experiment.pages.tables import (
     bars_column,
     text_columns,
 )
-from tsugiki.tokenizer.gates import Gate
+from tsugiki.tokenizer.gates.gate import Gate
 from tsugiki.tokenizer.learning.cost import ModelShape
 
 TEMPLATE = Path(__file__).with_name("tokenizer.html.jinja")

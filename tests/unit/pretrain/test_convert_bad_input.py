@@ -351,7 +351,7 @@ def test_intermediate_iteration_and_unfinished_save(megatron: Path, tmp_path: Pa
             (train / "checkpoints" / f"iter_{step:07}" / "checkpoint.json").write_text("{}")
     for file in ("model.json", "hf_config.json"):
         shutil.copy(megatron / file, train / file)
-    from tsugiki.pretrain.conversion.export_hf import find_checkpoint
+    from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 
     assert find_checkpoint(train).iteration == 5
     assert find_checkpoint(train, 0).iteration == 0

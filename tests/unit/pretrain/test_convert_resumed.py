@@ -14,7 +14,7 @@ from convert_material import make_model
 
 import tsugiki.experiment.graph
 from tsugiki.experiment.graph import KEY_NAME
-from tsugiki.pretrain.conversion.export_hf import find_checkpoint
+from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 from tsugiki.pretrain.formats.byte_ranges import copy_range
 
 PROGRAM = Path(__file__).parents[2] / "support" / "conversion_graph.py"
@@ -138,7 +138,7 @@ def test_a_failed_verification_is_not_gone_on_with(folder: Path, monkeypatch: py
 
     verified = {"shard_bytes": 1_000_000, "verify": True}
     with monkeypatch.context() as patch:
-        patch.setattr("tsugiki.pretrain.conversion.verify.verify_export", failed)
+        patch.setattr("tsugiki.pretrain.conversion.export_hf.verify_export", failed)
         with pytest.raises(CheckpointError, match="logits differ"):
             run(folder, "export", export=verified)
         calls = counted("export", None)

@@ -21,7 +21,7 @@ from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, E
 from tsugiki.experiment.files import sha256_json
 from tsugiki.experiment.stage import StageContext, StageResult
 from tsugiki.pipeline import load_experiment, stages
-from tsugiki.pretrain.conversion.distill import Student, load_network
+from tsugiki.pretrain.conversion.distill import Student, load_model
 from tsugiki.pretrain.conversion.distill_contexts import Expansion, find_contexts
 from tsugiki.pretrain.conversion.new_rows import Piece, read_pieces
 from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint
@@ -67,8 +67,8 @@ def test_losses_and_gradients_are_those_of_plain_transformers(
     input_rows = initial_rows(reference.get_input_embeddings().weight.data)
     output_rows = None if tied else initial_rows(reference.get_output_embeddings().weight.data) * 0.5
 
-    network = load_network(base, DistillationConfig(dtype="fp32"))
-    student = Student(network, pieces, [start], input_rows, output_rows)
+    model = load_model(base, DistillationConfig(dtype="fp32"))
+    student = Student(model, pieces, [start], input_rows, output_rows)
     losses = student.losses([ids(*new) for new, _, _ in texts])
     losses.hidden.backward()
 
@@ -94,7 +94,7 @@ def test_losses_and_gradients_are_those_of_plain_transformers(
     torch.testing.assert_close(student.input_rows.grad, wanted[first:], rtol=1e-4, atol=1e-7)
     assert wanted[first : first + 3].abs().sum() > 0, "the gradient that is compared is not all zero"
     assert not student.input_rows.grad[3:].any(), "pieces that are not in the texts"
-    assert all(not parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
     if output_rows is None:
         assert losses.next_token is None and student.parameters == [student.input_rows]
@@ -325,7 +325,7 @@ def test_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
     settings = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**settings, "num_key_value_heads": 3}))
     with pytest.raises(CheckpointError, match="transformers cannot load"):
-        load_network(base, DistillationConfig())
+        load_model(base, DistillationConfig())
     with pytest.raises(ConfigError, match="belongs to init: distillation"):
         validate(GraftConfig, RawConfig({"distillation": {"epochs": 2}}, {}))
 

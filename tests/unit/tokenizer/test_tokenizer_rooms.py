@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from tsugiki.tokenizer.config import GateName
-from tsugiki.tokenizer.gates import PROOFS
 from tsugiki.tokenizer.gates.byte_level import ByteLevelChecks
+from tsugiki.tokenizer.gates.gate import PROOFS
 from tsugiki.tokenizer.gates.sentencepiece import SentencePieceChecks
 
 ROOT = Path(__file__).parents[3] / "tokenizer"

@@ -308,7 +308,7 @@ def test_impossible_requests(settings, message):
 
 
 def test_gate_failure_stops_and_can_be_waived(base_dir, corpus_dir, tmp_path):
-    from tsugiki.tokenizer.gates import enforce, gate
+    from tsugiki.tokenizer.gates.gate import enforce, gate
 
     failed = gate("protected", 10, ["en: ▁x in 'a line'"])
     with pytest.raises(DataError, match="a line"):

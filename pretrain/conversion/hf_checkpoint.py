@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 64 << 20
 
 
-class Source:
+class HfCheckpoint:
     """A Hugging Face directory checked against the weight table.
 
     Attributes:

@@ -88,6 +88,15 @@ class GateInputs:
         return [line for lines in (*self.protected.values(), *self.lines.values()) for line in lines]
 
 
+def ids_or_error(tokenizer: Any, line: str) -> list[int] | str:
+    """Ids of a line by a tokenizer of transformers, or what it raises: a finding of a gate like other ids."""
+    try:
+        ids: list[int] = tokenizer.encode(line, add_special_tokens=False)
+    except Exception as error:  # one that loads need not encode
+        return f"{type(error).__name__}: {error}"
+    return ids
+
+
 def unforeign(inputs: GateInputs, lines: Sequence[str]) -> list[str]:
     """The lines that must not change: those without characters of a target script."""
     return [line for line in lines if not inputs.is_foreign(line)]

@@ -10,7 +10,7 @@ from typing import Any
 from tsugiki.experiment.text.hf_tokenizer import SPACE, tokenizer_document
 from tsugiki.tokenizer.base.base import CONTROL, UNUSED, USER_DEFINED, exact_processor
 from tsugiki.tokenizer.base.merge import unreachable
-from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, protected_note, unforeign
+from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, ids_or_error, protected_note, unforeign
 
 _TOGETHER = 2000
 
@@ -151,12 +151,11 @@ class SentencePieceChecks:
                 continue
             if len(tokenizer) != inputs.final_size:
                 failures.append(f"{name}: len(tokenizer) is {len(tokenizer)}, not {inputs.final_size}")
-            wrong = [
-                line
-                for line in sample
-                if tokenizer.encode(line, add_special_tokens=False) != self._slow.encode(line)
-            ]
-            failures.extend(f"{name}: {line[:100]!r}" for line in wrong[:3])
+            found = ((line, ids_or_error(tokenizer, line), self._slow.encode(line)) for line in sample)
+            wrong = [(line, theirs) for line, theirs, ours in found if theirs != ours]
+            for line, theirs in wrong[:3]:
+                said = f": {theirs}" if isinstance(theirs, str) else ""
+                failures.append(f"{name}: {line[:100]!r}{said}")
         return gate("loads", len(loaders), failures)
 
 

@@ -19,9 +19,12 @@ from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.stage import StageContext
 from tsugiki.pretrain.conversion.distill_contexts import Expansion
 from tsugiki.pretrain.conversion.new_rows import read_pieces
+from tsugiki.tokenizer.base.base import load_base
 from tsugiki.tokenizer.base.byte_level import whole_characters
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.extend import run
+from tsugiki.tokenizer.gates.byte_level import ByteLevelChecks
+from tsugiki.tokenizer.gates.gate import GateInputs
 
 LANGUAGES = ("km", "vi", "ja")
 _TEKKEN_RANKS = 6000
@@ -178,3 +181,39 @@ def test_whole_characters():
     assert whole_characters(data[1:]) == "ខ"
     assert whole_characters(data[:-1]) == "ក"
     assert whole_characters(data[1:3]) == ""
+
+
+def test_a_tokenizer_that_loads_but_does_not_encode_fails_its_gates(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    trained().save(str(tmp_path / "tokenizer.json"))
+    base = load_base(tmp_path)
+    lines = fixture_texts("en")[:3]
+    inputs = GateInputs(base, tmp_path, [], base.size, {"en": lines}, {}, lambda line: False)
+    assert ByteLevelChecks(inputs).slow_equals_fast().passed
+
+    class Mute:
+        def __len__(self) -> int:
+            return base.size
+
+        def encode(self, line: str, **_: object) -> list[int]:
+            raise KeyError("no such merge")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_: Mute())
+    found = ByteLevelChecks(inputs).slow_equals_fast()
+    assert (found.passed, found.checked, found.failures) == (False, 3, 3)
+    assert found.examples[0].startswith("KeyError: 'no such merge': ") and lines[0][:50] in found.examples[0]
+
+
+def test_nothing_is_compared_with_a_tokenizer_that_does_not_load(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    def fails(*_: object) -> None:
+        raise ValueError("unknown class")
+
+    trained().save(str(tmp_path / "tokenizer.json"))
+    base = load_base(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fails)
+    checks = ByteLevelChecks(GateInputs(base, tmp_path, [], base.size, {"en": ["a"]}, {}, lambda line: False))
+    assert checks.loads().examples == ("AutoTokenizer: ValueError: unknown class",)
+    assert checks.slow_equals_fast().checked == 0

@@ -359,3 +359,27 @@ def test_foreign_names_in_english_text_protect_nothing(tmp_path, base_dir):
         new = load(out)
         assert ("▁không" in new.encode("không", out_type=str)) == free
         assert new.encode("The Rhône.") == load(base_dir).encode("The Rhône.")
+
+
+def test_a_tokenizer_that_loads_but_does_not_encode_is_a_failed_gate(extended, base_dir, monkeypatch):
+    from transformers import AutoTokenizer
+
+    from tsugiki.tokenizer.base.base import load_base
+    from tsugiki.tokenizer.gates.gate import GateInputs
+    from tsugiki.tokenizer.gates.sentencepiece import SentencePieceChecks
+
+    out, result = extended
+    size = result.counts["vocabulary_size"]
+
+    class Mute:
+        def __len__(self) -> int:
+            return size
+
+        def encode(self, line: str, **_: object) -> list[int]:
+            raise KeyError("no such piece")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_: Mute())
+    lines = {"km": TEXTS["km"][:2]}
+    inputs = GateInputs(load_base(base_dir), out, [], size, {}, lines, lambda line: False)
+    found = SentencePieceChecks(inputs).loads()
+    assert found.failures == 2 and all("KeyError: 'no such piece'" in example for example in found.examples)

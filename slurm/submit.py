@@ -96,13 +96,13 @@ def submit(
 
 
 def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig) -> None:
-    """The processes of the training job must be a whole number of model copies.
+    """The processes of the training job must be a multiple of the model-parallel size.
 
     Raises:
         ConfigError: they are not.
     """
     train = experiment.config.train
-    copies, resources = train.parallel.model_processes, site.resources("train")
+    resources = site.resources("train")
     shape = (
         f"{resources.processes} processes = {resources.nodes} nodes x {resources.processes_per_node} per node"
     )
@@ -117,7 +117,7 @@ def check_processes(experiment: Experiment, site: ClusterConfig, raw: RawConfig)
     refuse(
         [
             replace(problem, where=f"{problem.where}, {where}")
-            for problem in batch_problems(train, resources.processes // copies)
+            for problem in batch_problems(train, resources.processes // train.parallel.model_processes)
         ]
     )
 

@@ -119,7 +119,8 @@ class Experiment:
             mfu: share of the peak that training reaches.
 
         Raises:
-            ConfigError: the base's architecture is not known here, or the GPUs do not divide into replicas.
+            ConfigError: the base's architecture is not known here, or the GPUs are not a multiple of the
+                model-parallel size.
         """
         return make_plan(
             name=self.config.name,

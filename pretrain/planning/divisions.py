@@ -78,16 +78,16 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 
 def process_problems(parallel: _Division, processes: int) -> list[Problem]:
-    """Whether the processes are a whole number of model copies, and as many as ``parallel.data`` says."""
-    copies = parallel.model_processes
-    expected = None if parallel.data is None else copies * parallel.data
-    if processes % copies == 0 and expected in (None, processes):
+    """Whether the processes are a multiple of the model-parallel size, and as many as ``parallel.data`` says."""
+    model_parallel_size = parallel.model_processes
+    expected = None if parallel.data is None else model_parallel_size * parallel.data
+    if processes % model_parallel_size == 0 and expected in (None, processes):
         return []
     return [
         Problem(
             "the parallel layout does not fit the processes that were started", "train.parallel",
             f"{processes} processes",
-            f"a multiple of tensor x pipeline x context = {copies}"
+            f"a multiple of tensor x pipeline x context = {model_parallel_size}"
             if expected is None
             else f"{expected} = tensor x pipeline x context x data",
             "set train.parallel.data to null to use all of them, or start as many as the layout needs",
@@ -117,18 +117,18 @@ def sequence_problems(config: _Training) -> list[Problem]:
     return found
 
 
-def batch_problems(config: _Training, data: int) -> list[Problem]:
+def batch_problems(config: _Training, data_parallel_size: int) -> list[Problem]:
     """Division of the global batch into forward passes."""
-    parallel, per_pass = config.parallel, config.micro_batch * data
+    parallel, per_pass = config.parallel, config.micro_batch * data_parallel_size
     if config.global_batch % per_pass:
         return [
             Problem(
                 "the global batch is not a whole number of passes", "train.global_batch",
-                f"{config.global_batch} with micro_batch {config.micro_batch} and {data} model copies",
+                f"{config.global_batch} with micro_batch {config.micro_batch}, data-parallel size {data_parallel_size}",
                 f"must be a multiple of micro_batch x parallel.data = {per_pass}",
-                f"set train.micro_batch to one of {choices(divisors(config.global_batch // data))}"
-                if config.global_batch % data == 0
-                else f"set the model copies to one of {choices(divisors(config.global_batch))}",
+                f"set train.micro_batch to one of {choices(divisors(config.global_batch // data_parallel_size))}"
+                if config.global_batch % data_parallel_size == 0
+                else f"set the data-parallel size to one of {choices(divisors(config.global_batch))}",
             )
         ]  # fmt: skip
     micro_batches = config.global_batch // per_pass
@@ -137,7 +137,7 @@ def batch_problems(config: _Training, data: int) -> list[Problem]:
             Problem(
                 "the interleaved pipeline takes micro batches in groups of the pipeline's size",
                 "train.parallel.virtual_pipeline",
-                f"{micro_batches} micro batches per step and model copy",
+                f"{micro_batches} micro batches per step and data-parallel rank",
                 f"a multiple of pipeline = {parallel.pipeline}",
                 "change train.micro_batch or train.global_batch, or set virtual_pipeline: null",
             )

@@ -82,7 +82,7 @@ class Proposal:
         )
 
 
-def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machine) -> float:
+def relative_time(spec: ModelSpec, train: TrainConfig, data_parallel_size: int, machine: Machine) -> float:
     """Estimated time of a step relative to an ideal one; a ranking, not a prediction.
 
     Pipeline bubble (p - 1) / (v m) for m micro-batches and v chunks (arXiv 2104.04473), and every stage
@@ -92,7 +92,7 @@ def relative_time(spec: ModelSpec, train: TrainConfig, data: int, machine: Machi
     thumb, not measured).
     """
     parallel = train.parallel
-    micro_batches = train.global_batch // (train.micro_batch * data)
+    micro_batches = train.global_batch // (train.micro_batch * data_parallel_size)
     bubble = (parallel.pipeline - 1) / ((parallel.virtual_pipeline or 1) * micro_batches)
     head = 2.0 * spec.hidden_size * spec.vocabulary_size
     whole = forward_flops_per_token(spec, train.sequence_length, causal=False)
@@ -116,10 +116,14 @@ def proposals(
     larger = [1 << (world_size.bit_length() + doubling) for doubling in range(8)]
     for world in (world_size, *larger):
         found = [
-            Proposal(candidate, world, memory, relative_time(spec, candidate, data, machine))
-            for candidate, data in _candidates(spec, train, world)
-            if not layout_problems(candidate, spec, data)
-            and max(memory := [item.total for item in memory_per_stage(spec, candidate, data, kernels)])
+            Proposal(candidate, world, memory, relative_time(spec, candidate, data_parallel_size, machine))
+            for candidate, data_parallel_size in _candidates(spec, train, world)
+            if not layout_problems(candidate, spec, data_parallel_size)
+            and max(
+                memory := [
+                    item.total for item in memory_per_stage(spec, candidate, data_parallel_size, kernels)
+                ]
+            )
             <= machine.usable_bytes
         ]
         if found:
@@ -134,16 +138,16 @@ def _candidates(spec: ModelSpec, train: TrainConfig, world: int) -> Iterator[tup
             model = tensor * pipeline * train.parallel.context
             if world % model:
                 continue
-            data = world // model
+            data_parallel_size = world // model
             for recompute in ("none", "selective", "full"):
                 for micro_batch in sorted({1, train.micro_batch}):
-                    if train.global_batch % (micro_batch * data):
+                    if train.global_batch % (micro_batch * data_parallel_size):
                         continue
                     parallel = ParallelConfig(
                         tensor=tensor,
                         pipeline=pipeline,
                         context=train.parallel.context,
-                        data=data,
+                        data=data_parallel_size,
                         sequence=tensor > 1,
                     )
                     yield (
@@ -154,5 +158,5 @@ def _candidates(spec: ModelSpec, train: TrainConfig, world: int) -> Iterator[tup
                                 "micro_batch": micro_batch,
                             }
                         ),
-                        data,
+                        data_parallel_size,
                     )

@@ -223,21 +223,21 @@ def _workspace(spec: ModelSpec, train: TrainConfig, tokens: int, layer: _Layer, 
 
 
 def stage_memory(
-    spec: ModelSpec, train: TrainConfig, data: int, stage: int, kernels: Kernels = TORCH_KERNELS
+    spec: ModelSpec, train: TrainConfig, data_parallel_size: int, stage: int, kernels: Kernels = TORCH_KERNELS
 ) -> StageMemory:
-    """Memory of one GPU of pipeline stage ``stage`` with ``data`` replicas."""
+    """Memory of one GPU of pipeline stage ``stage``."""
     parallel = train.parallel
     t = parallel.tensor
     e = 4 if train.precision == "fp32" else 2
     first, last = stage == 0, stage == parallel.pipeline - 1
     parameters = stage_parameters(spec, parallel, stage)
-    # Distributed optimizer: every replica (and context rank) owns an equal part of copy and moments.
-    shards = data * parallel.context if train.optimizer.distributed else 1
+    # Distributed optimizer: every data-parallel (and context) rank owns an equal part of copy and moments.
+    shards = data_parallel_size * parallel.context if train.optimizer.distributed else 1
     state = 8 if train.precision == "fp32" else 12
     # fp8 products keep cast copies of the weights, one for each direction, beside the bf16 ones.
     weight_bytes = {"fp32": 4, "bf16": 2, "fp8": 4}[train.precision]
     tokens = train.micro_batch * train.sequence_length // parallel.context
-    micro_batches = max(1, train.global_batch // (train.micro_batch * data))
+    micro_batches = max(1, train.global_batch // (train.micro_batch * data_parallel_size))
     layer = _layer_activations(spec, train, kernels)
     passes = chunks_in_flight(parallel, stage, micro_batches)
     # Sines and cosines of the positions are shared by all layers, and made again by recomputation.
@@ -284,7 +284,10 @@ def stage_memory(
 
 
 def memory_per_stage(
-    spec: ModelSpec, train: TrainConfig, data: int, kernels: Kernels = TORCH_KERNELS
+    spec: ModelSpec, train: TrainConfig, data_parallel_size: int, kernels: Kernels = TORCH_KERNELS
 ) -> list[StageMemory]:
     """Memory of one GPU of every pipeline stage."""
-    return [stage_memory(spec, train, data, stage, kernels) for stage in range(train.parallel.pipeline)]
+    return [
+        stage_memory(spec, train, data_parallel_size, stage, kernels)
+        for stage in range(train.parallel.pipeline)
+    ]

@@ -67,7 +67,7 @@ class Plan:
         base: architecture of the base model.
         spec: architecture that is trained, with the extended vocabulary.
         train: training configuration.
-        data: replicas.
+        data_parallel_size: how many ranks hold the same part of the model.
         machine: what it was planned for.
         stages: memory of one GPU of every pipeline stage.
         work: tokens, steps, FLOPs, hours, storage.
@@ -80,7 +80,7 @@ class Plan:
     base: ModelSpec
     spec: ModelSpec
     train: TrainConfig
-    data: int
+    data_parallel_size: int
     machine: Machine
     stages: list[StageMemory]
     work: Work
@@ -91,7 +91,7 @@ class Plan:
     @property
     def world_size(self) -> int:
         """GPUs."""
-        return self.train.parallel.model_processes * self.data
+        return self.train.parallel.model_processes * self.data_parallel_size
 
     @property
     def fits(self) -> bool:
@@ -115,7 +115,7 @@ class Plan:
                 "tensor": parallel.tensor,
                 "pipeline": parallel.pipeline,
                 "context": parallel.context,
-                "data": self.data,
+                "data": self.data_parallel_size,
             },
             "gpu": self.machine.gpu.name,
             "gpu_usable_bytes": self.machine.usable_bytes,
@@ -155,7 +155,7 @@ class Plan:
             f"  training     {work.tokens:,} tokens in {work.steps:,} steps of {self.train.global_batch} x "
             f"{self.train.sequence_length}",
             f"  layout       {self.world_size} GPUs: tensor {parallel.tensor} x pipeline {parallel.pipeline} "
-            f"x context {parallel.context} x data {self.data}",
+            f"x context {parallel.context} x data {self.data_parallel_size}",
             f"  work         {work.flops:.3e} FLOP (attention counted causal: {work.causal_flops:.3e})",
             f"  time         {_hours(work.hours)}, {work.gpu_hours:,.1f} GPU-hours at "
             f"{self.machine.mfu:.0%} MFU of {self.machine.gpu.name}: "
@@ -223,7 +223,7 @@ def make_plan(
 
     Raises:
         ConfigError: the base's architecture is not known here, a context that cannot be made of its own, or
-            the GPUs do not divide into replicas.
+            the GPUs are not a multiple of the model-parallel size.
     """
     spec, notes = base_spec(base)
     rows, note = extended_rows(spec.vocabulary_size, extension, run_dir)
@@ -231,29 +231,35 @@ def make_plan(
     extended = spec.model_copy(update={"vocabulary_size": rows})
     if graft is not None:
         extended = extended_context(extended, graft)
-    replica = train.parallel.model_processes
-    if world_size is not None and world_size % replica:
+    model_parallel_size = train.parallel.model_processes
+    if world_size is not None and world_size % model_parallel_size:
         raise ConfigError(
-            "the GPUs do not divide into replicas",
+            "the GPUs are not a multiple of the model-parallel size",
             where="--gpus",
             got=world_size,
-            expected=f"a multiple of tensor x pipeline x context = {replica}",
+            expected=f"a multiple of tensor x pipeline x context = {model_parallel_size}",
             fix="say --gpus N, or change train.nodes in the cluster file (--set cluster.train.nodes=N)",
         )
-    data = world_size // replica if world_size is not None else (train.parallel.data or 1)
+    data_parallel_size = (
+        world_size // model_parallel_size if world_size is not None else (train.parallel.data or 1)
+    )
     if world_size is None and train.parallel.data is None:
-        notes.append("train.parallel.data is null: planned for one replica; --gpus N plans for more")
-    problems = layout_problems(train, extended, data)
-    stages = memory_per_stage(extended, train, data, kernels)
+        notes.append(
+            "train.parallel.data is null: planned for a data-parallel size of 1; --gpus N plans for more"
+        )
+    problems = layout_problems(train, extended, data_parallel_size)
+    stages = memory_per_stage(extended, train, data_parallel_size, kernels)
     plan = Plan(
         name=name,
         base=spec,
         spec=extended,
         train=train,
-        data=data,
+        data_parallel_size=data_parallel_size,
         machine=machine,
         stages=stages,
-        work=training_work(extended, train, total_tokens, machine.gpu, machine.mfu, replica * data),
+        work=training_work(
+            extended, train, total_tokens, machine.gpu, machine.mfu, model_parallel_size * data_parallel_size
+        ),
         problems=problems,
         notes=notes,
     )

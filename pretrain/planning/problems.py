@@ -23,22 +23,28 @@ from tsugiki.pretrain.planning.divisions import (
 
 
 def layout_problems(
-    config: TrainConfig, spec: ModelSpec, data: int | None = None, *, processes: int | None = None
+    config: TrainConfig,
+    spec: ModelSpec,
+    data_parallel_size: int | None = None,
+    *,
+    processes: int | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with a division of a training over processes; empty when it can run.
 
     Args:
         config: the train section.
         spec: the model as it is trained, with the extended vocabulary and context.
-        data: data-parallel size; None is ``parallel.data``, else what the processes leave over, else 1.
+        data_parallel_size: None is ``parallel.data``, else what the processes leave over, else 1.
         processes: processes that there are, where that is known.
     """
     parallel = config.parallel
-    if data is None:
-        data = parallel.data or (max(processes // parallel.model_processes, 1) if processes else 1)
+    if data_parallel_size is None:
+        data_parallel_size = parallel.data or (
+            max(processes // parallel.model_processes, 1) if processes else 1
+        )
     found = list(_model(parallel, spec))
     found += sequence_problems(config)
-    found += batch_problems(config, data)
+    found += batch_problems(config, data_parallel_size)
     found += _phases(config, spec)
     if config.sequence_length > spec.max_positions:
         found.append(

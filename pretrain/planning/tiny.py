@@ -32,7 +32,7 @@ _AXES = ("tensor", "pipeline", "context", "data")
 def tiny_layout(parallel: Mapping[str, Any]) -> dict[str, Any]:
     """The layout on four processes: every axis that was parallel stays so while processes last.
 
-    Swallow-70b's tensor 8 x pipeline 8 x data 4 becomes 2 x 2 x 1; what is left over are replicas.
+    Swallow-70b's tensor 8 x pipeline 8 x data 4 becomes 2 x 2 x 1; what is left over is data-parallel.
     """
     shrunk: dict[str, Any] = {}
     left = PROCESSES

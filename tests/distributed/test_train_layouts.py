@@ -82,7 +82,7 @@ def test_resumed_under_another_layout(
     after: dict[str, object],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Parameters, moments (divided over replicas by the distributed optimizer), schedule and data go on."""
+    """Parameters, moments (divided over data-parallel ranks by the distributed optimizer), schedule and data go on."""
     begun = alone if not before else case / f"begun-{'-'.join(before)}"
     if not begun.exists():
         train(case, begun, parallel=before, save_interval_steps=8, keep_last_checkpoints=9)

@@ -83,7 +83,7 @@ def test_state_is_what_a_process_holds() -> None:
 
 
 def test_state_of_mixed_precision_is_18_bytes_a_parameter() -> None:
-    """bf16 weights 2, fp32 gradients 4, fp32 copy and moments 12; the last divided among the replicas."""
+    """bf16 weights 2, fp32 gradients 4, fp32 copy and moments 12; the last divided among data-parallel ranks."""
     train = TrainConfig(precision="bf16", global_batch=8)
     one = stage_memory(tiny(), train, 1, 0)
     four = stage_memory(tiny(), train, 4, 0)

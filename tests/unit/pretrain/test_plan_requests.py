@@ -163,7 +163,7 @@ def test_a_layout_that_cannot_run_says_why() -> None:
 
 def test_number_of_gpus() -> None:
     train = TrainConfig(parallel=ParallelConfig(tensor=2, pipeline=2, sequence=True))
-    assert plan("llama-2-7b", train, world_size=32).data == 8
+    assert plan("llama-2-7b", train, world_size=32).data_parallel_size == 8
     with pytest.raises(ConfigError, match="multiple of tensor x pipeline x context = 4"):
         plan("llama-2-7b", train, world_size=6)
     with pytest.raises(ConfigError, match="h100"):

@@ -92,7 +92,7 @@ def _check_swallow_mixture(config: ExperimentConfig, web: int, wiki: int) -> Non
 
 @pytest.mark.parametrize("name", SWALLOW)
 def test_swallow_without_extension(name: str) -> None:
-    """As the scripts of the runs without extension: 70B has half the replicas and saves less often."""
+    """As the scripts of the runs without extension: 70B has half the data-parallel size and saves less often."""
     extended, plain = recipe(name), recipe(f"{name}-nve")
     assert plain.tokenizer.extend is None
     splits = 10_414_138_710 + 10_310_340_698 + 12_327_844_508 + 16_269_817_007 + 38_018_807_005

@@ -181,7 +181,7 @@ def test_schedules_that_just_fit(message_of: Loader, change: dict[str, object]) 
     assert message_of(change) == ""
 
 
-def test_a_batch_that_replicas_do_not_divide() -> None:
+def test_a_batch_that_the_data_parallel_size_does_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"(?s)whole number of passes.*one of 1, 2, 4, 8"):
         refuse(layout_problems(TrainConfig.model_validate(GOOD), SPEC, 3))
 

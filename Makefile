@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS ?= constraints-$(PYTAG).txt
 TORCH ?= torch==2.13.0
-WORKERS ?= 2
+WORKERS ?= 3
 PYTEST_FLAGS ?=
-PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 .PHONY: .types quickstart smoke test test-fast test-unit check format install clean help
 

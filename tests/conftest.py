@@ -1,9 +1,25 @@
-"""Settings of every test process."""
+"""Settings of every test process, and the order of the files."""
 
 from __future__ import annotations
 
 import os
 
-# Two test processes share two cores. With a thread per core in each of them, torch's threads wait for one another:
-# a test of two seconds then takes minutes. Child processes inherit it.
+import pytest
+
+# Several test processes share the cores. With a thread per core in each of them, torch's threads wait for one
+# another: a test of two seconds then takes minutes. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = (
+    "test_slurm_jobs", "test_recipes_tiny", "test_train_survival", "test_slurm_submit", "test_smoke",
+    "test_slurm_wheel", "test_slurm_accounting", "test_slurm_tokens", "test_train_observed", "test_wheel",
+    "test_train_reference", "test_plan_measured", "test_convert_megatron", "test_train_anomalies",
+    "test_layout_property", "test_tokenizer_stage", "test_tokenizer_word_lists",
+)  # fmt: skip
+"""Files that take a minute or more: first, so that none of them runs alone at the end. Tests of a real Slurm mostly
+wait, so others use the cores meanwhile: hence a process more than there are cores."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first (`--no-loadscope-reorder` keeps that order among processes)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

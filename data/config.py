@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator, model_validator
 
+from tsugiki.data.common.charset import python_codec
 from tsugiki.data.readers import READERS, reader_class
 from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, OmittedIfDefault, StrictModel
 from tsugiki.experiment.errors import ConfigError
@@ -16,6 +17,21 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 
 SourceKind = Literal["text", "parallel", "instruction"]
 OnError = Literal["skip", "fail"]
+_OUR_NAMES = frozenset(
+    {
+        *(
+            "index.json",
+            "manifest.json",
+            "report.json",
+            "report.html",
+            "contamination.jsonl",
+        ),  # in the corpus
+        *("mixture.json", "chat_template.jinja", "plan.json", "logs"),  # in tokens and its work folder
+    }
+)
+_HELDOUT = ".heldout"
+_MAXIMUM_NAME = 200
+"""Characters; file systems take 255 with our endings."""
 StepPoint = Literal["read", "urls", "extraction", "language", "quality"]
 PiiKind = Literal["email", "ip", "phone", "national_id"]
 
@@ -37,6 +53,13 @@ class ReaderConfig(StrictModel):
     """HTML, WARC, plain text: character encoding; null detects it per document."""
     maximum_document_bytes: int = Field(default=20_000_000, gt=0)
     """Longer records are counted as bad input (``oversized``) and never held in memory twice."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_a_character_set(cls, encoding: str | None) -> str | None:
+        if encoding is not None and python_codec(encoding) is None:
+            raise ValueError("a character set such as utf-8, shift_jis or windows-1252, or null")
+        return encoding
 
 
 class ExtractionConfig(StrictModel):
@@ -95,7 +118,7 @@ class SourceConfig(StrictModel):
     """One source of text."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the source: a folder name, unique within the corpus."""
+    """Name of the source: the name of its folder and the beginning of its files' names, none of which may meet."""
     language: Language
     """Language the documents should be in."""
     format: str
@@ -141,6 +164,19 @@ class SourceConfig(StrictModel):
         if type(value) is options:
             return value
         return options.model_validate(value.model_dump() if isinstance(value, ReaderConfig) else value)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_not_ours(cls, name: str) -> str:
+        if name.casefold() in _OUR_NAMES or name.casefold().endswith(".partial"):
+            raise ValueError(
+                "a name that no file of ours has: that one is written beside the sources' folders"
+            )
+        if len(name) > _MAXIMUM_NAME:
+            raise ValueError(
+                f"a name of at most {_MAXIMUM_NAME} characters, as it becomes part of file names"
+            )
+        return name
 
     @property
     def paths(self) -> list[str]:
@@ -320,6 +356,15 @@ class CorpusConfig(StrictModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"source names that are unique; written twice: {', '.join(twice)}")
+        # File systems may take names that differ in case for one; <name>.heldout.bin is the held-out part of <name>.
+        known = {name.casefold(): name for name in names}
+        for name in names:
+            if (other := known[name.casefold()]) != name:
+                raise ValueError(f"source names that differ in more than case, not '{name}' and '{other}'")
+            if (other := known.get(f"{name}{_HELDOUT}".casefold(), "")) != "":
+                raise ValueError(
+                    f"source names whose files do not meet: '{other}' names the held-out files of '{name}' too"
+                )
         labels = [step.label for step in self.steps]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:

@@ -1,4 +1,4 @@
-"""Character encodings of web pages.
+"""Character encodings of web pages, of which only character sets count: Python also calls base64 and punycode codecs.
 
 Order of trust: byte order mark, strict UTF-8, what the page or its server declares, detection.
 UTF-8 comes before the declaration because text that decodes as UTF-8 with non-ASCII characters is
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import codecs
 import re
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -55,6 +57,20 @@ _WHATWG = {
     "euc-kr": "cp949",
     "ks_c_5601-1987": "cp949",
 }
+# Python's modules for the encodings of https://encoding.spec.whatwg.org/#names-and-labels, with their supersets, and
+# for those that only the detector names. All decode in linear time and take errors="replace"; what a page calls
+# base64, idna, undefined, punycode (quadratic) or utf-7 does not, or is none.
+_MODULES = """
+ascii utf_8 utf_8_sig utf_16 utf_16_be utf_16_le utf_32 utf_32_be utf_32_le latin_1 tis_620 koi8_r koi8_u koi8_t kz1048
+ptcp154 hp_roman8 cp437 cp720 cp737 cp775 cp850 cp852 cp855 cp856 cp857 cp858 cp860 cp861 cp862 cp863 cp864 cp865 cp866
+cp869 cp874 cp1006 cp1125 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp932 cp949 cp950 big5
+big5hkscs gb2312 gbk gb18030 hz johab euc_jp euc_jis_2004 euc_jisx0213 euc_kr shift_jis shift_jis_2004 shift_jisx0213
+iso2022_jp iso2022_jp_1 iso2022_jp_2 iso2022_jp_2004 iso2022_jp_3 iso2022_jp_ext iso2022_kr iso8859_1 iso8859_2
+iso8859_3 iso8859_4 iso8859_5 iso8859_6 iso8859_7 iso8859_8 iso8859_9 iso8859_10 iso8859_11 iso8859_13 iso8859_14
+iso8859_15 iso8859_16 mac_arabic mac_croatian mac_cyrillic mac_farsi mac_greek mac_iceland mac_latin2 mac_roman
+mac_romanian mac_turkish
+"""
+_CHARACTER_SETS = frozenset(_MODULES.split())
 _LANGUAGE_ENCODINGS = {
     "ja": ("cp932", "euc_jp", "iso2022_jp"),
     "zh": ("gb18030", "big5hkscs"),
@@ -137,9 +153,11 @@ def decode_text(data: bytes, encoding: str | None, language: str | None = None) 
     """
     if encoding is None:
         return decode_page(data, language=language)
+    if python_codec(encoding) is None:
+        raise UndecodableInput(f"'{encoding}' is no character set")
     try:
         return data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
+    except UnicodeError as error:
         raise UndecodableInput(str(error)) from error
 
 
@@ -150,7 +168,7 @@ def _declared(data: bytes, content_type: str | None) -> str | None:
     if content_type and (found := _HEADER_CHARSET.search(content_type)) is not None:
         labels.append(found[1])
     for label in labels:
-        if (name := _python_codec(label)) is not None:
+        if (name := python_codec(label)) is not None:
             wide = name.replace("_", "-").startswith(("utf-16", "utf-32"))
             return "utf-8" if wide and b"\0" not in head else name
     return None
@@ -170,13 +188,15 @@ def _detected(data: bytes) -> str | None:
     import cchardet
 
     name = cchardet.detect(data[:200_000])["encoding"]
-    return None if name is None else _python_codec(name)
+    return None if name is None else python_codec(name)
 
 
-def _python_codec(label: str) -> str | None:
+def python_codec(label: str) -> str | None:
+    """Python's name of a character set; None for any other label."""
     lowered = label.strip().lower()
     name = _WHATWG.get(lowered, lowered)
-    try:
-        return name if name in _WHATWG.values() else codecs.lookup(name).name
-    except LookupError:
-        return None
+    if name in _WHATWG.values():
+        return name
+    module = normalize_encoding(name).replace(".", "_")
+    module = aliases.get(module, module)
+    return codecs.lookup(module).name if module in _CHARACTER_SETS else None

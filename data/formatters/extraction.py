@@ -20,7 +20,8 @@ from tsugiki.data.config import ExtractionConfig
 _LINE_ENDS = re.compile(r"\r\n?|[\x85\u2028\u2029\x0b\x0c]")
 # C0/C1 controls without tab and newline, byte order mark, replacement of lone surrogates below.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
-_TRAILING_SPACES = re.compile(r"[ \t\u00a0\u3000]+\n")
+# Tried at the beginning of a run of spaces only: from every one of them the time would be the square of the run.
+_TRAILING_SPACES = re.compile(r"(?<![ \t\u00a0\u3000])[ \t\u00a0\u3000]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 

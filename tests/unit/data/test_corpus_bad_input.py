@@ -14,9 +14,10 @@ import pytest
 from test_corpus_readers import dropped, parts_of, read
 from test_corpus_stage import config, documents, run
 
-from tsugiki.data.common.charset import decode_page
+from tsugiki.data.common.charset import UndecodableInput, decode_page
 from tsugiki.data.common.executor import ProcessExecutor, _run_task
-from tsugiki.data.config import SourceConfig
+from tsugiki.data.config import CorpusConfig, ReaderConfig, SourceConfig
+from tsugiki.data.formatters.extraction import normalise
 from tsugiki.data.inputs.planning import find_files
 from tsugiki.experiment.errors import DataError
 
@@ -356,3 +357,50 @@ def test_changed_remote_file_is_a_changed_plan() -> None:
     memory.pipe("/bucket/a.jsonl", b'{"text": "two"}')  # as many bytes
     after = find_files(source)
     assert [file.name for file in after] == ["a.jsonl"] and after != before
+
+
+NO_CHARACTER_SETS = "base64 hex zlib bz2 rot13 uu quopri undefined idna punycode utf-7 unicode_escape charmap"
+
+
+@pytest.mark.parametrize("label", NO_CHARACTER_SETS.split())
+def test_a_page_cannot_choose_a_codec_that_is_no_character_set(label: str) -> None:
+    page = f'<meta charset="{label}"><p>{GOOD}</p>'.encode("cp1252") + "déjà vu – café".encode("cp1252")
+    assert GOOD in decode_page(page, language="en")
+    assert GOOD in decode_page(page, content_type=f"text/html; charset={label}", language="en")
+    with pytest.raises(ValueError, match="a character set"):
+        ReaderConfig(encoding=label)
+
+
+def test_punycode_costs_nothing() -> None:
+    # The codec needs a minute for 1.6 kB of this.
+    data = b'<meta charset="punycode">' + b"\xe9" + b"a" * 2000 + b"-" + b"9" * 1600
+    try:
+        assert "a" * 2000 in decode_page(data)
+    except UndecodableInput as error:
+        assert "punycode" not in str(error)
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\u3000"])
+def test_time_of_normalisation_grows_with_the_text_only(space: str) -> None:
+    # Tried from each of the spaces, this is 5e11 steps: hours.
+    run = space * 1_000_000
+    assert normalise(f"a{run}b{run}\nc") == f"a{run}b\nc"
+
+
+OURS = """
+index.json manifest.json Report.json report.html contamination.jsonl mixture.json chat_template.jinja plan.json logs
+index.json.partial
+"""
+NAMES_THAT_MEET = {
+    ("wiki", "wiki.heldout"): "'wiki.heldout' names the held-out files of 'wiki'",
+    ("wiki.Heldout", "wiki"): "'wiki.Heldout' names the held-out files of 'wiki'",
+    ("Wiki", "wiki"): "differ in more than case",
+    **{(name,): "no file of ours" for name in OURS.split()},
+}
+
+
+@pytest.mark.parametrize("names", NAMES_THAT_MEET, ids=" ".join)
+def test_names_of_sources_that_meet_are_refused(names: tuple[str, ...]) -> None:
+    sources = [{"name": name, "language": "en", "format": "jsonl", "path": "x"} for name in names]
+    with pytest.raises(ValueError, match=NAMES_THAT_MEET[names]):
+        CorpusConfig.model_validate({"sources": sources})

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from tsugiki.experiment.errors import CheckpointError
 from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, reason
+from tsugiki.pretrain.formats.torch_dist_metadata import check_before_loading
 
 _FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 _VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -79,6 +80,7 @@ class TrainingState:
         Raises:
             CheckpointError: missing, partial, corrupt or of another architecture.
         """
+        check_before_loading(directory)
         state = self._model_state()
         if self.optimizer is not None and not weights_only:
             state["optimizer"] = self._optimizer_state(state, loading=True)

@@ -14,7 +14,8 @@ from tsugiki.pretrain.conversion.hf_checkpoint import row_blocks
 from tsugiki.pretrain.conversion.import_hf import CHECKPOINT_NAME, DTYPES_KEY, HF_CONFIG_NAME
 from tsugiki.pretrain.conversion.weights import Weight, split, weight_table
 from tsugiki.pretrain.convert_config import WeightDtype
-from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, METADATA_NAME, DistReader
+from tsugiki.pretrain.formats.torch_dist_metadata import METADATA_NAME
+from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, DistReader
 
 Result = TypeVar("Result")
 _ATTEMPTS = 5

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError
 from tsugiki.pretrain.formats.byte_ranges import FilePool, bytes_of
+from tsugiki.pretrain.formats.torch_dist_metadata import METADATA_NAME, read_metadata
 
 if TYPE_CHECKING:
     import torch
 
-METADATA_NAME = ".metadata"
 # Written last by Megatron and by us: its presence marks a checkpoint.
 CONFIG_NAME = "metadata.json"
 Bounds = Sequence[tuple[int, int]]
@@ -78,13 +78,7 @@ class DistReader:
                 where=directory,
                 expected=f"{METADATA_NAME} and {CONFIG_NAME}",
             )
-        try:
-            with (directory / METADATA_NAME).open("rb") as stream:
-                metadata = pickle.load(stream)
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-            raise CheckpointError(
-                "unreadable checkpoint metadata", where=directory / METADATA_NAME, got=error
-            ) from error
+        metadata = read_metadata(directory)
         self.tensors: dict[str, GlobalTensor] = {}
         needed: dict[str, int] = {}
         for key, entry in metadata.state_dict_metadata.items():
@@ -92,7 +86,13 @@ class DistReader:
                 continue
             chunks = []
             for chunk in entry.chunks:
-                info = metadata.storage_data[metadata_index(key, chunk.offsets)]
+                info = metadata.storage_data.get(metadata_index(key, chunk.offsets))
+                if info is None:
+                    raise CheckpointError(
+                        "checkpoint metadata does not say where a chunk lies",
+                        where=f"{directory / METADATA_NAME}: {key}",
+                        got=f"nothing at {list(chunk.offsets)}",
+                    )
                 file, end = info.relative_path, info.offset + info.length
                 sizes = tuple(chunk.sizes)
                 chunks.append(Chunk(tuple(chunk.offsets), sizes, file, info.offset, info.length))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from tsugiki.pretrain.formats.byte_ranges import FilePool, bytes_of
-from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, METADATA_NAME, Chunk, metadata_index
+from tsugiki.pretrain.formats.torch_dist_metadata import METADATA_NAME
+from tsugiki.pretrain.formats.torch_dist_reader import CONFIG_NAME, Chunk, metadata_index
 
 if TYPE_CHECKING:
     import torch

@@ -1,24 +1,65 @@
 """The run of a stage in all trackers at once.
 
-Before work starts a tracker may refuse: not installed, not reachable. Afterwards a tracker that fails is said
-once and never ends the work: the run directory has everything.
+Before work starts a tracker that is not installed is refused. One that fails, be it when its run is opened, is
+said once and never ends the work: the run directory has everything. One that keeps a call waiting (a server that
+accepts and stays silent) is not called for a minute, so that it delays a run by seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.errors import EnvironmentError_, TsugikiError
+from tsugiki.experiment.errors import ConfigError, EnvironmentError_, TsugikiError
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.tracker import Point, RunRequest, RunStatus, Tracker, tracker_class
+
+_SLOW_FAILURE_SECONDS = 2.0
+_PAUSE_SECONDS = 60.0
+
+
+class Pauses:
+    """Which trackers are left alone for a while because they kept a call waiting, and then failed.
+
+    A failure that comes at once costs nothing, so the next call is tried as usual.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str | None], float] = {}
+
+    def check(self, name: str, uri: str | None) -> None:
+        """Raise instead of a call that would wait.
+
+        Raises:
+            TrackingFailed: the tracker is left alone at present.
+        """
+        if time.monotonic() < self._until.get((name, uri), 0.0):
+            raise TrackingFailed("it kept the last call waiting and is left alone for a minute")
+
+    @contextlib.contextmanager
+    def watch(self, name: str, uri: str | None) -> Iterator[None]:
+        """Around a call; refused where :meth:`check` refuses."""
+        self.check(name, uri)
+        started = time.monotonic()
+        try:
+            yield
+        except Exception:
+            if time.monotonic() - started > _SLOW_FAILURE_SECONDS:
+                self._until[name, uri] = time.monotonic() + _PAUSE_SECONDS
+            raise
+
+
+_pauses = Pauses()
+"""Of this process: the runs of all stages share a server."""
 
 
 class Trackers:
@@ -27,11 +68,18 @@ class Trackers:
     Args:
         members: the run in each tracker, by the tracker's name.
         failing: names of those that fail already, which was said.
+        uri: ``tracking.uri``.
     """
 
-    def __init__(self, members: Mapping[str, Tracker] | None = None, failing: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        members: Mapping[str, Tracker] | None = None,
+        failing: Sequence[str] = (),
+        uri: str | None = None,
+    ) -> None:
         self.members = dict(members or {})
         self._failing = set(failing)
+        self._uri = uri
 
     def __bool__(self) -> bool:
         """Whether there is anything to log to."""
@@ -59,7 +107,8 @@ class Trackers:
         failures = []
         for name, tracker in self.members.items():
             try:
-                tracker.log_points(points)
+                with _pauses.watch(name, self._uri):
+                    tracker.log_points(points)
             except Exception as error:  # whatever the library raises
                 failures.append((name, error))
         if failures:
@@ -85,7 +134,8 @@ class Trackers:
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for name, tracker in self.members.items():
             try:
-                action(tracker)
+                with _pauses.watch(name, self._uri):
+                    action(tracker)
             except Exception as error:  # whatever the library raises
                 if name not in self._failing:
                     _say(f"{name}: {first_line(error)}")
@@ -145,11 +195,14 @@ def open_run(
         config: the tracking section.
         run_dir: the experiment's run directory.
         name: shown name of the run.
-        run_ids: run to continue, by tracker. Where such a tracker fails, that is said and the work goes on.
+        run_ids: run to continue, by tracker.
         parent_run_ids: parent run of a stage, by tracker.
 
+    A tracker that fails is said and left out; where there is a run to continue it may come back later.
+
     Raises:
-        EnvironmentError_: a tracker is not installed, or it fails and there is no run to continue.
+        EnvironmentError_: a tracker is not installed.
+        ConfigError: its options are wrong.
     """
     check_installed(config)
     members: dict[str, Tracker] = {}
@@ -166,26 +219,16 @@ def open_run(
             parent_run_id=(parent_run_ids or {}).get(tracker),
         )
         try:
-            members[tracker] = kind.open(request)
+            with _pauses.watch(tracker, config.uri):
+                members[tracker] = kind.open(request)
+        except ConfigError:
+            raise
         except Exception as error:  # each library has its own
-            if request.run_id is None:
-                raise _cannot_open(tracker, error) from error
             _say(f"{tracker}: {first_line(error)}")
             failing.append(tracker)
-            if (later := kind.unreachable(request)) is not None:
+            if request.run_id is not None and (later := kind.unreachable(request)) is not None:
                 members[tracker] = later
-    return Trackers(members, failing)
-
-
-def _cannot_open(tracker: str, error: Exception) -> TsugikiError:
-    if isinstance(error, TsugikiError):
-        return error
-    return EnvironmentError_(
-        f"cannot open a run in {tracker}",
-        where="tracking.trackers",
-        got=first_line(error),
-        fix=f"see to it, leave {tracker} out, or set tracking.enabled=false",
-    )
+    return Trackers(members, failing, config.uri)
 
 
 class RunIds:

@@ -21,6 +21,7 @@ from tsugiki.pretrain.training.metrics import point_of
 
 _INTERVAL_SECONDS = 2.0
 _CLOSE_SECONDS = 60.0
+_CLOSE_FAILING_SECONDS = 5.0
 
 
 class MetricsFollower:
@@ -57,10 +58,10 @@ class MetricsFollower:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Send the rest; gives up after a minute."""
+        """Send the rest; gives up after a minute, after seconds where the last lines could not be sent either."""
         self._ended.set()
         if self._tracker:
-            self._thread.join(_CLOSE_SECONDS)
+            self._thread.join(_CLOSE_FAILING_SECONDS if self._failing else _CLOSE_SECONDS)
 
     def _work(self) -> None:
         ended = False

@@ -7,6 +7,7 @@ A tag of the run holds the last step of every kind of line, set in the same call
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from tsugiki.experiment.errors import EnvironmentError_
+from tsugiki.experiment.tracking.sqlite_store import ensure_store, sqlite_file, sqlite_uri
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunRequest, RunStatus, Tracker
 
 _METRICS_PER_CALL = 1000
 _PARAM_LENGTH = 6000
 _PARAMS_PER_CALL = 100
 _LOGGED_TAG = "tsugiki.logged_steps"
+_ANSWER_SECONDS = 5.0
+"""Within which a server has to answer anything at all before a run is opened."""
 
 
 @TRACKERS.register("mlflow")
@@ -44,6 +48,7 @@ class MlflowTracker(Tracker):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         uri = _uri(request)
         try:
+            _prepare(uri)
             tracker = cls(uri, _run_id(_connect(uri), request))
             tracker._client.update_run(tracker.run_id, status="RUNNING")  # resume, requeue
         except Exception as error:  # of SQLAlchemy, requests, MLflow: each store has its own
@@ -123,16 +128,35 @@ class MlflowTracker(Tracker):
 
 def default_uri(run_dir: Path) -> str:
     """URI of the embedded store: ``mlflow.db`` in the folder that holds the run directories."""
-    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return sqlite_uri(run_dir.resolve().parent / "mlflow.db")
 
 
 def _uri(request: RunRequest) -> str:
     return request.uri or default_uri(request.run_dir)
 
 
+def _prepare(uri: str) -> None:
+    """Make the file of the embedded store, or ask a server for a sign of life.
+
+    MLflow's own first call would wait as long as its largest upload may take.
+
+    Raises:
+        OSError: no answer (requests' errors are of this kind), or the file cannot be made.
+        EnvironmentError_: another process makes the file and does not get done.
+    """
+    if (file := sqlite_file(uri)) is not None:
+        ensure_store(file)
+    elif uri.startswith(("http:", "https:")):
+        import requests
+
+        # Any answer will do, also a refusal: MLflow's client has the credentials and certificates.
+        with contextlib.suppress(requests.exceptions.SSLError):
+            requests.get(uri, timeout=_ANSWER_SECONDS, stream=True, allow_redirects=False).close()
+
+
 def _connect(uri: str) -> Any:
-    """MLflow's client, whose seven retries would hold up the end of a job for minutes."""
-    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")):
+    """MLflow's client, whose seven retries of two minutes each would hold up a job for a quarter of an hour."""
+    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 

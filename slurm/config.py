@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
 from tsugiki.experiment.errors import ConfigError
@@ -47,21 +48,39 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def control_character(value: str) -> str | None:
+    """The first character that ends a line or is invisible, as Python writes it; None where there is none.
+
+    A value with a newline in an ``#SBATCH`` line goes on as a line of shell.
+    """
+    bad = (item for item in value if unicodedata.category(item) in ("Cc", "Zl", "Zp"))
+    return next(map(repr, bad), None)
+
+
+def _one_line(value: str) -> str:
+    if (found := control_character(value)) is not None:
+        raise ValueError(f"one line without control characters; it holds {found}")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+"""Text that goes into one line of a batch script."""
+
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
 class Resources(StrictModel):
     """What one job asks for. Everything has a default; only what is written overrides."""
 
-    partition: str | None = None
+    partition: Line | None = None
     """Partition (queue); null lets Slurm take its default."""
-    account: str | None = None
+    account: Line | None = None
     """Account (project) the hours are charged to."""
-    qos: str | None = None
+    qos: Line | None = None
     """Quality of service."""
-    constraint: str | None = None
+    constraint: Line | None = None
     """Node features, in Slurm's syntax (``a100&ib``)."""
-    reservation: str | None = None
+    reservation: Line | None = None
     """Reservation."""
     nodes: int = Field(default=1, ge=1)
     """Nodes; only training uses more than one."""
@@ -80,17 +99,17 @@ class Resources(StrictModel):
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs per node. Given to the node, not to the task, so that every process sees all of them and its
     local rank is its device."""
-    gpu_type: str | None = None
+    gpu_type: Line | None = None
     """Type of GPU where the site names types (``gpu:h100:8``)."""
     time_limit_hours: Annotated[float, BeforeValidator(_hours)] = Field(default=24.0, gt=0)
     """Wall time of one job; a longer training goes on in the next (see ``restart``)."""
     exclusive: bool = False
     """Take whole nodes."""
-    exclude_nodes: list[str] = []
+    exclude_nodes: list[Line] = []
     """Nodes never to be used, in Slurm's syntax."""
-    sbatch_flags: list[str] = []
+    sbatch_flags: list[Line] = []
     """Further flags of sbatch, e.g. ``--licenses=scratch``."""
-    srun_flags: list[str] = []
+    srun_flags: list[Line] = []
     """Further flags of srun, e.g. ``--cpu-bind=cores``, ``--mpi=none``."""
 
     @property
@@ -118,22 +137,22 @@ class ContainerConfig(StrictModel):
 
     kind: Literal["apptainer", "pyxis"]
     """``apptainer exec IMAGE`` around every process, or ``srun --container-image`` (Pyxis/Enroot)."""
-    image: str
+    image: Line
     """Image: a .sif file or docker:// address (Apptainer), a .sqsh file or address (Pyxis)."""
-    mounts: list[str] = []
+    mounts: list[Line] = []
     """``/path`` or ``/outside:/inside``; the checkout, the run directory and the data must be visible."""
-    flags: list[str] = []
+    flags: list[Line] = []
     """Further flags of ``apptainer exec``, or of srun for Pyxis (``--container-writable``)."""
 
 
 class EnvironmentConfig(StrictModel):
     """How a job gets at Python and its libraries. In this order: modules, conda, venv, setup, variables."""
 
-    modules: list[str] = []
+    modules: list[Line] = []
     """Loaded with ``module load``."""
-    conda: str | None = None
+    conda: Line | None = None
     """Conda environment, by name or path."""
-    venv: str | None = None
+    venv: Line | None = None
     """Virtual environment, by path."""
     setup: list[str] = []
     """Further lines of bash."""
@@ -142,12 +161,12 @@ class EnvironmentConfig(StrictModel):
     and a leading ``~/`` are expanded on the node."""
     container: ContainerConfig | None = None
     """Container; null runs on the node."""
-    python: str | None = None
+    python: Line | None = None
     """Python inside the environment. Null = ``python``, and with no modules, conda, venv or container the
     very Python that submits."""
-    command: str | None = None
+    command: Line | None = None
     """How Tsugiki is started inside the environment; null = ``<python> -P -m tsugiki``."""
-    node_scratch: str | None = None
+    node_scratch: Line | None = None
     """Node-local folder for temporary files and compiler caches, made when missing
     (``/scratch/$USER/$SLURM_JOB_ID``)."""
 

@@ -9,11 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsugiki.slurm.config import ClusterConfig, ContainerConfig, EnvironmentConfig, Resources
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.slurm.config import (
+    ClusterConfig,
+    ContainerConfig,
+    EnvironmentConfig,
+    Resources,
+    control_character,
+)
 
 SCRIPTS = Path(__file__).resolve().parent
 """Folder of the scripts the jobs use, of the checkout or installation that submits."""
 
+_FIELDS = {"job-name": "name", "chdir": "working directory", "output": "run_dir", "mem": "memory",
+           "exclude": "exclude_nodes", "gpus-per-node": "gpu_type"}  # fmt: skip
+"""Option of sbatch -> what users call the value, where the names differ."""
 _HEADER = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
 _SITE = re.compile(r"^# --- site.*?^# --- end of site\n", re.MULTILINE | re.DOTALL)
 
@@ -91,11 +101,28 @@ def _header(cluster: ClusterConfig, resources: Resources, stage: str, experiment
 
 
 def header_lines(options: Mapping[str, object], resources: Resources) -> list[str]:
-    """``#SBATCH`` lines of options, an empty value meaning a flag, and of the flags given verbatim."""
+    """``#SBATCH`` lines of options, an empty value meaning a flag, and of the flags given verbatim.
+
+    Raises:
+        ConfigError: a value with a newline or another control character, which would go on as shell.
+    """
+    for name, value in options.items():
+        _refuse_control_characters(_FIELDS.get(name, f"--{name}"), str(value))
+    for flag in resources.sbatch_flags:
+        _refuse_control_characters("sbatch_flags", flag)
     lines = [
         f"#SBATCH --{name}={value}" if value != "" else f"#SBATCH --{name}" for name, value in options.items()
     ]
     return [*lines, *(f"#SBATCH {flag}" for flag in resources.sbatch_flags)]
+
+
+def _refuse_control_characters(field: str, value: str) -> None:
+    if (found := control_character(value)) is not None:
+        raise ConfigError(
+            "a value for the batch script is not one line of text",
+            where=field, got=f"{found} in {value!r}", expected="no newlines and no other control characters",
+            fix="rename the folder" if field in ("run_dir", "working directory") else None,
+        )  # fmt: skip
 
 
 def log_pattern(path: Path | str) -> str:

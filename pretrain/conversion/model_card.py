@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tsugiki.pretrain.conversion.trained_model import TrainedModel
 from tsugiki.pretrain.convert_config import ExportConfig
 
 CARD_NAME = "README.md"
+_FRONT_MATTER_CHARACTERS = 64_000
+_NAME_CHARACTERS = 200
 
 
 def write_card(
@@ -37,22 +40,22 @@ def write_card(
     """
     base = _front_matter(inputs["base"] / CARD_NAME) if "base" in inputs else {}
     mixture = Mixture.load(inputs["tokens"]) if "tokens" in inputs else None
-    licence = config.license or base.get("license")
-    base_name = config.base_model or model.hf_config.get("_name_or_path") or base.get("base_model")
+    licence = _stated(config.license, base.get("license"))
+    base_name = _stated(config.base_model, model.hf_config.get("_name_or_path"), base.get("base_model"))
     languages = list(dict.fromkeys(source.language for source in mixture.sources)) if mixture else []
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if languages:
         metadata["language"] = languages
     if licence:
         metadata["license"] = licence
-    if base_name and not str(base_name).startswith(("/", ".")):
+    if base_name and not base_name.startswith(("/", ".")):
         metadata["base_model"] = base_name
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {title}",
+        f"# {_markdown(title)}",
         "",
     ]
     lines += _facts(model, base_name, licence, mixture)
@@ -70,22 +73,48 @@ def _front_matter(path: Path) -> dict[str, Any]:
     """Metadata block of a model card; empty when there is none."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        text = stream.read(_FRONT_MATTER_CHARACTERS)
     if not text.startswith("---\n"):
         return {}
+    text = text[4:].split("\n---", 1)[0]
     try:
-        loaded = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except yaml.YAMLError:
+        # Aliases multiply what a few lines hold.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            return {}
+        loaded = yaml.safe_load(text)
+    # Impossible dates and numbers are ValueErrors.
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _facts(model: TrainedModel, base_name: Any, licence: Any, mixture: Mixture | None) -> list[str]:
+def _stated(*values: Any) -> str | None:
+    """The first value that is text, on one line; a list gives its first item. The base's files say what they like."""
+    for value in values:
+        text = value[0] if isinstance(value, list) and value else value
+        if isinstance(text, str) and (text := _one_line(text)):
+            return text[:_NAME_CHARACTERS]
+    return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(item if item.isprintable() else " " for item in text).split())
+
+
+def _markdown(text: str) -> str:
+    """Text as a line of Markdown that shows it: no markup, no HTML, no further cell of a table."""
+    return re.sub(r"[\\`*<>\[\]|&]", lambda found: "\\" + found[0], _one_line(text))
+
+
+def _facts(
+    model: TrainedModel, base_name: str | None, licence: str | None, mixture: Mixture | None
+) -> list[str]:
     spec = model.spec
     kind = f"{spec.family}, {spec.layers} layers, width {spec.hidden_size}, {spec.heads} heads"
     rows: list[tuple[str, str]] = [
-        ("Base model", str(base_name or "trained from scratch")),
-        ("Licence", str(licence or "not stated by the base model")),
+        ("Base model", base_name or "trained from scratch"),
+        ("Licence", licence or "not stated by the base model"),
         ("Architecture", f"{kind} ({spec.kv_heads} key/value)"),
         ("Parameters", f"{spec.parameters:,}"),
         ("Vocabulary", f"{spec.vocabulary_size:,}"),
@@ -173,5 +202,5 @@ def _verification(verification: Mapping[str, Any]) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> list[str]:
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [f"| {' | '.join(map(_markdown, header))} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(map(_markdown, row))} |" for row in rows)]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tsugiki.slurm.config import ClusterConfig
-from tsugiki.slurm.scripts import SCRIPTS, Script, render
+from tsugiki.experiment.errors import ConfigError
+from tsugiki.slurm.config import ClusterConfig, Resources
+from tsugiki.slurm.scripts import SCRIPTS, Script, header_lines, render, sbatch_options
 
 HOME = SCRIPTS.parent
 
@@ -208,3 +210,39 @@ def test_node_check(nvidia_smi: str, verdict: str, tmp_path: Path) -> None:
     )
     assert answer.stdout.startswith("BAD NODE: " if verdict else "")
     assert verdict in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "run_dir", ["/runs/a\ntouch /tmp/ran\n", "/runs/a\rb", "/runs/a\x1b[2J", "/runs/a\u2028b"]
+)
+def test_a_newline_in_the_run_directory_is_refused(run_dir: str) -> None:
+    site = ClusterConfig()
+    with pytest.raises(ConfigError, match=r"not one line of text(.|\n)*run_dir"):
+        render(site, "train", "exp", Path(run_dir), Path("/c.yaml"), "chain")
+
+
+def test_a_newline_in_the_working_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a\ntouch ran").mkdir()
+    monkeypatch.chdir(tmp_path / "a\ntouch ran")
+    with pytest.raises(ConfigError, match=r"not one line of text(.|\n)*working directory"):
+        make({})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["partition", "account", "qos", "constraint", "reservation", "gpu_type", "memory", "sbatch_flags", "srun_flags",
+     "exclude_nodes"],
+)  # fmt: skip
+def test_a_newline_in_a_resource_is_refused_by_name(name: str) -> None:
+    value = "16G\ntouch ran"
+    with pytest.raises(ValidationError, match=name):
+        Resources.model_validate({name: [value] if name.endswith(("flags", "nodes")) else value})
+
+
+def test_a_resource_that_was_not_validated_is_refused_in_the_header() -> None:
+    for unchecked in ({"partition": "a\nb"}, {"sbatch_flags": ["a\nb"]}, {"exclude_nodes": ["a\nb"]}):
+        resources = Resources().model_copy(update=unchecked)
+        with pytest.raises(ConfigError, match=next(iter(unchecked))):
+            header_lines(sbatch_options(resources, "job"), resources)

@@ -1,0 +1,58 @@
+"""The model card shows what the base says of itself, and is not written by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.pretrain.conversion.model_card import write_card
+from tsugiki.pretrain.conversion.trained_model import TrainedModel
+from tsugiki.pretrain.convert_config import ExportConfig
+
+SPEC = ModelSpec(
+    family="llama", layers=1, hidden_size=8, ffn_size=8, heads=1, kv_heads=1, head_dim=8, vocabulary_size=9,
+    max_positions=8,
+)  # fmt: skip
+HOSTILE = "mit\n---\n# Owned\n| a | b |\n<script>x</script> [x](http://y) | z"
+
+
+def card(folder: Path, config: ExportConfig, base: str = "", name: object = None) -> str:
+    (folder / "base").mkdir()
+    (folder / "out").mkdir()
+    (folder / "base" / "README.md").write_text(base, encoding="utf-8")
+    model = TrainedModel(folder, SPEC, {"_name_or_path": name}, None, {})
+    write_card(folder / "out", config, model, {"base": folder / "base"}, "exp", {})
+    return (folder / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("origin", ["configuration", "base"])
+def test_licence_and_base_name_stay_in_their_places(tmp_path: Path, origin: str) -> None:
+    if origin == "configuration":
+        text = card(tmp_path, ExportConfig(license=HOSTILE, base_model=HOSTILE))
+    else:
+        front = yaml.safe_dump({"license": HOSTILE})
+        text = card(tmp_path, ExportConfig(), f"---\n{front}\n---\n", HOSTILE)
+    lines = text.splitlines()
+    assert lines[0] == "---"
+    assert lines.count("---") == 2 and [line for line in lines if line.startswith("#")] == ["# exp"]
+    metadata = yaml.safe_load(text.split("\n---\n")[0][4:])
+    assert metadata["license"] == metadata["base_model"] == " ".join(HOSTILE.split())
+    row = next(line for line in lines if line.startswith("| Licence"))
+    assert row.replace("\\|", "").count("|") == 3 and "\\<script\\>" in row and "\\[x\\]" in row
+
+
+@pytest.mark.parametrize(
+    "front",
+    ["license: &a [*a]", "a: &a {x: 1}\nlicense: *a", "license: {a: b}", "license: 2001-99-99", "[" * 5000, "license: !!python/object/apply:os.getcwd []"],
+)  # fmt: skip
+def test_a_base_card_that_cannot_be_used_says_nothing(tmp_path: Path, front: str) -> None:
+    text = card(tmp_path, ExportConfig(), f"---\n{front}\n---\n")
+    assert "| Licence | not stated by the base model |" in text
+
+
+def test_usual_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    text = card(tmp_path, ExportConfig(), "---\nlicense: [apache-2.0]\n---\n", "meta-llama/Llama-2-7b_hf")
+    assert "| Base model | meta-llama/Llama-2-7b_hf |" in text and "| Licence | apache-2.0 |" in text

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomically
 
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
@@ -52,14 +55,15 @@ class ExternalDigests:
     Files above 64 MB are identified by size and their first and last megabyte: reading terabytes of
     crawl on every start would cost more than the stage. A change of size or modification time
     always leads to a new look.
+
+    Attributes:
+        keep: whether the file is written; a look at what would be done writes nothing.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *, keep: bool = False) -> None:
         self._cache = cache
-        try:
-            self._known: dict[str, list[object]] = json.loads(cache.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self._known = {}
+        self.keep = keep
+        self._known = _remembered(cache)
         self._changed = False
 
     def digest(self, paths: Iterable[Path] | Mapping[Path, Path]) -> str:
@@ -76,22 +80,52 @@ class ExternalDigests:
                     entries[f"{path.name}/{name}"] = self._one(path / name)
             else:
                 entries[name_path.name + "@" + str(name_path.parent)] = self._one(path)
-        if self._changed:
-            write_json_atomically(self._cache, self._known, indent=None, shared=True)
+        if self._changed and self.keep:
+            # It only saves time: beside a run directory of ours may be a folder that is not.
+            with contextlib.suppress(OSError):
+                write_json_atomically(self._cache, self._known, indent=None, shared=True)
             self._changed = False
         return sha256_json(entries)
 
     def _one(self, path: Path) -> str:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            what = "an input is a link that leads nowhere" if path.is_symlink() else "an input cannot be read"
+            raise ConfigError(what, where=path, got=error.strerror, expected="a file") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(
+                "an input is neither a file nor a folder",
+                where=path,
+                got=f"file type {stat.filemode(status.st_mode)[0]!r}, as `ls -l` shows it",
+                expected="a file that can be read again",
+            )
         stamp = [status.st_size, status.st_mtime_ns]
         key = str(path.resolve())
         known = self._known.get(key)
         if known is not None and known[:2] == stamp:
             return str(known[2])
-        value = _sampled(path, status.st_size) if status.st_size > _SAMPLED_ABOVE_BYTES else sha256_file(path)
+        try:
+            large = status.st_size > _SAMPLED_ABOVE_BYTES
+            value = _sampled(path, status.st_size) if large else sha256_file(path)
+        except OSError as error:
+            raise ConfigError(
+                "an input cannot be read", where=path, got=error.strerror, expected="a file that can be read"
+            ) from error
         self._known[key] = [*stamp, value]
         self._changed = True
         return value
+
+
+def _remembered(cache: Path) -> dict[str, list[object]]:
+    """Path -> size, modification time, hash; empty where the file is missing or damaged."""
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
 
 
 def _sampled(path: Path, size: int) -> str:

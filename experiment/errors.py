@@ -5,6 +5,10 @@ Exit status of the command line: 0 success, 1 the work failed, 2 the request was
 
 from __future__ import annotations
 
+import errno
+import shutil
+from pathlib import Path
+
 
 class TsugikiError(Exception):
     """Base of all errors shown to the user without a traceback.
@@ -75,3 +79,29 @@ class Interrupted(TsugikiError):
 
 class TrainingError(TsugikiError):
     """Training cannot go on: non-finite loss, a dead rank, a hang."""
+
+
+def os_error(doing: str, where: Path, error: OSError) -> TsugikiError:
+    """What the system refused, as an error that tells what to do.
+
+    Args:
+        doing: what was being done, e.g. ``stage 'corpus'``.
+        where: the place, for an error that names no file.
+        error: the refusal.
+    """
+    place = error.filename or where
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        existing = next((folder for folder in (where, *where.parents) if folder.exists()), Path("/"))
+        return TsugikiError(
+            f"no space left on the device in {doing}",
+            where=place,
+            got=f"{shutil.disk_usage(existing).free:,} bytes free",
+            expected="a disk, and a quota, with room for the result",
+            fix="free some space and run the same command again; finished stages are kept",
+        )
+    return TsugikiError(
+        f"{doing} failed on a file",
+        where=place,
+        got=error.strerror or error,
+        expected="a file that can be read, or a folder that can be written to",
+    )

@@ -9,15 +9,14 @@ aside, never deleted.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import errno
 import importlib
 import json
 import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +26,16 @@ from pydantic import BaseModel
 
 from tsugiki.experiment.config import fingerprint
 from tsugiki.experiment.digest import ExternalDigests
-from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError
+from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError, os_error
 from tsugiki.experiment.files import sha256_json, write_json_atomically
+from tsugiki.experiment.folders import (
+    KEY_NAME,
+    refuse_foreign_partial,
+    refuse_foreign_stage,
+    refuse_unusable,
+    remove_folder,
+)
+from tsugiki.experiment.lock import locked
 from tsugiki.experiment.manifest import Manifest, describe_outputs, git_revision, versions
 from tsugiki.experiment.stage import StageContext, StageFunction, StageResult
 from tsugiki.experiment.tracking.config import TrackingConfig
@@ -36,12 +43,12 @@ from tsugiki.experiment.tracking.runs import RunIds, Trackers, check_installed, 
 from tsugiki.experiment.tracking.tracker import RunStatus
 
 Action = Literal["skip", "run", "resume"]
-KEY_NAME = ".key.json"
 WORK_NAME = ".work"
 """Folder of a partial stage for what only an interrupted attempt needs; not part of the result."""
 _PARENT = "experiment"
 """Name of the parent run among the ids of runs."""
 _SECONDARY_RANK_WAIT_SECONDS = 600.0
+_NO_SPACE_SIGNS = ("No space left on device", "os error 28", "code: 28,", "StorageFull")
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,12 @@ class Graph:
         return Decision(stage.name, "run", reason)
 
     def preview(self, stages: Sequence[Stage], *, force: bool = False) -> list[Decision]:
-        """What ``run`` would do, without doing it."""
+        """What ``run`` would do, without doing it; nothing is written.
+
+        Raises:
+            ConfigError: the run directory cannot be used, or holds what the stages would replace and is not ours.
+        """
+        self._refuse_foreign(stages)
         decisions: list[Decision] = []
         changing: set[str] = set()
         for stage in stages:
@@ -231,19 +243,44 @@ class Graph:
 
     # --- doing it ------------------------------------------------------------------------------
 
-    def run(self, stages: Sequence[Stage], config: BaseModel, *, force: bool = False) -> None:
-        """Run what has to run, in order.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the run directory, which is made; see :func:`tsugiki.experiment.lock.locked`.
 
         Raises:
+            ConfigError: it cannot be made or written to, or another process works in it.
+        """
+        return locked(self.run_dir)
+
+    def run(
+        self,
+        stages: Sequence[Stage],
+        config: BaseModel,
+        *,
+        force: bool = False,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
+        """Run what has to run, in order.
+
+        Args:
+            stages: as :meth:`select` gives them.
+            config: of the experiment, for the trackers.
+            force: redo them even when unchanged.
+            begin: called once the run directory is ours, before anything else is written into it.
+
+        Raises:
+            ConfigError: as :meth:`preview` and :meth:`lock`; nothing has been changed then.
             TsugikiError: a stage failed; earlier stages stay complete.
         """
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign(stages)
         if _rank() > 0:
             for stage in stages:
                 self._join(stage)
             return
-        with _lock(self.run_dir / ".lock"):
+        with self.lock():
             check_installed(self._tracking)
+            if begin is not None:
+                begin()
+            self._external.keep = True
             parent: Trackers | None = None
             status: RunStatus = "FAILED"
             try:
@@ -264,6 +301,12 @@ class Graph:
                 if parent is not None:
                     parent.terminate(status)
 
+    def _refuse_foreign(self, stages: Sequence[Stage]) -> None:
+        refuse_unusable(self.run_dir, "the run directory")
+        for stage in stages:
+            refuse_foreign_stage(self.directory(stage.name), stage.name)
+            refuse_foreign_partial(self.partial(stage.name), stage.name)
+
     def _open_parent(self, config: BaseModel) -> Trackers:
         tracker = open_run(
             self._tracking, self.run_dir, self._context.experiment_name, run_ids=self._run_ids.of(_PARENT)
@@ -278,7 +321,6 @@ class Graph:
         parts = self.key_parts(stage)
         partial = self.partial(stage.name)
         tracker = self._open_child(stage, decision, parent)
-        self._prepare_partial(stage, decision, parts)
         context = StageContext(
             seed=self._context.seed,
             workers=self._context.workers,
@@ -289,13 +331,20 @@ class Graph:
         clock = time.monotonic()
         status: RunStatus = "FAILED"
         try:
+            self._prepare_partial(stage, decision, parts)
             result = stage.load()(stage.config, self.input_paths(stage), partial, context)
             self._seal(stage, result, parts, started, time.monotonic() - clock)
             seconds = time.monotonic() - clock
             self._track_result(stage, result, tracker, seconds)
             status = "FINISHED"
         except OSError as error:
-            raise _os_error(stage.name, partial, error) from error
+            raise os_error(f"stage '{stage.name}'", partial, error) from error
+        except Exception as error:
+            # Libraries in Rust and C++ (safetensors, sentencepiece, torch) have errors of their own for a full disk.
+            if isinstance(error, TsugikiError) or not any(sign in str(error) for sign in _NO_SPACE_SIGNS):
+                raise
+            full = OSError(errno.ENOSPC, str(error))
+            raise os_error(f"stage '{stage.name}'", partial, full) from error
         except (KeyboardInterrupt, SystemExit, Interrupted):
             status = "KILLED"
             raise
@@ -325,6 +374,7 @@ class Graph:
 
     def prepare(self, stage: Stage, *, force: bool = False) -> Path:
         """Make a stage's partial directory as :meth:`run` would, for work that other jobs do ahead of it."""
+        self._refuse_foreign([stage])
         decision = self.decide(stage, force=force)
         if decision.action != "skip":
             self._prepare_partial(stage, decision, self.key_parts(stage))
@@ -341,7 +391,8 @@ class Graph:
             if stage.precious and any((partial / "checkpoints").glob("iter_*")):
                 self._set_aside(partial, stage.name)
             else:
-                shutil.rmtree(partial)
+                refuse_foreign_partial(partial, stage.name)
+                remove_folder(partial)
         partial.mkdir(parents=True, exist_ok=True)
         # The key comes last: the other ranks of a job start as soon as they see it.
         write_json_atomically(partial / KEY_NAME, {"key": sha256_json(parts), "parts": dict(parts)})
@@ -377,7 +428,9 @@ class Graph:
             if stage.precious and Manifest.load(directory) is not None:
                 self._set_aside(directory, stage.name)
             else:
-                shutil.rmtree(directory)
+                # Hours after the first look: somebody may have put a folder there meanwhile.
+                refuse_foreign_stage(directory, stage.name)
+                remove_folder(directory)
         partial.rename(directory)
         (directory / KEY_NAME).unlink(missing_ok=True)
 
@@ -421,7 +474,7 @@ def _rank() -> int:
 def _partial_key(partial: Path) -> str | None:
     try:
         return str(json.loads((partial / KEY_NAME).read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # a damaged key is no key
         return None
 
 
@@ -439,40 +492,3 @@ def _flatten(value: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _os_error(stage: str, partial: Path, error: OSError) -> TsugikiError:
-    if error.errno == 28:  # ENOSPC
-        free = shutil.disk_usage(partial.parent).free
-        return TsugikiError(
-            f"no space left on the device in stage '{stage}'",
-            where=error.filename or partial,
-            got=f"{free:,} bytes free",
-            fix="free some space and run the same command again; finished stages are kept",
-        )
-    return TsugikiError(f"stage '{stage}' failed on a file", where=error.filename or partial, got=error)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the run directory; the kernel frees the lock when the process dies.
-
-    Raises:
-        ConfigError: another process works in this run directory.
-    """
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ConfigError(
-                "another process works in this run directory",
-                where=path.parent,
-                got=file.read().strip() or "unknown process",
-                fix="wait for it, stop it, or give this experiment another name",
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield

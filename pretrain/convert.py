@@ -13,10 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.errors import ConfigError, DataError, os_error
+from tsugiki.experiment.folders import KEY_NAME, refuse_other_than, refuse_overlap, refuse_unusable
 from tsugiki.experiment.graph import WORK_NAME
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME
+
+_MODELS = ("graft.json model.json", "config.json *.safetensors", "config.json *.bin")
+"""What a folder has that ``--overwrite`` may replace: an imported checkpoint, a Hugging Face model."""
 
 
 def import_checkpoint(
@@ -48,14 +52,15 @@ def import_checkpoint(
         Contents of ``graft.json``.
 
     Raises:
-        ConfigError: ``output_dir`` exists.
+        ConfigError: ``output_dir`` exists; it or its ``.partial`` is not ours to replace; it holds an input, or lies in
+            one.
         CheckpointError: the model is damaged, incomplete or of an unknown architecture.
         DataError: tokenizer and matrix do not fit.
         EnvironmentError_: not enough disk space.
     """
     from tsugiki.pretrain.conversion.import_hf import write_import
 
-    with _whole_or_nothing(output_dir, overwrite) as target:
+    with _whole_or_nothing(output_dir, [hf_dir, tokenizer_dir], overwrite) as target:
         return write_import(
             hf_dir,
             target,
@@ -95,7 +100,8 @@ def export_checkpoint(
         Counts, and under ``verification`` what was verified.
 
     Raises:
-        ConfigError: ``output_dir`` exists, there is no such iteration, or verification without a tokenizer.
+        ConfigError: ``output_dir`` exists; it or its ``.partial`` is not ours to replace; it holds an input, or lies in
+            one; there is no such iteration, or verification without a tokenizer.
         CheckpointError: the checkpoint is damaged or deleted meanwhile, or verification failed.
         DataError: tokenizer and matrices differ in size.
         EnvironmentError_: not enough disk space.
@@ -111,7 +117,7 @@ def export_checkpoint(
             expected="the tokenizer directory whose ids the model was trained on",
             fix="say --tokenizer DIR, or --no-verify to write the weights alone",
         )
-    with _whole_or_nothing(output_dir, overwrite) as target:
+    with _whole_or_nothing(output_dir, [megatron_dir, tokenizer_dir, base_dir], overwrite) as target:
         model, counts, verification = export_and_verify(
             megatron_dir, target, settings, tokenizer_dir=tokenizer_dir, base_dir=base_dir, workers=workers
         )
@@ -174,24 +180,60 @@ def verify_checkpoint(
 
 
 @contextmanager
-def _whole_or_nothing(output_dir: Path, overwrite: bool) -> Iterator[Path]:
-    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+def _whole_or_nothing(output_dir: Path, inputs: Sequence[Path | None], overwrite: bool) -> Iterator[Path]:
+    target = output_dir.with_name(output_dir.name + ".partial")
+    for written in (output_dir, target):
+        refuse_overlap([path for path in inputs if path is not None], written)
+    refuse_unusable(output_dir, "the output directory")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise ConfigError(
             "the output directory exists and is not empty",
             where=output_dir,
+            got="files in it",
+            expected="a new directory",
             fix="choose another one, or say --overwrite",
         )
-    target = output_dir.with_name(output_dir.name + ".partial")
-    if not (target / JOURNAL_NAME).is_file():
-        shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True, exist_ok=True)
+    refuse_other_than(output_dir, "a model directory", _MODELS)
+    _refuse_foreign_partial(target)
     try:
-        yield target
-    except BaseException:
         if not (target / JOURNAL_NAME).is_file():
             shutil.rmtree(target, ignore_errors=True)
-        raise
-    shutil.rmtree(target / WORK_NAME, ignore_errors=True)
+        target.mkdir(parents=True, exist_ok=True)
+        yield target
+        _put_in_place(target, output_dir)
+    except OSError as error:
+        raise os_error("the conversion", target, error) from error
+    finally:
+        if target.is_dir() and not (target / JOURNAL_NAME).is_file():
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def _refuse_foreign_partial(target: Path) -> None:
+    """Only what a conversion left may be continued or removed: it has a journal, or nothing at all."""
+    refuse_unusable(target, "the folder of the unfinished conversion")
+    if not target.is_dir() or not any(path.is_file() for path in target.rglob("*")):
+        return
+    # A stage's unfinished folder has a journal too, if the stage converts; its key tells it apart.
+    if (target / JOURNAL_NAME).is_file() and not (target / KEY_NAME).exists():
+        return
+    raise ConfigError(
+        "the folder for the unfinished conversion is used by something else",
+        where=target,
+        got="a stage of a run that is not finished"
+        if (target / KEY_NAME).exists()
+        else "files of another origin",
+        expected="no such folder, or one that an interrupted conversion left",
+        fix="choose another output, or move the folder away",
+    )
+
+
+def _put_in_place(target: Path, output_dir: Path) -> None:
+    """Let the result take its name; what it replaces leaves with the unfinished work, so a kill leaves one of both."""
+    work = target / WORK_NAME
+    replaced = work / "replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
     if output_dir.exists():
-        shutil.rmtree(output_dir)
+        work.mkdir(exist_ok=True)
+        output_dir.rename(replaced)
     target.rename(output_dir)
+    shutil.rmtree(output_dir / WORK_NAME, ignore_errors=True)

@@ -152,7 +152,12 @@ def submit_experiment(
             )  # fmt: skip
         submission = Submission(run_dir, plans)
         if any(plan.action == "submit" for plan in plans):
-            experiment.save_config()
+            saved = run_dir / "config.yaml"
+            if not saved.is_file() or saved.read_text(encoding="utf-8", errors="replace") != dump_yaml(
+                experiment.config
+            ):
+                with graph.lock():  # it belongs to whoever works in the run directory now
+                    experiment.save_config()
             (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
             config.write_text(dump_yaml(experiment.config), encoding="utf-8")
             arrays = _arrays(graph, site, experiment.config.name, run_dir)

@@ -26,7 +26,7 @@ from tsugiki.experiment.config import (
     set_value,
     validate,
 )
-from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.errors import ConfigError, os_error
 from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.graph import Decision, Graph, Stage
 from tsugiki.experiment.own_code import source_files
@@ -165,8 +165,7 @@ class Experiment:
         graph = self.graph(announce)
         selected = graph.select(from_stage, until)
         self.check_base(selected)
-        self.save_config()
-        graph.run(selected, self.config, force=force)
+        graph.run(selected, self.config, force=force, begin=self.save_config)
         return open_run(self.run_dir)
 
     @property
@@ -243,8 +242,16 @@ class Experiment:
                 )  # fmt: skip
 
     def save_config(self) -> None:
-        """Write the resolved configuration into the run directory."""
-        write_text_atomically(self.run_dir / "config.yaml", dump_yaml(self.config), shared=True)
+        """Write the resolved configuration into the run directory, which the caller holds.
+
+        Raises:
+            TsugikiError: the disk is full, or the file cannot be written.
+        """
+        path = self.run_dir / "config.yaml"
+        try:
+            write_text_atomically(path, dump_yaml(self.config), shared=True)
+        except OSError as error:
+            raise os_error("writing the configuration", path, error) from error
 
 
 def load_experiment(

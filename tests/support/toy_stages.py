@@ -58,3 +58,20 @@ def countdown(
             os.kill(os.getpid(), signal.SIGKILL)
         (output_dir / f"step-{step}").write_text("done")
     return StageResult()
+
+
+def write_beside(
+    config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """While it runs, somebody puts a folder where its result is to go."""
+    theirs = output_dir.with_name(output_dir.name.removesuffix(".partial"))
+    theirs.mkdir()
+    (theirs / "only-copy.txt").write_text("text", encoding="utf-8")
+    return write(config, inputs, output_dir, context)
+
+
+def rust_full(
+    config: ToyConfig, inputs: Mapping[str, Path], output_dir: Path, context: StageContext
+) -> StageResult:
+    """A full disk as safetensors words it."""
+    raise RuntimeError('I/O error: Os { code: 28, kind: StorageFull, message: "No space left on device" }')

@@ -243,8 +243,68 @@ def test_existing_output_is_kept(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(ConfigError, match="not empty"):
         import_checkpoint(base, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"not a model directory, and is not replaced[\s\S]*mine"):
+        import_checkpoint(base, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "mine").is_file()
+
+
+def test_overwriting_replaces_a_model_as_a_whole(base: Path, tmp_path: Path) -> None:
+    import_checkpoint(base, tmp_path / "out")
+    (tmp_path / "out" / "mine").write_text("")
     import_checkpoint(base, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine").exists()
+    assert not (tmp_path / "out" / ".work").exists() and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_output_that_holds_or_lies_in_an_input_is_refused(
+    base: Path, megatron: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    run, hf = tmp_path / "R", tmp_path / "hf"
+    shutil.copytree(megatron, run / "train")
+    shutil.copytree(megatron, run / "other.partial")
+    shutil.copytree(base, hf)
+    (tmp_path / "link").symlink_to(hf)
+    (run / "config.yaml").write_text("name: x")
+    before = sorted(tmp_path.rglob("*"))
+    for source, target in (
+        (hf, hf),
+        (tmp_path / "link", hf),
+        (hf, tmp_path / "link" / "megatron"),
+        (hf, hf / "m"),
+    ):
+        with pytest.raises(ConfigError, match="what it is made from"):
+            import_checkpoint(source, target, overwrite=overwrite)
+    for source, target in (
+        (run / "train", run), (run / "other.partial", run / "other"), (run / "train", run / "train"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="what it is made from"):
+            export_checkpoint(source, target, config=NO_VERIFY, overwrite=overwrite)
+    with pytest.raises(ConfigError, match="what it is made from"):
+        export_checkpoint(megatron, hf, base_dir=hf, config=NO_VERIFY, overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["mine.txt", ".key.json"])
+def test_partial_folder_of_another_origin_is_kept(base: Path, tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "out.partial"
+    (theirs / ".work").mkdir(parents=True)
+    (theirs / name).write_text("text")
+    if name == ".key.json":  # a stage that converts has a journal as well
+        (theirs / ".work" / "conversion.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="used by something else"):
+        import_checkpoint(base, tmp_path / "out")
+    assert (theirs / name).read_text() == "text"
+
+
+def test_output_that_is_a_file_or_a_link_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link", "dangling", "file/below"):
+        with pytest.raises(ConfigError, match=r"the output (directory cannot be used|is a link)"):
+            import_checkpoint(base, tmp_path / name, overwrite=True)
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ from conversion_graph import MODULES, counted, graph, make_inputs, run
 from convert_material import make_model
 
 import tsugiki.experiment.graph
-from tsugiki.experiment.graph import KEY_NAME
+from tsugiki.experiment.folders import KEY_NAME
 from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 from tsugiki.pretrain.formats.byte_ranges import copy_range
 

@@ -26,6 +26,7 @@ from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
 from tsugiki.experiment.errors import DataError, EnvironmentError_, TsugikiError
+from tsugiki.experiment.parent import end_worker_with_pool
 from tsugiki.experiment.progress import Progress
 
 INLINE_BELOW_BYTES = 4_000_000
@@ -103,7 +104,7 @@ class ProcessExecutor(PipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tsugiki.data.common.executor", "tsugiki.data.passes.filter"])
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_worker_with_pool) as pool:
             futures = {pool.submit(_run_task, self, rank): rank for rank in ranks}
             try:
                 self._collect(futures, finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import signal
 import time
@@ -16,6 +17,7 @@ from datatrove.pipeline.extractors.trafilatura import Trafilatura
 
 from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import ExtractionConfig
+from tsugiki.experiment.parent import die_with_parent
 
 _LINE_ENDS = re.compile(r"\r\n?|[\x85\u2028\u2029\x0b\x0c]")
 # C0/C1 controls without tab and newline, byte order mark, replacement of lone surrogates below.
@@ -42,7 +44,9 @@ class Sandbox(ExtractorSandbox):
         self._cleanup_process()
         context = multiprocessing.get_context("fork")
         self.parent_conn, self.child_conn = context.Pipe()
-        process = context.Process(target=self._forked, args=(self.child_conn, extract_fn), daemon=True)
+        process = context.Process(
+            target=self._forked, args=(self.child_conn, extract_fn, os.getpid()), daemon=True
+        )
         process.start()
         self.process = process
         self.all_processes.append(process)
@@ -51,7 +55,8 @@ class Sandbox(ExtractorSandbox):
             raise TimeoutError("the extraction process does not start")
         self.parent_conn.recv()
 
-    def _forked(self, connection: Any, extract_fn: Callable[[str], str]) -> None:
+    def _forked(self, connection: Any, extract_fn: Callable[[str], str], parent: int) -> None:
+        die_with_parent(parent)
         # datatrove ends this process by SIGTERM; the handler of the caller would answer with a traceback.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._worker(connection, extract_fn)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.parent import die_with_parent
 from tsugiki.pretrain.conversion.weights import merge, split, weight_table
 from tsugiki.pretrain.runtime import megatron_cpu
 
@@ -82,4 +83,5 @@ def _parameter_name(key: str, layer: int) -> str:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     main(Path(sys.argv[1]))

@@ -8,7 +8,6 @@ not survive a fork, every rank is a process of its own. The ranks' standard erro
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import os
@@ -24,12 +23,12 @@ from types import FrameType
 from typing import Any
 
 from tsugiki.experiment.errors import TsugikiError
+from tsugiki.experiment.parent import die_with_parent
 from tsugiki.pretrain.runtime.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, reserve_error, write_error
 from tsugiki.pretrain.runtime.signals import STOP_SIGNALS, StopRequest, held_back
 from tsugiki.pretrain.runtime.world import World
 
 _GRACE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> bool:
@@ -54,7 +53,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
 
 def rank_main(job: TrainJob, rank: int, size: int, port: int, stop: StopRequest) -> int:
     """A rank from its start to its exit status; the stop request is installed."""
-    _die_with_parent()
+    die_with_parent()
     reserve_error(job.work_dir, rank)
     log = log_path(job.work_dir, rank)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -85,7 +84,7 @@ def main() -> int:
     """Start the ranks, stop all when one fails, pass signals on. Returns the exit status."""
     stop = StopRequest()
     stop.install()
-    _die_with_parent()
+    die_with_parent()
     job = TrainJob.model_validate_json(Path(sys.argv[1]).read_bytes())
     size = int(sys.argv[2])
     if len(sys.argv) == 5:  # a rank of its own, with a GPU
@@ -122,9 +121,11 @@ def main() -> int:
 
 def _forked(job: TrainJob, rank: int, size: int, listener: socket.socket, stop: StopRequest) -> int:
     sys.stdout.flush()
+    parent = os.getpid()
     child = os.fork()
     if child:
         return child
+    die_with_parent(parent)
     port = listener.getsockname()[1]
     listener.close()
     code = 1
@@ -186,12 +187,6 @@ def _supervise(ranks: list[int], stop: StopRequest) -> int:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     return worst if worst >= 0 else 128 - worst
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends: no stale rank writes checkpoints."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

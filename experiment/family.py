@@ -23,6 +23,11 @@ from tsugiki.experiment.errors import CheckpointError, ConfigError
 from tsugiki.experiment.registry import Registry
 
 ENTRY_POINTS = "tsugiki.families"
+# Far above any model (Llama 3.1 405B: 126 layers, sizes up to 128,256 rows), far below what fills the memory.
+_MOST_LAYERS = 10_000
+_LARGEST_SIZE = 1 << 31
+_LARGEST_NUMBER = 1e30
+_SHOWN_CHARACTERS = 200
 ROPE_TYPES = ("linear", "llama3", "yarn")
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {
@@ -56,20 +61,50 @@ class HfConfig:
         return self.values.get(key, self.defaults.get(key))
 
     def size(self, key: str, fallback: Any = None) -> int:
-        """A required positive whole number.
+        """A required positive whole number, below what no model reaches.
 
         Raises:
             CheckpointError: it is something else.
         """
         value = self.get(key, fallback)
-        if not isinstance(value, int) or value <= 0:
-            raise self.unsupported(key, value, "a positive whole number")
+        # Tables of every layer are made before any weight is looked at.
+        limit = _MOST_LAYERS if key == "num_hidden_layers" else _LARGEST_SIZE
+        if type(value) is not int or not 0 < value <= limit:
+            raise self.unsupported(key, value, f"a positive whole number up to {limit:,}")
+        return value
+
+    def number(self, key: str, fallback: Any = None) -> float:
+        """A required finite number.
+
+        Raises:
+            CheckpointError: it is something else, such as a string of digits.
+        """
+        return self.as_number(key, self.get(key, fallback))
+
+    def as_number(self, key: str, value: object) -> float:
+        """A value of a setting as a finite number; see :meth:`number`."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST_NUMBER:
+            raise self.unsupported(key, value, "a finite number")
+        return float(value)
+
+    def flag(self, key: str, fallback: bool = False) -> bool:
+        """A switch.
+
+        Raises:
+            CheckpointError: neither true nor false: the string "false" would be true.
+        """
+        value = self.get(key, fallback)
+        if not isinstance(value, bool):
+            raise self.unsupported(key, value, "true or false")
         return value
 
     def unsupported(self, key: str, got: object, expected: str) -> CheckpointError:
         """An error about one setting."""
         return CheckpointError(
-            f"cannot use this model: {key}", where=self.where, got=repr(got), expected=expected
+            f"cannot use this model: {key}",
+            where=self.where,
+            got=repr(got)[:_SHOWN_CHARACTERS],
+            expected=expected,
         )
 
 
@@ -153,13 +188,13 @@ class Family:
             "head_dim": config.size("head_dim", hidden_size // heads),
             "vocabulary_size": config.size("vocab_size"),
             "max_positions": config.size("max_position_embeddings"),
-            "norm_epsilon": float(config.get("rms_norm_eps", 1e-6)),
+            "norm_epsilon": config.number("rms_norm_eps", 1e-6),
             "norm_offset": cls.norm_offset,
             "activation": cls.activation(config),
             "rope_theta": theta,
             "rope_scaling": scaling,
             "sliding_window": cls.sliding_window(config),
-            "tied_embeddings": bool(config.get("tie_word_embeddings", False)),
+            "tied_embeddings": config.flag("tie_word_embeddings"),
             "embedding_scale": cls.embedding_scale(hidden_size),
             "qkv_bias": biases.qkv,
             "output_bias": biases.output,
@@ -174,6 +209,8 @@ class Family:
             CheckpointError: config.json names other classes only.
         """
         given = config.get("architectures") or []
+        if not isinstance(given, list):
+            raise config.unsupported("architectures", given, "a list of names")
         if given and not {str(name).lower() for name in given} & {name.lower() for name in cls.architectures}:
             raise config.unsupported("architectures", given, f"one of {', '.join(cls.architectures)}")
 
@@ -203,7 +240,9 @@ class Family:
         parameters = config.values.get("rope_parameters") or config.values.get("rope_scaling") or {}
         if not isinstance(parameters, Mapping):
             raise config.unsupported("rope_parameters", parameters, "a mapping")
-        theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
+        theta = config.as_number(
+            "rope_theta", parameters.get("rope_theta", config.get("rope_theta", 10000.0))
+        )
         scaling = {
             key: value for key, value in parameters.items() if key not in ("rope_theta", "type", "rope_type")
         }
@@ -212,13 +251,16 @@ class Family:
         if share not in (None, 1.0):
             raise config.unsupported("partial_rotary_factor", parameters, "rotary positions over whole heads")
         if kind == "default":
-            return float(theta), None
+            return theta, None
         if kind not in ROPE_TYPES:
             raise config.unsupported("rope_type", kind, f"default, {', '.join(ROPE_TYPES)}")
         original = config.values.get("original_max_position_embeddings")
         if original is not None:
             scaling.setdefault("original_max_position_embeddings", original)
-        return float(theta), {"rope_type": kind, **scaling}
+        for key, value in scaling.items():
+            if value is not None and not isinstance(value, bool):
+                config.as_number(f"{kind} {key}", value)
+        return theta, {"rope_type": kind, **scaling}
 
     @classmethod
     def exported_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +305,14 @@ def spec_fields(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     """
     model_type = str(config.get("model_type", ""))
     family = find_family(model_type, f"{where}: model_type")
-    return family.fields(HfConfig(config, family.defaults, where), model_type.lower())
+    read = HfConfig(config, family.defaults, where)
+    try:
+        return family.fields(read, model_type.lower())
+    except (TypeError, ValueError, ArithmeticError) as error:  # a list where a name belongs, and the like
+        raise CheckpointError(
+            "cannot use this model: a setting is of another type than it should be",
+            where=where, got=f"{type(error).__name__}: {error}", expected="a config.json as transformers writes it",
+        ) from error  # fmt: skip
 
 
 def activation_of(config: HfConfig, name: str) -> Activation:
@@ -272,7 +321,7 @@ def activation_of(config: HfConfig, name: str) -> Activation:
     Raises:
         CheckpointError: none that the layers have.
     """
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise config.unsupported("hidden_act", name, f"one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 

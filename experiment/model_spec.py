@@ -27,7 +27,7 @@ class ModelSpec(StrictModel):
 
     family: str
     """A model family (:mod:`tsugiki.experiment.family`): decides the weight table and the exported config."""
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=10_000)
     """Transformer layers."""
     hidden_size: int = Field(gt=0)
     """Width of the residual stream."""
@@ -167,7 +167,7 @@ def read_hf_config(path: Path) -> dict[str, Any]:
             expected="config.json beside the weights",
             fix="give the directory that `save_pretrained` or `huggingface-cli download` wrote",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("unreadable config.json", where=file, got=error) from error
     if not isinstance(loaded, dict):
         raise CheckpointError("config.json is not a mapping", where=file, got=type(loaded).__name__)

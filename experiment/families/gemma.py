@@ -23,7 +23,7 @@ class Gemma(Family):
     @classmethod
     def biases(cls, config: HfConfig) -> Biases:
         """``attention_bias`` means all four projections of attention."""
-        attention = bool(config.get("attention_bias", False))
+        attention = config.flag("attention_bias")
         return Biases(qkv=attention, output=attention)
 
     @classmethod

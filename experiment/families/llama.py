@@ -17,5 +17,5 @@ class Llama(Family):
     @classmethod
     def biases(cls, config: HfConfig) -> Biases:
         """``attention_bias`` means all four projections of attention."""
-        attention = bool(config.get("attention_bias", False))
-        return Biases(qkv=attention, output=attention, mlp=bool(config.get("mlp_bias", False)))
+        attention = config.flag("attention_bias")
+        return Biases(qkv=attention, output=attention, mlp=config.flag("mlp_bias"))

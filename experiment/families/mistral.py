@@ -16,5 +16,5 @@ class Mistral(Family):
     @classmethod
     def sliding_window(cls, config: HfConfig) -> int | None:
         """An explicit null switches the window off (0.2 and later say so); a missing key means 4096."""
-        window = config.get_or_null("sliding_window")
-        return None if window is None else int(window)
+        off = config.get_or_null("sliding_window") is None
+        return None if off else config.size("sliding_window")

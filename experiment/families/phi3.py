@@ -17,5 +17,4 @@ class Phi3(Family):
     @classmethod
     def sliding_window(cls, config: HfConfig) -> int | None:
         """In every layer (2047 in Phi-3-mini-4k); off unless it is said."""
-        window = config.values.get("sliding_window")
-        return None if window is None else int(window)
+        return None if config.values.get("sliding_window") is None else config.size("sliding_window")

@@ -31,5 +31,5 @@ class Qwen2(Family):
         if set(kinds) == {"full_attention"}:
             return None
         if set(kinds) == {"sliding_attention"}:
-            return int(window)
+            return config.size("sliding_window")
         raise config.unsupported("layer_types", sorted(set(kinds)), "the same attention in every layer")

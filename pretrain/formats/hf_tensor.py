@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Bytes of an element by safetensors name. Only floating types can be weights here; the others
 # are known so that files holding them can be read.
-_ITEM_BYTES = {
+ITEM_BYTES = {
     "BF16": 2,
     "F16": 2,
     "F32": 4,
@@ -42,9 +42,9 @@ class HfTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes of the data."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of axis 0."""
-        return math.prod(self.shape[1:]) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.pretrain.formats.byte_ranges import FilePool, bytes_of
-from tsugiki.pretrain.formats.hf_tensor import HfTensor
+from tsugiki.pretrain.formats.hf_tensor import ITEM_BYTES, HfTensor
 from tsugiki.pretrain.formats.pytorch_bin import LEGACY_INDEX_NAME, LEGACY_NAME, legacy_tensors
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _HEADER_LIMIT_BYTES = 100_000_000
+_MOST_DIMENSIONS = 16
+_SHOWN_CHARACTERS = 200
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Our dtype names -> safetensors'."""
 
@@ -56,10 +60,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def safetensors_header(path: Path) -> dict[str, HfTensor]:
-    """Tensors of a safetensors file, in file order, checked against the file's size.
+    """Tensors of a safetensors file, in file order, checked against the file's size and against each other.
 
     Raises:
-        CheckpointError: missing, truncated, or not a safetensors file.
+        CheckpointError: missing, truncated, not a safetensors file, or with tensors that cannot be.
     """
     try:
         size = path.stat().st_size
@@ -67,40 +71,114 @@ def safetensors_header(path: Path) -> dict[str, HfTensor]:
             length = struct.unpack("<Q", stream.read(8))[0]
             if length > min(size - 8, _HEADER_LIMIT_BYTES):
                 raise ValueError(f"header of {length:,} bytes in a file of {size:,} bytes")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_without_repeated_names)
+        if not isinstance(header, dict):
+            raise TypeError(f"a {type(header).__name__} as header instead of a mapping")
     except FileNotFoundError:
         raise CheckpointError("missing weight file", where=path) from None
-    except (OSError, ValueError, struct.error) as error:
+    # Deep nesting is a RecursionError.
+    except (OSError, ValueError, TypeError, RecursionError, struct.error) as error:
         raise CheckpointError(
             "not a whole safetensors file", where=path, got=error, fix="download or copy the file again"
         ) from error
-    tensors: dict[str, HfTensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = entry["data_offsets"]
-            tensor = HfTensor(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
-            consistent = tensor.size_bytes == end - begin
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError("unreadable tensor entry", where=f"{path}: {name}", got=entry) from error
-        if not consistent:
-            raise CheckpointError(
-                "tensor size contradicts its shape",
-                where=f"{path}: {name}",
-                got=f"{end - begin:,} bytes",
-                expected=f"{tensor.size_bytes:,} bytes for {entry['dtype']} {list(tensor.shape)}",
-            )
-        if 8 + length + end > size:
-            raise CheckpointError(
-                "truncated safetensors file",
-                where=f"{path}: {name} {list(tensor.shape)}",
-                got=f"{size:,} bytes",
-                expected=f"at least {8 + length + end:,} bytes",
-                fix="download or copy the file again",
-            )
-        tensors[name] = tensor
+    data = 8 + length
+    tensors = {
+        name: _tensor(name, entry, path, data, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _refuse_overlaps(tensors.values(), path)
     return tensors
+
+
+def _without_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name that comes twice, readers take the one or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name!r} comes twice")
+    return found
+
+
+def _tensor(name: str, entry: Any, path: Path, data: int, size: int) -> HfTensor:
+    """One entry of a header; the data of the file begins at ``data``, and the file has ``size`` bytes."""
+    where = f"{path}: {name}"
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        counts = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        lists = isinstance(entry["shape"], list) and len(shape) <= _MOST_DIMENSIONS
+        if not counts or not lists or not isinstance(dtype, str):
+            raise ValueError("sizes and offsets are whole numbers from 0 on")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "unreadable tensor entry", where=where, got=str(entry)[:_SHOWN_CHARACTERS],
+            expected='{"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}',
+        ) from error  # fmt: skip
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(
+            "tensor of an unknown type", where=where, got=dtype, expected=f"one of {', '.join(ITEM_BYTES)}"
+        )
+    tensor = HfTensor(name, path, dtype, shape, data + begin)
+    if tensor.size_bytes != end - begin:
+        raise CheckpointError(
+            "tensor size contradicts its shape",
+            where=where,
+            got=f"{end - begin:,} bytes",
+            expected=f"{tensor.size_bytes:,} bytes for {dtype} {list(shape)}",
+        )
+    if data + end > size:
+        raise CheckpointError(
+            "truncated safetensors file",
+            where=f"{where} {list(shape)}",
+            got=f"{size:,} bytes",
+            expected=f"at least {data + end:,} bytes",
+            fix="download or copy the file again",
+        )
+    return tensor
+
+
+def _refuse_overlaps(tensors: Iterable[HfTensor], path: Path) -> None:
+    """Each byte belongs to one tensor: two that share bytes are one of them misplaced."""
+    filled = sorted((item for item in tensors if item.size_bytes), key=lambda item: item.offset)
+    for before, after in pairwise(filled):
+        if before.offset + before.size_bytes > after.offset:
+            raise CheckpointError(
+                "tensors overlap in their file",
+                where=path,
+                got=f"{before.name} ends at byte {before.offset + before.size_bytes:,}, "
+                f"{after.name} begins at {after.offset:,}",
+                fix="download the file again; if it is the same, do not use this model",
+            )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, both names; the files lie beside the index.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names a file elsewhere.
+    """
+    try:
+        loaded = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_without_repeated_names)
+        weight_map = loaded["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise TypeError(f"weight_map is a {type(weight_map).__name__} instead of a mapping")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            "unreadable weight index", where=index, got=f"{type(error).__name__}: {error}",
+            expected='{"weight_map": {tensor: file}}', fix="download the file again",
+        ) from error  # fmt: skip
+    for name, shard in weight_map.items():
+        plain = (
+            isinstance(shard, str) and shard not in ("", ".", "..") and "/" not in shard and "\0" not in shard
+        )
+        if not plain:
+            raise CheckpointError(
+                "the index names a file outside the model's directory", where=f"{index}: {name}",
+                got=repr(shard), expected="the name of a file beside the index",
+                fix="do not use this model unless you know where it comes from",
+            )  # fmt: skip
+    return weight_map
 
 
 class HfReader:
@@ -133,10 +211,7 @@ class HfReader:
         )
 
     def _read_index(self, index: Path, tensors_of: Callable[[Path], dict[str, HfTensor]]) -> None:
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError("unreadable weight index", where=index, got=error) from error
+        weight_map = _weight_map(index)
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (self.directory / shard).is_file()]
         if missing:

@@ -15,10 +15,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from tsugiki.experiment.errors import ConfigError
@@ -30,29 +30,55 @@ from tsugiki.experiment.fingerprint import OmittedIfDefault as OmittedIfDefault
 from tsugiki.experiment.fingerprint import OmittedIfNull as OmittedIfNull
 from tsugiki.experiment.fingerprint import fingerprint as fingerprint
 from tsugiki.experiment.shipped import experiment_path, find
+from tsugiki.experiment.yaml_values import MAX_BYTES, Location, Mark, parse
 
 
 class StrictModel(BaseModel):
     """Base of all configuration: unknown keys are errors, values are checked and immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`yes`, `no`, `on`, `off` are booleans in YAML 1.1; pydantic would take them for 1 and 0."""
+        if info.field_name is not None and _has_boolean(value):
+            _refuse_boolean(value, cls.model_fields[info.field_name].annotation)
+        return value
+
+
+def _has_boolean(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return any(map(_has_boolean, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
+
+
+def _is_literal_boolean(member: Any) -> bool:
+    return typing.get_origin(member) is Literal and any(map(_has_boolean, typing.get_args(member)))
+
+
+def _refuse_boolean(value: Any, annotation: Any) -> None:
+    """Raise where a boolean stands for what is a number and nothing else that a boolean could be."""
+    members = list(_members(annotation))
+    if isinstance(value, bool):
+        takes_boolean = any(
+            member in (bool, Any, object) or _is_literal_boolean(member) for member in members
+        )
+        if not takes_boolean and (int in members or float in members):
+            raise ValueError("a number; yes, no, on, off, true and false are booleans")
+        return
+    for item in value.values() if isinstance(value, dict) else value:
+        if _has_boolean(item):
+            for member in members:
+                # Sections look at their own fields.
+                if typing.get_origin(member) in (list, dict, tuple, Mapping, Sequence):
+                    inner = [part for part in typing.get_args(member) if part is not Ellipsis]
+                    _refuse_boolean(item, inner[-1])
 
 
 Model = TypeVar("Model", bound=BaseModel)
-Location = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Where a value of the merged configuration was written."""
-
-    file: str
-    line: int | None
-
-    def __str__(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
 @dataclass
@@ -82,47 +108,33 @@ def read_yaml(path: Path) -> RawConfig:
         ConfigError: the file is missing, is not UTF-8, is not YAML or is not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError:
+        if path.is_symlink():
+            target = path.readlink()
+            raise ConfigError(
+                "the configuration is a link that leads nowhere", where=path, got=target
+            ) from None
         raise ConfigError("no such configuration file", where=path, fix=_similar_files(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
         raise ConfigError("cannot read the configuration", where=path, got=error) from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError("not valid YAML", where=path, got=" ".join(str(error).split())) from error
-    if node is None:
-        return RawConfig({}, {(): Mark(str(path), None)})
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError("a configuration is a mapping of keys", where=path, got=node.tag)
-    marks: dict[Location, Mark] = {(): Mark(str(path), None)}
-    values = _construct(node, (), str(path), marks)
+    if len(content) > MAX_BYTES:
+        raise ConfigError("too large for a configuration", where=path, got=f"over {MAX_BYTES:,} bytes")
+    marks: dict[Location, Mark] = {}
+    values = parse(text, str(path), marks)
+    marks[()] = Mark(str(path), None)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "a configuration is a mapping of keys",
+            where=path,
+            got=type(values).__name__,
+            expected="key: value",
+        )
     return RawConfig(values, marks)
-
-
-def _construct(node: yaml.Node, location: Location, file: str, marks: dict[Location, Mark]) -> Any:
-    marks.setdefault(location, Mark(file, node.start_mark.line + 1))
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            # Keys are taken as written: language codes such as `no` must not become booleans.
-            key = str(key_node.value)
-            mark = Mark(file, key_node.start_mark.line + 1)
-            if key in mapping:
-                raise ConfigError(
-                    f"key '{key}' is written twice",
-                    where=mark,
-                    got=f"first at {marks[(*location, key)]}",
-                    fix="keep one",
-                )
-            marks[(*location, key)] = mark
-            mapping[key] = _construct(value_node, (*location, key), file, marks)
-        return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [
-            _construct(item, (*location, position), file, marks) for position, item in enumerate(node.value)
-        ]
-    return yaml.SafeLoader("").construct_object(node)
 
 
 def load_raw(path: Path, overrides: Sequence[str] = ()) -> RawConfig:
@@ -193,10 +205,7 @@ def _apply_override(raw: RawConfig, override: str) -> None:
         raise ConfigError(
             "malformed --set", got=override, expected="dotted.path=value, e.g. train.optimizer.lr=1e-4"
         )
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError("the value of --set is not YAML", got=override) from error
+    value = parse(text, f"--set {override[:200]}", {})
     set_value(raw, name.strip(), value, f"--set {override}")
 
 
@@ -242,7 +251,7 @@ def _list_position(items: list[Any], key: str, origin: str) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if key in names:
         return names.index(key)
-    if key.isdigit() and int(key) < len(items):
+    if key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(items):
         return int(key)
     valid = [str(name) if name else str(position) for position, name in enumerate(names)]
     raise ConfigError("no such item of the list", got=origin, expected=f"one of {', '.join(valid)}")
@@ -380,7 +389,11 @@ def _similar_files(path: Path) -> str | None:
     parent = path.parent if path.parent.is_dir() else None
     if parent is None:
         return f"the folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
+    try:
+        names = [item.name for item in parent.iterdir()]
+    except OSError:
+        return None  # the error that this would explain is enough
+    near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {parent / near[0]}?" if near else None
 
 
@@ -397,9 +410,26 @@ def expand_path(text: str) -> Path:
     What is not there and ships with Tsugiki (``configs/…``, ``tests/fixtures/…``) is found where it was installed.
 
     Raises:
-        ConfigError: a variable is not set.
+        ConfigError: a variable is not set, there is no such user, or no file system takes the path.
     """
     expanded = os.path.expandvars(text)
     if "$" in expanded:
         raise ConfigError("a path uses a variable that is not set", got=text)
-    return find(Path(expanded).expanduser())
+    try:
+        path = Path(expanded).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            "a path begins with the home directory of a user who is not known here",
+            got=text,
+            expected="~ for your own, or ~user of an account on this machine",
+            fix="write the whole path",
+        ) from error
+    if "\0" in expanded:
+        raise ConfigError("a path holds a null byte", got=repr(text), expected="the path of a file or folder")
+    try:
+        return find(path)
+    except OSError as error:
+        got = f"{text[:80]}: {error.strerror}"
+        raise ConfigError(
+            "a path cannot be used", got=got, expected="the path of a file or folder"
+        ) from error

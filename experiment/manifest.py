@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tsugiki.experiment.config import StrictModel
 from tsugiki.experiment.digest import digest_files, digest_outputs, list_files
@@ -33,6 +33,9 @@ class OutputFile(StrictModel):
 
 class Manifest(StrictModel):
     """What a finished stage was made from and what it made."""
+
+    # A metric may be NaN or infinite; pydantic would write null, which no number can be read from.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
 
     schema_version: Literal[1] = 1
     stage: str
@@ -66,7 +69,7 @@ class Manifest(StrictModel):
         for name, expected in self.outputs.items():
             try:
                 size = (directory / name).stat().st_size
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a damaged manifest may hold a null byte in a name
                 return f"{name} is missing"
             if size != expected.bytes:
                 return f"{name} has {size:,} bytes, expected {expected.bytes:,}"

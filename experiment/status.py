@@ -7,13 +7,15 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import yaml
-
+from tsugiki.experiment.config import read_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.manifest import Manifest
 from tsugiki.experiment.stage_names import STAGE_NAMES
+
+_LONGEST_SECONDS = 1e10
+"""Of the time left, 300 years: what a speed near zero gives would not fit into a span of time."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,10 @@ def read_status(run_dir: Path) -> RunStatus:
 def _has_base(run_dir: Path) -> bool:
     """Whether the experiment makes its base itself."""
     try:
-        base = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["base"]
+        base = read_yaml(run_dir / "config.yaml").values["base"]
         return base.get("scratch") is not None
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
-        return False
+    except (ConfigError, LookupError, TypeError, AttributeError):
+        return (run_dir / "base").is_dir()  # a damaged configuration: what is there tells
 
 
 def _stage(run_dir: Path, name: str) -> StageStatus:
@@ -162,7 +164,7 @@ def last_metrics(run_dir: Path) -> dict[str, Any] | None:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and "train/loss" in record:
                 last = record
@@ -176,11 +178,16 @@ def _seconds_left(run_dir: Path, record: dict[str, Any]) -> float | None:
     rate, consumed = record.get("throughput/tokens_per_second"), record.get("consumed_tokens")
     try:
         total = json.loads((run_dir / "tokens" / "mixture.json").read_text(encoding="utf-8"))["total_tokens"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    if not isinstance(rate, (int, float)) or not isinstance(consumed, (int, float)) or rate <= 0:
+    if not (_is_finite(total) and _is_finite(consumed) and _is_finite(rate)) or rate <= 0:
         return None
-    return max(0.0, (total - consumed) / rate)
+    return min(max(0.0, (total - consumed) / rate), _LONGEST_SECONDS)
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a value of a file is a number to count with."""
+    return isinstance(value, (int, float)) and abs(value) < 2**63
 
 
 def _training_line(record: dict[str, Any]) -> str:
@@ -190,7 +197,7 @@ def _training_line(record: dict[str, Any]) -> str:
         ("train/bits_per_byte", "bits/byte", "{:.4f}"),
         ("throughput/tokens_per_second", "tokens/s", "{:,.0f}"),
     ):
-        if isinstance(record.get(key), (int, float)):
+        if isinstance(record.get(key), float) or _is_finite(record.get(key)):
             parts.append(f"{label} {form.format(record[key])}")
     if isinstance(left := record.get("eta_seconds"), (int, float)):
         parts.append(f"{timedelta(seconds=round(left))} left")

@@ -167,7 +167,7 @@ def test_mistake_in_an_extended_file_names_that_file(tmp_path: Path) -> None:
         ("sources.zh.weight=1", "one of ja, en"),
         ("sources.7.weight=1", "one of ja, en"),
         ("name.first=1", "below a value that has no keys"),
-        ("name=[", "not YAML"),
+        ("name=[", "not valid YAML"),
     ],
 )
 def test_wrong_overrides(tmp_path: Path, override: str, expected: str) -> None:

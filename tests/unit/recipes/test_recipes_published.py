@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -380,14 +381,19 @@ def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: p
     from typer.testing import CliRunner
 
     from tsugiki.cli.main import app
-    from tsugiki.experiment.graph import Graph
+    from tsugiki.experiment.graph import Graph, Stage
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("tsugiki.pipeline.is_installed", lambda: False)
     started: list[list[str]] = []
-    monkeypatch.setattr(
-        Graph, "run", lambda self, stages, *_, **__: started.append([item.name for item in stages])
-    )
+
+    def start(
+        self: Graph, stages: Sequence[Stage], *_: object, begin: Callable[[], None], **__: object
+    ) -> None:
+        begin()
+        started.append([item.name for item in stages])
+
+    monkeypatch.setattr(Graph, "run", start)
     (tmp_path / "niilc.jsonl").write_text("{}")
     command = [
         "run", "configs/smoke.yaml", "--set", f"run_dir={tmp_path / 'run'}",

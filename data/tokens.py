@@ -73,7 +73,7 @@ def run(
             file.write(template)
     mixture = _plan(config, sources, datasets, vocabulary)
     mixture.save(output_dir)
-    return _result(mixture, seconds, tokenisation.text_bytes)
+    return _result(mixture, seconds, tokenisation.text_bytes, tokenisation.special_tokens_in_text)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _plan(
     )
 
 
-def _result(mixture: Mixture, seconds: float, text_bytes: int) -> StageResult:
+def _result(mixture: Mixture, seconds: float, text_bytes: int, special_tokens_in_text: int) -> StageResult:
     tokens = sum(source.tokens + source.heldout_tokens for source in mixture.sources)
     metrics: dict[str, float] = {
         "tokens/total": float(sum(source.tokens for source in mixture.sources)),
@@ -197,8 +197,11 @@ def _result(mixture: Mixture, seconds: float, text_bytes: int) -> StageResult:
     if mixture.untrained:
         names = ", ".join(f"{source.name} {source.tokens:,}" for source in mixture.untrained)
         summary.append(f"not trained on, as no weight names them (validated only): {names} tokens")
+    if special_tokens_in_text:
+        summary.append(f"{special_tokens_in_text:,} times a text spells a special token: encoded as text")
     return StageResult(
         counts={
+            "special_tokens_in_text": special_tokens_in_text,
             "tokens": sum(source.tokens for source in mixture.sources),
             "documents": sum(source.documents for source in mixture.sources),
             "total_tokens": mixture.total_tokens,

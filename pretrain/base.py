@@ -114,7 +114,7 @@ def write_tokens(config: ScratchConfig, corpus_dir: Path, tokenizer_dir: Path, t
             expected=f"one of {', '.join(index.languages)}",
             fix="add a source in that language to corpus.sources, or set base.scratch.language",
         )
-    tokenizer = open_tokenizer(tokenizer_dir)
+    tokenizer = open_tokenizer(tokenizer_dir, special_tokens_in_text=False)
     bos, eod = tokenizer.bos_id, tokenizer.require_eos("to end documents with")
     counts = {}
     sizes = [len(text.encode()) for text in _texts(index, corpus_dir, config.language, "heldout")]

@@ -1,13 +1,15 @@
 """Encodes the shards of the corpus with the final tokenizer: independent tasks, each with its files.
 
 Each document becomes ``[BOS] tokens EOD`` (EOD is the tokenizer's end-of-sequence token). A task
-leaves ``<part>.ids`` (raw ids), ``<part>.lengths.npy`` (tokens of every document) and ``<part>.json``
-(bytes of text) in the work folder, and datatrove's completion marker in ``logs``.
+leaves ``<part>.ids`` (raw ids), ``<part>.lengths.npy`` (tokens of every document), ``<part>.bytes.npy``
+(bytes of text) and ``<part>.special.npy`` (how often the text spells a special token, which stays text) in the work
+folder, and datatrove's completion marker in ``logs``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,10 +124,12 @@ class TokeniseShards(PipelineStep):
         task = self.tasks[rank]
         encode = self._conversations if task.kind == "instruction" else self._texts
         dtype = stored_type(task.kind, self.vocabulary)
+        spelt, special = 0, load_special_tokens(self.tokenizer_dir)
         lengths, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         with atomic_file(self.work / f"{task.part}.ids") as file:
             for records in _batches(read_shard(task.shard), self.config.batch_documents):
                 ids, counts, text_bytes = encode(records)
+                spelt += sum(len(special.findall(text)) for record in records for text in _texts_of(record))
                 file.write(ids.astype(dtype).tobytes())
                 lengths.append(counts)
                 sizes.append(text_bytes)
@@ -133,6 +137,8 @@ class TokeniseShards(PipelineStep):
             np.save(file, np.concatenate(lengths).astype(np.int32))
         with atomic_file(self.work / f"{task.part}.bytes.npy") as file:
             np.save(file, np.concatenate(sizes))
+        with atomic_file(self.work / f"{task.part}.special.npy") as file:
+            np.save(file, np.array([spelt], np.int64))
         yield from ()
 
     def _texts(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, Ids]:
@@ -177,6 +183,21 @@ class TokeniseShards(PipelineStep):
 def _batches(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     while batch := list(islice(records, size)):
         yield batch
+
+
+def _texts_of(record: dict[str, Any]) -> list[str]:
+    """What is encoded of a document, messages one by one."""
+    messages = record["metadata"].get("messages")
+    return [message["content"] for message in messages] if messages else [record["text"]]
+
+
+@lru_cache(maxsize=1)
+def load_special_tokens(tokenizer_dir: Path) -> re.Pattern[str]:
+    """Finds the surfaces of special tokens in a text."""
+    opened = open_tokenizer(tokenizer_dir / TOKENIZER_NAME, special_tokens_in_text=False)
+    added = opened.fast.get_added_tokens_decoder().values()
+    surfaces = sorted((token.content for token in added if token.special), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, surfaces)) or r"(?!)")
 
 
 @lru_cache(maxsize=1)
@@ -235,6 +256,12 @@ class Tokenisation:
     def text_bytes(self) -> int:
         """UTF-8 bytes of all documents."""
         return sum(source.train_bytes + source.heldout_bytes for source in self.sources)
+
+    @property
+    def special_tokens_in_text(self) -> int:
+        """How often the finished tasks met the surface of a special token in a text."""
+        files = (self.work / f"{task.part}.special.npy" for task in self.tasks)
+        return sum(int(np.load(file)[0]) for file in files if file.exists())
 
     def documents(self, rank: int) -> int:
         """Documents of a finished task."""

@@ -97,7 +97,7 @@ def load_language_model(
 
     transformers.utils.logging.disable_progress_bar()
     config = _read_config(directory)
-    tokenizer = open_tokenizer(directory)
+    tokenizer = open_tokenizer(directory, special_tokens_in_text=False)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(

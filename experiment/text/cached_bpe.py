@@ -79,7 +79,12 @@ class CachedBPE:
         self._plain = PlainEncoder(tokenizer)
         self._prefix = tokenizer.normalizer.normalize_str("a")[:-1]
         self._model = Tokenizer(tokenizer.model)  # no normalizer: the text is already normalised
-        self._special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        # Added tokens that are found in a text before the model sees it.
+        self._special = [
+            token.content
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if not (token.special and tokenizer.encode_special_tokens)
+        ]
         # No other character gives this byte, and no piece holds it: see can_be_cut.
         self._special.append(_SEPARATOR)
         self._separator_id = self._model.token_to_id("<0x00>")
@@ -229,10 +234,10 @@ _ENCODERS: dict[str, Encoder] = {}
 
 
 def load_encoder(path: Path) -> Encoder:
-    """The quickest exact encoder for a ``tokenizer.json``, loaded once per process."""
+    """The quickest exact encoder for a ``tokenizer.json``, loaded once per process; ``</s>`` in a text is text."""
     key = str(path)
     if key not in _ENCODERS:
-        opened = open_tokenizer(path)
+        opened = open_tokenizer(path, special_tokens_in_text=False)
         cut = opened.document is not None and can_be_cut(opened.document)
         _ENCODERS[key] = CachedBPE(opened.fast) if cut else PlainEncoder(opened.fast)
     return _ENCODERS[key]

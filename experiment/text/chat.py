@@ -249,10 +249,13 @@ class ChatTemplate:
                 got=repr(dict(message))[:200],
                 expected='{"role": "system", "user" or "assistant", "content": text}',
             )
-        content = _MARKS.sub("\ufffd", content)
+        return {"role": self._shield(role), "content": self._shield(content)}
+
+    def _shield(self, text: str) -> str:
+        text = _MARKS.sub("\ufffd", text)
         for token in self._specials:
-            content = content.replace(token, token[0] + _SHIELD + token[1:])
-        return {"role": role, "content": content}
+            text = text.replace(token, token[0] + _SHIELD + token[1:])
+        return text
 
 
 def _environment() -> Any:

@@ -19,6 +19,7 @@ for which the model has no row.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ from tsugiki.experiment.text.hf_tokenizer import load_sentencepiece_proto, read_
 JSON_NAME, MODEL_NAME = "tokenizer.json", "tokenizer.model"
 _AGAIN = "download the file again (a Git LFS pointer or an HTML error page is a frequent cause)"
 _FORMS = "a Hugging Face directory, a tokenizer.json or a SentencePiece .model file"
+_MARK = re.compile(r"<[|｜][^<>]+[|｜]>|</?s>|<(?:unk|pad|mask|bos|eos)>|<(?:start|end)_of_turn>|\[/?INST\]")
+"""Added tokens that make turns; some releases do not call them special."""
 SpecialName = Literal["bos", "eos", "unk"]
 
 
@@ -46,6 +49,9 @@ class _Engine(Protocol):
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its surface; None where there is no such token."""
+
+    def read_special_tokens_as_text(self) -> None:
+        """From now on ``</s>`` in a text is text."""
 
 
 class OpenedTokenizer:
@@ -201,7 +207,8 @@ def open_tokenizer(path: Path, *, special_tokens_in_text: bool = True) -> Opened
     Args:
         path: the directory or file.
         special_tokens_in_text: whether ``</s>`` within a text is read as that token, as transformers does; else it is
-            text like any other.
+            text like any other, and so is what looks like a mark of a conversation (``<|user|>``) where the file
+            does not call it special. Documents, prompts and messages are read so: only templates make control ids.
 
     Raises:
         DataError: nothing there, or a corrupt file.
@@ -218,8 +225,8 @@ def open_tokenizer(path: Path, *, special_tokens_in_text: bool = True) -> Opened
         engine = _Fast(document, file)
     else:
         engine, document = _through_sentencepiece(file)
-    if isinstance(engine, _Fast) and not special_tokens_in_text:
-        engine.tokenizer.encode_special_tokens = True
+    if not special_tokens_in_text:
+        engine.read_special_tokens_as_text()
     return OpenedTokenizer(file or path, engine, document)
 
 
@@ -301,6 +308,15 @@ class _Fast:
         found: int | None = self.tokenizer.token_to_id(token)
         return found
 
+    def read_special_tokens_as_text(self) -> None:
+        self.tokenizer.encode_special_tokens = True
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        marks = [token for token in added if not token.special and _MARK.fullmatch(token.content)]
+        for token in marks:
+            token.special = True
+        if marks:
+            self.tokenizer.add_special_tokens(marks)
+
 
 class _SentencePiece:
     """A SentencePiece model other than BPE, which no ``tokenizer.json`` of ours describes."""
@@ -325,17 +341,24 @@ class _SentencePiece:
         missing = found == self._processor.unk_id() and self._processor.id_to_piece(found) != token
         return None if missing else found
 
+    def read_special_tokens_as_text(self) -> None:
+        """SentencePiece never reads them otherwise."""
+
 
 class _Transformers:
     """A tokenizer that transformers runs in Python."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._as_text = False
         self.size = len(tokenizer)
         self.special_ids = _declared(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [
+            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=self._as_text)
+            for text in texts
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -345,6 +368,9 @@ class _Transformers:
         found: int | None = self._tokenizer.convert_tokens_to_ids(token)
         missing = found == self._tokenizer.unk_token_id and token != self._tokenizer.unk_token
         return None if missing else found
+
+    def read_special_tokens_as_text(self) -> None:
+        self._as_text = True
 
 
 def _through_transformers(directory: Path) -> _Engine:

@@ -100,7 +100,7 @@ def find_contexts(
             got=f"languages: {', '.join(index.languages) or 'none'}",
             fix="add sources to corpus.sources, or set graft.init to mean",
         )  # fmt: skip
-    tokenizer = open_tokenizer(tokenizer_dir).fast
+    tokenizer = open_tokenizer(tokenizer_dir, special_tokens_in_text=False).fast
     search = _Search(pieces, config)
     wanted = {language: min(size, config.corpus_bytes_per_language) for language, size in sizes.items()}
     with Progress("graft: contexts", sum(wanted.values()) / 1e6, "MB") as progress:

@@ -132,7 +132,7 @@ def encode_text(tokenizer_dir: Path, texts: Iterable[str], tokens: int) -> list[
     left = tokens
     for text in texts:
         if tokenizer is None:
-            tokenizer = open_tokenizer(tokenizer_dir)
+            tokenizer = open_tokenizer(tokenizer_dir, special_tokens_in_text=False)
         ids = tokenizer.encode(text[:2000])[: min(_SEQUENCE, left)]
         if ids:
             sequences.append(ids)

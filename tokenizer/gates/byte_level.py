@@ -28,6 +28,7 @@ class ByteLevelChecks:
         self._document = inputs.base.document
         self._base: Any = ByteLevelEncoder(inputs.base.document).tokenizer
         self._fast: Any = Tokenizer.from_file(str(inputs.directory / "tokenizer.json"))
+        self._fast.encode_special_tokens = True  # as documents are encoded
         self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
 
     @cached_property

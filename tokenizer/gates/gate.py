@@ -91,7 +91,7 @@ class GateInputs:
 def ids_or_error(tokenizer: Any, line: str) -> list[int] | str:
     """Ids of a line by a tokenizer of transformers, or what it raises: a finding of a gate like other ids."""
     try:
-        ids: list[int] = tokenizer.encode(line, add_special_tokens=False)
+        ids: list[int] = tokenizer.encode(line, add_special_tokens=False, split_special_tokens=True)
     except Exception as error:  # one that loads need not encode
         return f"{type(error).__name__}: {error}"
     return ids

@@ -32,6 +32,7 @@ class SentencePieceChecks:
         self._base: Any = sentencepiece.SentencePieceProcessor(model_proto=serialised)
         self._slow: Any = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
         self._fast: Any = Tokenizer.from_file(str(inputs.directory / "tokenizer.json"))
+        self._fast.encode_special_tokens = True  # as documents are encoded
         self._proto: Any = type(inputs.base.proto)()
         self._proto.ParseFromString(model_file.read_bytes())
 

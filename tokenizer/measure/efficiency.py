@@ -55,7 +55,7 @@ class AnyTokenizer:
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
-        opened = open_tokenizer(path)
+        opened = open_tokenizer(path, special_tokens_in_text=False)
         self._tokenizer: Any = opened.fast
         document = opened.document if opened.document is not None else json.loads(opened.fast.to_str())
         self.config = read_json(path / "config.json") if path.is_dir() else None

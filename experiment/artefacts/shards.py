@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _CHUNK_BYTES = 1 << 20
+_FED_BYTES = 4096
+"""Given to the zstandard decompressor at a time: it unpacks all of it at once, up to 128 KiB from 4 bytes."""
+_WINDOW_BYTES = 1 << 27
+"""What ``zstd`` itself allows a frame."""
+_MOST_EXPANSION = 100
+"""Of frames with a larger window; text compresses 3 to 20 times."""
 
 
 class TruncatedInput(Exception):
@@ -88,29 +94,61 @@ class ZstdStream(Unpacked):
         super().__init__()
         self._raw = raw
         self._zstd = zstandard
+        self._waiting = memoryview(b"")  # read and not yet unpacked
         self._frame = self._fresh_frame()
         self._fresh = True  # nothing of the current frame was fed yet
 
     def _fresh_frame(self) -> Any:
-        # 2 GB is what `zstd --long=31` writes; memory is taken as the frame's own header asks.
+        # 2 GB is what `zstd --long=31` writes. The memory is reserved as the frame's own header asks and used as far
+        # as there is content: see _check_expansion.
+        self._packed = self._unpacked = 0
         return self._zstd.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
     def _next(self) -> bytes | None:
-        rest = b""
+        data = b""
         if self._frame.eof:
-            rest = self._frame.unused_data
+            data = self._frame.unused_data
             self._frame = self._fresh_frame()
             self._fresh = True
-        data = rest or self._raw.read(_CHUNK_BYTES)
+        if not data:
+            self._waiting = self._waiting or memoryview(self._raw.read(_CHUNK_BYTES))
+            data, self._waiting = bytes(self._waiting[:_FED_BYTES]), self._waiting[_FED_BYTES:]
         if not data:
             if self._fresh:
                 return None
             raise TruncatedInput("the file ends within a zstandard frame")
         self._fresh = False
+        if self._packed == 0:
+            self._window = self._window_of(data)
         try:
-            return self._frame.decompress(data)
+            unpacked: bytes = self._frame.decompress(data)
         except self._zstd.ZstdError as error:
             raise TruncatedInput(f"zstandard: {error}") from error
+        self._packed += len(data)
+        self._unpacked += len(unpacked)
+        self._check_expansion()
+        return unpacked
+
+    def _window_of(self, data: bytes) -> int:
+        """Bytes of history that the frame asks for; the most where the file is cut within its header."""
+        try:
+            return int(self._zstd.get_frame_parameters(data).window_size)
+        except self._zstd.ZstdError:
+            return 1 << 31
+
+    def _check_expansion(self) -> None:
+        """Refuse a frame that fills a large window from little: what it takes must be in proportion to the file.
+
+        Raises:
+            TruncatedInput: it does.
+        """
+        if self._window > _WINDOW_BYTES and self._unpacked > max(
+            _WINDOW_BYTES, _MOST_EXPANSION * self._packed
+        ):
+            raise TruncatedInput(
+                f"zstandard: {self._packed:,} bytes unpack to {self._unpacked:,} and more, "
+                f"with a window of {self._window:,}"
+            )
 
 
 def read_shard(path: Path) -> Iterator[dict[str, Any]]:

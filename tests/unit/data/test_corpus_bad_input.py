@@ -19,6 +19,9 @@ from tsugiki.data.common.executor import ProcessExecutor, _run_task
 from tsugiki.data.config import CorpusConfig, ReaderConfig, SourceConfig
 from tsugiki.data.formatters.extraction import normalise
 from tsugiki.data.inputs.planning import find_files
+from tsugiki.data.readers.base import BadRecord
+from tsugiki.data.readers.parquet import read_parquet
+from tsugiki.experiment.artefacts.shards import TruncatedInput, ZstdStream
 from tsugiki.experiment.errors import DataError
 
 # warcio leaves its own temporary files to the garbage collector.
@@ -404,3 +407,79 @@ def test_names_of_sources_that_meet_are_refused(names: tuple[str, ...]) -> None:
     sources = [{"name": name, "language": "en", "format": "jsonl", "path": "x"} for name in names]
     with pytest.raises(ValueError, match=NAMES_THAT_MEET[names]):
         CorpusConfig.model_validate({"sources": sources})
+
+
+def parquet(path: Path, texts: list[bytes], **options: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array(texts, pa.binary())
+    column = pa.StringArray.from_buffers(len(texts), *raw.buffers()[1:])  # whatever the bytes are
+    pq.write_table(pa.table({"text": column}), path, **options)
+
+
+def test_a_row_of_parquet_outside_utf8_costs_itself_only(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", [b"one", b"b\xff\xfed", b"two", b"three"])
+    documents, stats = read(tmp_path / "a.parquet", format="parquet")
+    assert [document.text for document in documents] == ["one", "two", "three"]
+    assert [document.id for document in documents] == [f"s/a.parquet#{row}" for row in (1, 3, 4)]
+    assert dropped(stats) == {"read.undecodable": 1}
+    with pytest.raises(DataError, match="row 2"):
+        read(tmp_path / "a.parquet", "fail", format="parquet")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_stored_once_in_parquet_is_held_once(tmp_path: Path, nested: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    value = "a" * 3_000_000
+    row: Any = {"text": value}
+    options: dict[str, Any] = {}
+    if nested:
+        row = {"messages": [{"role": "user", "content": value}, {"role": "assistant", "content": "yes"}]}
+        options = {"kind": "instruction"}
+    pq.write_table(pa.Table.from_pylist([row] * 200), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    settings = SourceConfig.model_validate(
+        {"name": "s", "language": "ja", "format": "parquet", "path": str(tmp_path)} | options
+    )
+    before, most = pa.total_allocated_bytes(), 0
+    count = 0
+    for _, record in read_parquet(settings, find_files(settings)[0]):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert not isinstance(record, BadRecord)
+        count += 1
+    assert count == 200 and most < 10 * len(value)  # 600 MB as rows
+
+
+def test_a_row_group_that_swells_is_refused(tmp_path: Path) -> None:
+    texts = [b"a" * 1_000_000, b"b" * 2_000_000, b"c"]
+    parquet(tmp_path / "a.parquet", texts, compression="zstd", use_dictionary=False, row_group_size=2)
+    documents, stats = read(
+        tmp_path / "a.parquet", format="parquet", reader={"maximum_document_bytes": 100_000}
+    )
+    assert [document.id for document in documents] == ["s/a.parquet#3"]
+    assert dropped(stats) == {"read.oversized": 1}
+    [sample] = stats.samples()
+    assert "row 1 to 2" in sample["id"]
+
+
+def test_zstd_asks_for_memory_in_proportion(tmp_path: Path) -> None:
+    import zstandard
+
+    packed = zstandard.compress(bytes(200_000_000), 1)
+    assert len(packed) < 50_000
+    stream = ZstdStream(io.BytesIO(packed))
+    longest, total = 0, 0
+    while (data := stream._next()) is not None:
+        longest, total = max(longest, len(data)), total + len(data)
+    assert total == 200_000_000 and longest <= 1 << 27
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=30)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    stream = ZstdStream(io.BytesIO(packer.compress(bytes(150_000_000)) + packer.flush()))
+    total = 0
+    with pytest.raises(TruncatedInput, match="with a window of 1,073,741,824"):
+        while (data := stream._next()) is not None:
+            total += len(data)
+    assert total <= 1 << 27

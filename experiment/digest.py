@@ -1,4 +1,4 @@
-"""Content hashes of files, cached by size and modification time."""
+"""Content hashes of files, cached by size, times and inode."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import hashlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomically
 
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
+_LENGTH, _EARLIER_LENGTH = 6, 3
+"""Of what is remembered of a file; earlier versions kept size, modification time and hash only."""
 VOLATILE_SUFFIXES = (".html", ".png", ".svg", ".log")
 """Files that tell a run apart from another without changing what it produced."""
 VOLATILE_NAMES = frozenset({"manifest.json", "report.json", "report.md", "report.csv", "metrics.jsonl"})
@@ -53,8 +57,10 @@ class ExternalDigests:
     """Hashes of files outside the run directory, remembered in a JSON file beside the runs.
 
     Files above 64 MB are identified by size and their first and last megabyte: reading terabytes of
-    crawl on every start would cost more than the stage. A change of size or modification time
-    always leads to a new look.
+    crawl before the first start would cost more than the stage. A change of size, modification time, change
+    time or inode always leads to a new look, at the whole of a large file: what it finds is remembered, so that
+    from then on damage in the middle is noticed as well. At the first such look there is nothing to compare
+    the middle with, which is said.
 
     Attributes:
         keep: whether the file is written; a look at what would be done writes nothing.
@@ -100,32 +106,65 @@ class ExternalDigests:
                 got=f"file type {stat.filemode(status.st_mode)[0]!r}, as `ls -l` shows it",
                 expected="a file that can be read again",
             )
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
         key = str(path.resolve())
         known = self._known.get(key)
-        if known is not None and known[:2] == stamp:
-            return str(known[2])
-        try:
-            large = status.st_size > _SAMPLED_ABOVE_BYTES
-            value = _sampled(path, status.st_size) if large else sha256_file(path)
-        except OSError as error:
-            raise ConfigError(
-                "an input cannot be read", where=path, got=error.strerror, expected="a file that can be read"
-            ) from error
-        self._known[key] = [*stamp, value]
-        self._changed = True
-        return value
+        if known is not None and len(known) == _EARLIER_LENGTH and known[:2] == stamp[:2]:
+            known = [*stamp, known[2], None]
+        if known is None or known[:4] != stamp:
+            try:
+                known = [*stamp, *_look(path, status.st_size, known)]
+            except OSError as error:
+                raise ConfigError(
+                    "an input cannot be read",
+                    where=path,
+                    got=error.strerror,
+                    expected="a file that can be read",
+                ) from error
+        if self._known.get(key) != known:
+            self._known[key] = known
+            self._changed = True
+        return str(known[4])
 
 
-def _remembered(cache: Path) -> dict[str, list[object]]:
-    """Path -> size, modification time, hash; empty where the file is missing or damaged."""
+def _look(path: Path, size: int, before: list[Any] | None) -> tuple[str, str | None]:
+    """What identifies a file, and the sha256 of a large one where it was read as a whole.
+
+    Args:
+        path: of the file.
+        size: in bytes.
+        before: its entry until now.
+    """
+    if size <= _SAMPLED_ABOVE_BYTES:
+        return sha256_file(path), None
+    sampled = _sampled(path, size)
+    if before is None or before[0] != size:
+        return sampled, None
+    identity, complete = (before[2], None) if len(before) == _EARLIER_LENGTH else before[4:]
+    now = sha256_file(path)
+    if complete is None:
+        if identity == sampled:
+            print(
+                f"{path} was touched since it was last read: its ends are the same, its middle has no earlier sum",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        return sampled, now
+    return (identity if now == complete else sha256_json([sampled, now])), now
+
+
+def _remembered(cache: Path) -> dict[str, list[Any]]:
+    """Path -> size, modification time, inode, change time, hash, sha256 of the whole of a large file or null.
+
+    Empty where the file is missing or damaged.
+    """
     try:
         known = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(known, dict):
         return {}
-    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
+    lengths = (_EARLIER_LENGTH, _LENGTH)
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) in lengths}
 
 
 def _sampled(path: Path, size: int) -> str:

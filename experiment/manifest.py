@@ -64,8 +64,18 @@ class Manifest(StrictModel):
         """Write the manifest atomically."""
         write_text_atomically(directory / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
+    @property
+    def lists_its_outputs(self) -> bool:
+        """Whether ``outputs`` are those that ``digest`` was made of; an edited list hides missing files."""
+        return digest_outputs({name: file.sha256 for name, file in self.outputs.items()}) == self.digest
+
     def damage(self, directory: Path) -> str | None:
-        """What is wrong with the files of the directory (missing, other size), or None."""
+        """What is wrong with the files of the directory (missing, other size, no longer listed), or None.
+
+        `tsugiki verify` reads them.
+        """
+        if not self.lists_its_outputs:
+            return f"{MANIFEST_NAME} was changed: its list of outputs does not have its digest"
         for name, expected in self.outputs.items():
             try:
                 size = (directory / name).stat().st_size

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from tsugiki.experiment.artefacts.mixture import Mixture
+    from tsugiki.experiment.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,16 @@ class Run:
     def status(self) -> RunStatus:
         """The state of every stage, read anew."""
         return read_status(self.directory)
+
+    def verify(self, *, show: bool = False) -> Verification:
+        """Compare every file of finished stages and every checkpoint with its recorded sha256.
+
+        Args:
+            show: progress on standard error.
+        """
+        from tsugiki.experiment.verify import verify_run
+
+        return verify_run(self.directory, show=show)
 
     @property
     def stages(self) -> dict[str, StageStatus]:

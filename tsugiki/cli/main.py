@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, tokenizer
+from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, tokenizer, verify
 from tsugiki.experiment.errors import Interrupted, TsugikiError
 
 app = typer.Typer(
@@ -51,7 +51,8 @@ app.command()(run.run)
 for _name, _summary in run.STAGE_COMMANDS.items():
     app.command(_name)(run.stage_command(_name, _summary))
 for _command in (
-    cluster.submit, cluster.cancel, cluster.status, plan.plan, compare.compare, doctor.doctor, schema.schema,
+    cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan, compare.compare, doctor.doctor,
+    schema.schema,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -80,7 +80,7 @@ def load_profile(name: str, folders: Sequence[str]) -> Profile:
     """
     tried: list[Path] = []
     for folder in folders:
-        for base in dict.fromkeys([Path(folder).expanduser(), expand_path(folder), shipped(Path(folder))]):
+        for base in dict.fromkeys([expand_path(folder), shipped(Path(folder))]):
             if base is None:
                 continue
             candidate = base / f"{name}.yaml"

@@ -99,6 +99,24 @@ def refuse_other_than(folder: Path, what: str, known: Sequence[str]) -> None:
         )
 
 
+def refuse_stage_folder(folder: Path, what: str) -> None:
+    """Refuse to write other files into the folder of a stage, which would be damaged by them.
+
+    Raises:
+        ConfigError: it has a manifest or a key, or cannot become a folder.
+    """
+    refuse_unusable(folder, what)
+    found = [mark for mark in _MARKS if (folder / mark).exists()]
+    if found:
+        raise ConfigError(
+            f"{what} is the folder of a stage",
+            where=folder,
+            got=f"a folder with {found[0]}",
+            expected="a folder for this output",
+            fix="choose another one",
+        )
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder of ours, the files by which it is known as ours last: a kill leaves what we still recognise.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.family import family_names
+from tsugiki.experiment.folders import refuse_stage_folder
 from tsugiki.experiment.pages.page import Page, Section, render
 from tsugiki.experiment.pages.tables import Language, Table, text_columns
 from tsugiki.experiment.progress import Progress
@@ -57,7 +58,7 @@ def run_report(
         The content of ``report.json``.
 
     Raises:
-        ConfigError: nothing to measure, or parallel files that are not aligned.
+        ConfigError: nothing to measure, parallel files that are not aligned, or ``output_dir`` is a stage's.
         DataError: a tokenizer or text that cannot be read.
     """
     if not tokenizers or not texts:
@@ -66,6 +67,7 @@ def run_report(
             got=f"{len(tokenizers)} tokenizers, {len(texts)} texts",
             fix="give at least one --tokenizer NAME=PATH and one --text LANG=FILE",
         )
+    refuse_stage_folder(output_dir, "the folder of the report")
     loaded = [AnyTokenizer(name, path) for name, path in tokenizers.items()]
     lines = {language: read_lines(paths, limit_bytes) for language, paths in texts.items()}
     aligned = _aligned(parallel or {})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.experiment.folders import refuse_other_than, refuse_overlap
 from tsugiki.results import VocabularyReport
 from tsugiki.tools import paths_of
 
@@ -44,7 +44,8 @@ def extend_tokenizer(
         settings: any further key of ``tokenizer.extend``: ``protect``, ``quotas``, ``multiple_of``, …
 
     Raises:
-        ConfigError: ``output`` exists, or an impossible request.
+        ConfigError: ``output`` exists, is no extended tokenizer, holds an input or lies in one; or an impossible
+            request.
         DataError: no usable text, a corrupt base, or a failed gate; ``output`` is not written then.
     """
     from tsugiki.experiment.config import RawConfig, validate
@@ -57,17 +58,24 @@ def extend_tokenizer(
         raise ConfigError(
             "the output directory exists", where=output, fix="overwrite=True, or another directory"
         )
+    given = (
+        [path for paths in texts.values() for path in paths_of(paths)]
+        if isinstance(texts, Mapping)
+        else [Path(texts)]
+    )
+    refuse_overlap([Path(base), *given], output)
+    refuse_other_than(output, "an extended tokenizer", ["pieces.tsv tokenizer*"])
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         corpus = Path(scratch, "corpus")
         if isinstance(texts, Mapping):
-            given = write_corpus(texts, corpus)
+            spoken = write_corpus(texts, corpus)
         else:
             corpus = Path(texts)
-            given = _languages_of(corpus)
-        extend = {"size": size, "protect": ["en"] if "en" in given else [], **settings}
+            spoken = _languages_of(corpus)
+        extend = {"size": size, "protect": ["en"] if "en" in spoken else [], **settings}
         if languages is None:
-            languages = [language for language in given if language not in extend["protect"]]
+            languages = [language for language in spoken if language not in extend["protect"]]
         extend["languages"] = (
             dict(languages) if isinstance(languages, Mapping) else dict.fromkeys(languages, 1.0)
         )
@@ -76,7 +84,7 @@ def extend_tokenizer(
         target.mkdir()
         run(config, {"base": Path(base), "corpus": corpus}, target, StageContext(seed=seed, workers=workers))
         if output.exists():
-            shutil.rmtree(output)
+            output.rename(Path(scratch, "replaced"))  # a kill leaves one of both
         target.rename(output)
     return VocabularyReport.load(output)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tsugiki.data.common.shard import Shard
 from tsugiki.experiment.files import read_json, write_json_atomically
+from tsugiki.experiment.folders import refuse_foreign_partial
 
 WORK_FOLDER = ".work"
 
@@ -26,10 +27,15 @@ def open_work(output_dir: Path, plan: Any) -> Path:
     Args:
         output_dir: the stage's partial directory. Hidden files, by which the graph knows it, stay.
         plan: JSON values that decide the content.
+
+    Raises:
+        ConfigError: the directory has content and no sign that a stage of ours made it.
     """
     work = output_dir / WORK_FOLDER
     marker = work / "plan.json"
-    if not marker.is_file() or read_json(marker) != plan:
+    if _known(marker) != plan:
+        if not work.is_dir():
+            refuse_foreign_partial(output_dir, output_dir.name.removesuffix(".partial"))
         for item in output_dir.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
@@ -37,6 +43,13 @@ def open_work(output_dir: Path, plan: Any) -> Path:
                 item.unlink()
         write_json_atomically(marker, plan, indent=None, errors="replace")
     return work
+
+
+def _known(marker: Path) -> Any:
+    try:
+        return read_json(marker)
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one: begin anew
+        return None
 
 
 class Workspace:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tsugiki.experiment.config import expand_path
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 
 SCHEME = "debian:"
@@ -27,7 +28,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 def cache_folder() -> Path:
     """Folder of unpacked packages."""
     root = os.environ.get("TSUGIKI_CACHE") or "~/.cache/tsugiki"
-    return Path(root).expanduser() / "debian"
+    return expand_path(root) / "debian"
 
 
 def split_path(path: str) -> tuple[str, str]:

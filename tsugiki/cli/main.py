@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, tokenizer, verify
-from tsugiki.experiment.errors import Interrupted, TsugikiError
+from tsugiki.experiment.errors import Interrupted, TsugikiError, os_error
 
 app = typer.Typer(
     name="tsugiki",
@@ -72,6 +73,11 @@ def main() -> NoReturn:
         sys.stdout.flush()
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.stdout.flush()
+        told = os_error(f"`tsugiki {' '.join(sys.argv[1:2])}`", Path.cwd(), error)
+        typer.secho(f"error: {told}", fg=typer.colors.RED, err=True)
+        sys.exit(told.exit_code)
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)
         sys.exit(130)

@@ -251,3 +251,77 @@ def test_full_disk_while_the_configuration_is_written(
     experiment = pipeline.load_experiment("smoke", values={"run_dir": str(tmp_path / "x")})
     with pytest.raises(TsugikiError, match="no space left on the device in writing the configuration"):
         experiment.run()
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "output", "told"),
+    [
+        ("base", "th.txt", "theirs", r"not an extended tokenizer[\s\S]*only-copy\.txt[\s\S]*fix:"),
+        ("base", "theirs/only-copy.txt", "theirs", "the output holds what it is made from"),
+        ("base", "th.txt", "base", "the output is what it is made from"),
+        ("base", "th.txt", "base/out", "the output lies in what it is made from"),
+    ],
+)
+def test_extending_a_tokenizer_replaces_only_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, text: str, output: str, told: str
+) -> None:
+    from tsugiki.vocabulary import extend_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "only-copy.txt").write_text("text")
+    (tmp_path / "th.txt").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=told):
+        extend_tokenizer(base, {"th": text}, output, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_intermediate_files_of_the_corpus_replace_only_ours(tmp_path: Path) -> None:
+    from tsugiki.data.common.workspace import open_work
+
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "only-copy.txt").write_text("text")
+    with pytest.raises(ConfigError, match="not made by Tsugiki"):
+        open_work(tmp_path / "theirs", {"plan": 1})
+    assert (tmp_path / "theirs" / "only-copy.txt").is_file()
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    for damage in ("", "[" * 100_000, '{"plan": 2}'):
+        work = open_work(ours, {"plan": 1})
+        (ours / "left-over.txt").write_text("text")
+        assert open_work(ours, {"plan": 1}) == work and (ours / "left-over.txt").is_file()
+        (work / "plan.json").write_text(damage)
+        open_work(ours, {"plan": 1})
+        assert not (ours / "left-over.txt").exists()
+
+
+def test_report_is_not_written_into_a_stage(tmp_path: Path) -> None:
+    from tsugiki.tokenizer.report import run_report
+
+    run(build(tmp_path / "x"))
+    before = sorted((tmp_path / "x" / "train").rglob("*"))
+    with pytest.raises(
+        ConfigError, match=r"the folder of the report is the folder of a stage[\s\S]*manifest\.json"
+    ):
+        run_report({"a": tmp_path}, {"en": [tmp_path / "text"]}, tmp_path / "x" / "train")
+    assert sorted((tmp_path / "x" / "train").rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [28, 13])
+def test_command_line_tells_what_the_system_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    from tsugiki.cli import main
+
+    def refused(**_: object) -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr(main, "app", refused)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(main.hub, "go_offline", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "/some/file" in told and "got:" in told and "Traceback" not in told

@@ -14,6 +14,7 @@ from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, E
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
+from tsugiki.pretrain.conversion.finite import require_finite, require_finite_rows
 from tsugiki.pretrain.conversion.hf_checkpoint import HfCheckpoint, row_blocks
 from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
 from tsugiki.pretrain.conversion.new_rows import PIECES_NAME, NewRows, Piece, read_pieces
@@ -319,9 +320,13 @@ def _copy_rows(
 ) -> None:
     entry = source.entry(name)
     if torch_dtype(entry.dtype) != block.dtype:
-        tensor = source.read(name, row, row + count).to(block.dtype)
+        tensor = source.read(name, row, row + count)
+        require_finite(tensor, entry, row)
+        tensor = tensor.to(block.dtype)
+        require_finite(tensor, entry, row)
         writer.write(block.slot, tensor, target_row - block.start)
         return
+    require_finite_rows(source, name, row, count)
     copy_range(
         source.reader.descriptor(entry.name),
         entry.offset + row * entry.row_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -58,6 +59,8 @@ def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
 
         raw = cast(BinaryIO, fsspec.open(path, "rb").open())
     else:
+        if Path(path).exists() and not Path(path).is_file():  # opening a pipe waits for its writer
+            raise OSError(errno.EINVAL, "not a regular file", path)
         raw = Path(path).open("rb")  # noqa: SIM115  (closed below)
     kind = path.rsplit(".", 1)[-1].lower() if unpack else ""
     with raw:

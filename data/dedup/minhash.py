@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
+from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
@@ -18,6 +20,7 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig, simplify_text
+from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from tsugiki.data.common.jsonl_shards import read_documents
@@ -81,6 +84,24 @@ class FastSignature(MinhashDedupSignature):
         return [part.tolist() for part in np.split(smallest, self.config.num_buckets)]
 
 
+class _Folder(DataFolder):
+    """A local folder whatever its path: datatrove's own globs below it, and fsspec reads ``::`` and ``://`` as URLs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path.absolute()), LocalFileSystem())
+
+    def list_files(
+        self,
+        subdirectory: str = "",
+        recursive: bool = True,
+        glob_pattern: str | None = None,
+        include_directories: bool = False,
+    ) -> list[str]:
+        """Files in the order of their names; a pattern means their own names, not the folder's."""
+        found: list[str] = super().list_files(subdirectory, recursive, None, include_directories)
+        return [name for name in found if glob_pattern is None or fnmatchcase(name, glob_pattern)]
+
+
 class Signatures(PipelineStep):
     """MinHash stage 1: task ``rank`` signs shard ``rank`` of all groups, in order."""
 
@@ -107,7 +128,7 @@ class Signatures(PipelineStep):
         group, number, shard = self.tasks[rank]
         segmentation, units_per_word = self.segmentations[group]
         signature = FastSignature(
-            str(self.workspace.minhash(group, "signatures")),
+            _Folder(self.workspace.minhash(group, "signatures")),
             minhash_config(self.config.deduplication.minhash, units_per_word),
             language=tokenizer_for(segmentation),
         )
@@ -147,8 +168,8 @@ class Buckets(PipelineStep):
         """Find equal signatures in buckets; yields nothing."""
         group, buckets = self.tasks[rank]
         step = MinhashDedupBuckets(
-            str(self.workspace.minhash(group, "signatures")),
-            str(self.workspace.minhash(group, "buckets")),
+            _Folder(self.workspace.minhash(group, "signatures")),
+            _Folder(self.workspace.minhash(group, "buckets")),
             config=minhash_config(self.settings),
             lines_to_buffer=1000,
         )
@@ -173,8 +194,8 @@ class Clusters(PipelineStep):
         """Join the pairs of all buckets into clusters; yields nothing."""
         group = self.groups[rank]
         cluster = MinhashDedupCluster(
-            str(self.workspace.minhash(group, "buckets")),
-            str(self.workspace.minhash(group, "clusters")),
+            _Folder(self.workspace.minhash(group, "buckets")),
+            _Folder(self.workspace.minhash(group, "clusters")),
             config=minhash_config(self.settings),
             save_cluster_size=True,
             lines_to_buffer=1000,

@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -196,6 +197,7 @@ def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
     fixed = next((place for place, part in enumerate(parts) if set(part) & _MAGIC), len(parts))
     root = base.joinpath(*parts[:fixed])
     matches: Iterable[Path]
+    chosen = fixed < len(parts) or root.is_dir()
     if fixed < len(parts):
         matches = root.glob(str(Path(*parts[fixed:])))
     elif root.is_dir():
@@ -203,11 +205,30 @@ def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
     else:
         root, matches = root.parent, [root]
     for match in matches:
+        if not chosen and match.exists() and not match.is_file():
+            raise ConfigError(
+                "an input that is no regular file",
+                where=str(match),
+                got=_kind_of(match),
+                expected="a file, a folder or a glob: a pipe has no size and may never end",
+                fix="write what it gives into a file",
+            )
         if match.is_file():
             status = match.stat()
             # A name that is not UTF-8 shows its bytes as \xff.
             name = os.fsencode(match.relative_to(root).as_posix()).decode(errors="backslashreplace")
             yield InputFile(str(match), name, status.st_size, status.st_mtime_ns)
+
+
+def _kind_of(path: Path) -> str:
+    mode = path.stat().st_mode
+    kinds = {
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "something else")
 
 
 def _remote_files(url: str) -> Iterator[InputFile]:
@@ -223,7 +244,7 @@ def _remote_files(url: str) -> Iterator[InputFile]:
     root = path.split("*", 1)[0].rsplit("/", 1)[0]
     for name in sorted(listing):
         entry = listing[name]
-        if entry.get("type") == "directory":
+        if entry.get("type") in ("directory", "other"):  # other: a pipe, socket or device
             continue
         relative = name.removeprefix(root).lstrip("/")
         address = filesystem.unstrip_protocol(name)

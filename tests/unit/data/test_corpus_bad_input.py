@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from test_corpus_stage import config, documents, run
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page
 from tsugiki.data.common.executor import ProcessExecutor, _run_task
+from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import CorpusConfig, ReaderConfig, SourceConfig
 from tsugiki.data.formatters.extraction import normalise
 from tsugiki.data.inputs.planning import find_files
 from tsugiki.data.readers.base import BadRecord
 from tsugiki.data.readers.parquet import read_parquet
 from tsugiki.experiment.artefacts.shards import TruncatedInput, ZstdStream
-from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.errors import ConfigError, DataError
 
 # warcio leaves its own temporary files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
@@ -483,3 +485,21 @@ def test_zstd_asks_for_memory_in_proportion(tmp_path: Path) -> None:
         while (data := stream._next()) is not None:
             total += len(data)
     assert total <= 1 << 27
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "socket.jsonl"])
+def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"text": GOOD}))
+    if name == "pipe.jsonl":
+        os.mkfifo(folder / name)
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(folder / name))
+    assert [document.text for document in read(folder)[0]] == [GOOD]
+    assert [document.text for document in read(folder, path=f"file://{folder}")[0]] == [GOOD]
+    with pytest.raises(ConfigError, match="no regular file"):
+        read(folder / name)
+    with pytest.raises(OSError, match="not a regular file"), open_stream(str(folder / name)):
+        pass

@@ -239,14 +239,15 @@ def test_repeated_lines_of_a_host_are_removed(tmp_path: Path) -> None:
     assert sum("newsletter" in item for item in texts) == 1  # b.org has it in one document only
 
 
-def test_near_duplicates_leave_one_of_each_cluster(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["run", "a[b]*?", "x::y"])
+def test_near_duplicates_leave_one_of_each_cluster(tmp_path: Path, folder: str) -> None:
     rng = random.Random(5)
     base = [sentence(rng) for _ in range(60)]
     changed = [*base[:59], sentence(rng)]
     other = [sentence(rng) for _ in range(60)]
     records = [{"id": str(n), "text": "\n".join(lines)} for n, lines in enumerate((base, changed, other))]
     write_jsonl(tmp_path / "in/a.jsonl", records)
-    report = run(config(tmp_path / "in"), tmp_path / "out")
+    report = run(config(tmp_path / "in"), tmp_path / folder / "out")
     source = report["sources"][0]
     assert source["dropped"]["duplicate.near"]["documents"] == 1
     assert source["kept"]["documents"] == 2

@@ -498,7 +498,8 @@ def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(os.path.relpath(folder / name))
     assert [document.text for document in read(folder)[0]] == [GOOD]
-    assert [document.text for document in read(folder, path=f"file://{folder}")[0]] == [GOOD]
+    address = {"name": "s", "language": "en", "format": "jsonl", "path": f"file://{folder}"}
+    assert [file.name for file in find_files(SourceConfig.model_validate(address))] == ["in/a.jsonl"]
     with pytest.raises(ConfigError, match="no regular file"):
         read(folder / name)
     with pytest.raises(OSError, match="not a regular file"), open_stream(str(folder / name)):

@@ -34,16 +34,28 @@ def legacy_tensors(path: Path) -> dict[str, HfTensor]:
         positions = _storage_positions(path)
     except FileNotFoundError:
         raise CheckpointError("missing weight file", where=path) from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error,
+        pickle.UnpicklingError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise CheckpointError(
             "not a whole PyTorch weight file",
             where=path,
             got=str(error).splitlines()[0] if str(error) else type(error).__name__,
             fix="download it again; files older than PyTorch 1.6 must be saved again, best as safetensors",
         ) from error
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    held = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {
+        name: value for name, value in held if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(
+            "no tensors by name in this file", where=path, got=type(loaded).__name__,
+            expected="a state dictionary", fix="save it as safetensors",
+        )  # fmt: skip
     addresses = sorted({tensor.untyped_storage().data_ptr() for tensor in tensors.values()})
-    if [address - addresses[0] for address in addresses] != [item - positions[0] for item in positions]:
+    places = [item - positions[0] for item in positions]
+    if [address - addresses[0] for address in addresses] != places:
         raise CheckpointError(
             "cannot find the tensors in this file", where=path, fix="save it as safetensors"
         )

@@ -113,6 +113,17 @@ def test_objects_of_transformer_engine_are_accepted(megatron: Path) -> None:
     check_before_loading(megatron / "checkpoint")
 
 
+def test_training_checks_a_checkpoint_before_megatron_reads_it(megatron: Path, tmp_path: Path) -> None:
+    from tsugiki.pretrain.checkpoint.state import TrainingState
+
+    metadata = metadata_of(megatron / "checkpoint")
+    metadata.planner_data = Code(tmp_path / "ran")
+    put(megatron / "checkpoint", metadata)
+    with pytest.raises(CheckpointError, match="unreadable checkpoint metadata"):
+        TrainingState([], None, 97).load(megatron / "checkpoint")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("file", ["../outside", "/etc/hostname", "a/../../b"])
 def test_a_file_outside_the_checkpoint_is_not_read(megatron: Path, file: str) -> None:
     metadata = metadata_of(megatron / "checkpoint")

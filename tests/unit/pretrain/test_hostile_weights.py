@@ -108,6 +108,13 @@ def test_indexes_that_cannot_be(tmp_path: Path, name: str, kind: str) -> None:
     assert str(index) in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [[], {}, 5, {"a": 1}, {1: torch.ones(2)}, torch.ones(2)], ids=str)
+def test_pytorch_files_without_named_tensors(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no tensors by name"):
+        HfReader(tmp_path)
+
+
 CONFIG: dict[str, Any] = {
     "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 97,
 }  # fmt: skip

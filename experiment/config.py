@@ -205,7 +205,7 @@ def _apply_override(raw: RawConfig, override: str) -> None:
         raise ConfigError(
             "malformed --set", got=override, expected="dotted.path=value, e.g. train.optimizer.lr=1e-4"
         )
-    value = parse(text, f"--set {override[:200]}", {})
+    value = parse(text, f"--set {override[:200]}", {}, tuple(name.strip().split(".")))
     set_value(raw, name.strip(), value, f"--set {override}")
 
 

@@ -41,7 +41,11 @@ def refuse_foreign_partial(partial: Path, name: str) -> None:
         ConfigError: it is a file, a link that leads nowhere, or has content and no key file.
     """
     what = f"the folder of stage '{name}' while it is unfinished"
-    if not _has_content(partial, what) or (partial / KEY_NAME).is_file():
+    if not _has_content(partial, what) or (partial / KEY_NAME).is_file() or _is_stage(partial, name):
+        return
+    if all(
+        entry.name.startswith(KEY_NAME) for entry in partial.iterdir()
+    ):  # killed while the key was written
         return
     raise ConfigError(
         f"{what} was not made by Tsugiki, and would be replaced",

@@ -271,11 +271,11 @@ class Graph:
             ConfigError: as :meth:`preview` and :meth:`lock`; nothing has been changed then.
             TsugikiError: a stage failed; earlier stages stay complete.
         """
-        self._refuse_foreign(stages)
-        if _rank() > 0:
+        if _rank() > 0:  # rank 0 looks at the folders, and changes them meanwhile
             for stage in stages:
                 self._join(stage)
             return
+        self._refuse_foreign(stages)
         with self.lock():
             check_installed(self._tracking)
             if begin is not None:

@@ -38,13 +38,14 @@ class Mark:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
-def parse(text: str, file: str, marks: dict[Location, Mark]) -> Any:
+def parse(text: str, file: str, marks: dict[Location, Mark], location: Location = ()) -> Any:
     """The value of a YAML document; None for an empty one.
 
     Args:
         text: the document.
         file: its name, for the marks.
         marks: gets file and line of every key and item, by location.
+        location: of the document within the configuration.
 
     Raises:
         ConfigError: it is not YAML, or holds what a configuration has no use for: tags, numbers in another base
@@ -52,7 +53,7 @@ def parse(text: str, file: str, marks: dict[Location, Mark]) -> Any:
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return None if node is None else _Constructor(file, marks).value(node, (), ())
+        return None if node is None else _Constructor(file, marks).value(node, location, ())
     except yaml.YAMLError as error:
         raise ConfigError("not valid YAML", where=file, got=" ".join(str(error).split())) from error
     except RecursionError:

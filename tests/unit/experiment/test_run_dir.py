@@ -325,3 +325,17 @@ def test_command_line_tells_what_the_system_refused(
         main.main()
     told = capsys.readouterr().err
     assert ended.value.code == 1 and "/some/file" in told and "got:" in told and "Traceback" not in told
+
+
+def test_kill_around_the_key_leaves_a_folder_that_is_still_ours(tmp_path: Path) -> None:
+    graph = build(tmp_path / "x")
+    run(graph)
+    graph.directory("train").rename(
+        graph.partial("train")
+    )  # its removal was stopped between key and manifest
+    run(graph)
+    remove_folder(graph.directory("train"))
+    graph.partial("train").mkdir()
+    (graph.partial("train") / f"{KEY_NAME}.partial").write_text("{")
+    run(graph)
+    assert not graph.partial("train").exists()

@@ -337,6 +337,9 @@ class Graph:
             seconds = time.monotonic() - clock
             self._track_result(stage, result, tracker, seconds)
             status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit, Interrupted):
+            status = "KILLED"
+            raise
         except OSError as error:
             raise os_error(f"stage '{stage.name}'", partial, error) from error
         except Exception as error:
@@ -345,9 +348,6 @@ class Graph:
                 raise
             full = OSError(errno.ENOSPC, str(error))
             raise os_error(f"stage '{stage.name}'", partial, full) from error
-        except (KeyboardInterrupt, SystemExit, Interrupted):
-            status = "KILLED"
-            raise
         finally:
             tracker.terminate(status)
         for line in result.summary:

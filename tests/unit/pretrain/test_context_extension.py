@@ -127,4 +127,5 @@ def test_sequences_longer_than_the_positions_are_refused_at_their_line() -> None
         load_experiment(recipe, ["graft.max_positions=null", f"base.architecture={YI}"])
     shown = str(caught.value)
     assert "train.sequence_length (" in shown and "sus-chat-34b.yaml" in shown
-    assert "at most 4096, or graft.max_positions: 8192" in shown
+    assert "at most 4096 (graft.max_positions, else the base" in shown
+    assert "set graft.max_positions: 8192" in shown

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _CHUNK_BYTES = 1 << 20
-_FED_BYTES = 4096
-"""Given to the zstandard decompressor at a time: it unpacks all of it at once, up to 128 KiB from 4 bytes."""
+_FED_BYTES = (64, 4096)
+"""Least and most given to the zstandard decompressor at a time: it unpacks all of it at once, up to 128 KiB from 4
+bytes. Between them as much as gives :data:`_UNPACKED_BYTES`, if the frame goes on as it began."""
+_UNPACKED_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 27
 """What ``zstd`` itself allows a frame."""
 _MOST_EXPANSION = 100
@@ -112,7 +114,10 @@ class ZstdStream(Unpacked):
             self._fresh = True
         if not data:
             self._waiting = self._waiting or memoryview(self._raw.read(_CHUNK_BYTES))
-            data, self._waiting = bytes(self._waiting[:_FED_BYTES]), self._waiting[_FED_BYTES:]
+            least, most = _FED_BYTES
+            proportional = _UNPACKED_BYTES * self._packed // self._unpacked if self._unpacked else 0
+            fed = max(least, min(most, proportional))
+            data, self._waiting = bytes(self._waiting[:fed]), self._waiting[fed:]
         if not data:
             if self._fresh:
                 return None

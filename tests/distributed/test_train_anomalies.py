@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy
 import pytest
@@ -48,7 +49,10 @@ def poison(model: Any) -> None:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("poisoned")
-    write_graft(directory, change=poison)
+    # The import refuses such a base. A row can become so all the same: by a fault of the memory, or in training.
+    place = "tsugiki.pretrain.conversion.import_hf"
+    with mock.patch(f"{place}.require_finite"), mock.patch(f"{place}.require_finite_rows"):
+        write_graft(directory, change=poison)
     write_tokens(directory, change=poisoned)
     return directory
 

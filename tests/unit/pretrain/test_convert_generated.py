@@ -62,13 +62,15 @@ def models(draw: st.DrawFn) -> Generated:
 
 
 def write_model(made: Generated, directory: Path) -> dict[str, torch.Tensor]:
-    """Save random bits: every pattern, not-a-number and infinity included, must survive."""
+    """Save random bits: every pattern that is a finite number must survive; a base with others is refused."""
     generator = torch.Generator().manual_seed(made.seed)
     tensors = {}
     for name, shape in hf_tensors(ModelSpec.from_hf(made.config)):
         count = torch.Size(shape).numel() * made.dtype.itemsize
         raw = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
-        tensors[name] = raw.view(made.dtype).reshape(shape)
+        numbers = raw.view(made.dtype).reshape(shape)
+        numbers[~numbers.isfinite()] = 1.0
+        tensors[name] = numbers
     if made.pieces:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in tensors:

@@ -35,7 +35,7 @@ def write_model(directory: Path, shape: str) -> int:
     import torch
 
     from tsugiki.experiment.files import write_json_atomically
-    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.experiment.model.model_spec import ModelSpec
     from tsugiki.pretrain.conversion.weights import hf_tensors
     from tsugiki.pretrain.formats.safetensors_files import HfWriter
 

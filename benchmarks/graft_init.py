@@ -31,7 +31,7 @@ from tsugiki.evaluation.scoring.bits_per_byte import bits_per_byte, score_docume
 from tsugiki.evaluation.scoring.heldout import Document, heldout_documents
 from tsugiki.evaluation.scoring.language_model import LanguageModel, load_language_model
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pretrain.conversion.distill import Student, load_model
 from tsugiki.pretrain.conversion.distill_contexts import Expansion, Ids, collate
 from tsugiki.pretrain.conversion.new_rows import Piece, read_pieces

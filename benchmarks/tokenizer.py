@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.artefacts.shards import read_shard
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.text.hf_tokenizer import SPACE, mistral_v1_model, write_hf_tokenizer
 from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
 from tsugiki.tokenizer.base.merge import merge_sentencepiece

@@ -78,7 +78,7 @@ def prepare(directory: Path, steps: int) -> None:
 
 def ours(directory: Path, steps: int, threads: int, mlflow: bool = False) -> list[float]:
     """Times of finished steps."""
-    from tsugiki.experiment.stage import StageContext
+    from tsugiki.experiment.run.stage import StageContext
     from tsugiki.experiment.tracking.config import TrackingConfig
     from tsugiki.experiment.tracking.runs import Trackers, open_run
     from tsugiki.pretrain.config import TrainConfig

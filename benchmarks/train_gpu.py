@@ -53,7 +53,7 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 
 def spec_of(shape: str, layers: int, vocabulary: int) -> Any:
     """The shape as a ModelSpec."""
-    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.experiment.model.model_spec import ModelSpec
 
     facts = {key: value for key, value in SHAPES[shape].items() if key != "sequence"}
     return ModelSpec(
@@ -189,7 +189,7 @@ def figures(
     shape: str, layers: int, vocabulary: int, step_seconds: float, options: argparse.Namespace
 ) -> dict[str, float]:
     """Tokens/s and TFLOP/s of a step that took so long."""
-    from tsugiki.experiment.model_flops import training_flops_per_token
+    from tsugiki.experiment.model.model_flops import training_flops_per_token
 
     sequence = SHAPES[shape]["sequence"]
     rate = options.micro_batch * options.micro_batches * sequence / step_seconds

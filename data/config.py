@@ -8,7 +8,8 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_
 
 from tsugiki.data.common.charset import python_codec
 from tsugiki.data.readers import READERS, reader_class
-from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, OmittedIfDefault, StrictModel
+from tsugiki.experiment.config.fingerprint import FingerprintedAs, NotFingerprinted, OmittedIfDefault
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.text.chat_tokens import ChatConfig
 

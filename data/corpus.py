@@ -51,7 +51,7 @@ from tsugiki.data.report.corpus_report import CorpusReport, write_report
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.files import atomic_file, read_json
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 
 def run(

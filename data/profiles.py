@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, create_model
 
 from tsugiki.data.filters.base import FilterContext, ProfileHead, RuleSection, ordered_filters
-from tsugiki.experiment.config import expand_path, load_config
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.shipped import shipped
+from tsugiki.experiment.config.validate import load_config
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.shipped import shipped
 
 if TYPE_CHECKING:
     from datatrove.pipeline.base import PipelineStep

@@ -28,10 +28,10 @@ from tsugiki.data.tokenise.tokenise_shards import (
 from tsugiki.experiment.artefacts.corpus_index import CorpusSource
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.files import atomic_file
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
 
 

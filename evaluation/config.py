@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.config.fingerprint import NotFingerprinted
+from tsugiki.experiment.config.strict import StrictModel
 
 
 class SampleConfig(StrictModel):

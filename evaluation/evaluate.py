@@ -21,7 +21,7 @@ from tsugiki.evaluation.scoring.samples import choose_prompts, continue_greedily
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.progress import Progress
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 MODELS = ("base", "result")
 _CHATTING: dict[str, tuple[str, ...]] = {"none": (), "result": ("result",), "both": MODELS}

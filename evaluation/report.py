@@ -12,7 +12,7 @@ from tsugiki.evaluation.pages.data import corpus, mixture, vocabulary
 from tsugiki.evaluation.pages.quality import headline, quality, samples
 from tsugiki.evaluation.pages.training import export, making, training
 from tsugiki.experiment.pages.page import Page, Section, render
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 PAGE_NAME = "index.html"
 TEMPLATE = Path(__file__).parent / "pages" / "run.html.jinja"

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from tsugiki.experiment.shipped import checkout
+from tsugiki.experiment.config.shipped import checkout
 
 Backend = Literal["torch", "apex", "transformer_engine"]
 """What the layers of training are made of; all compute the same function and read the same checkpoints."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, Split
 from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 from tsugiki.experiment.text.tokenizer_files import OpenedTokenizer, open_tokenizer
 from tsugiki.pretrain import train

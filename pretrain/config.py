@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tsugiki.experiment.config import FingerprintedAs, NotFingerprinted, StrictModel
-from tsugiki.experiment.family import family_names, find_family
+from tsugiki.experiment.config.fingerprint import FingerprintedAs, NotFingerprinted
+from tsugiki.experiment.config.strict import StrictModel
+from tsugiki.experiment.model.family import family_names, find_family
 from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problems
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError, os_error
-from tsugiki.experiment.folders import KEY_NAME, refuse_other_than, refuse_overlap, refuse_unusable
-from tsugiki.experiment.graph import WORK_NAME
+from tsugiki.experiment.run.folders import KEY_NAME, refuse_other_than, refuse_overlap, refuse_unusable
+from tsugiki.experiment.run.graph import WORK_NAME
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tsugiki.experiment.config import NotFingerprinted, OmittedIfNull, StrictModel
+from tsugiki.experiment.config.fingerprint import NotFingerprinted, OmittedIfNull
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.pretrain.conversion.initialisation import INITIALISATIONS, find_initialisation
 

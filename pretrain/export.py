@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.experiment.text.chat_tokens import TEMPLATE_NAME
 from tsugiki.pretrain.conversion.export_hf import export_and_verify
 from tsugiki.pretrain.conversion.model_card import CARD_NAME, write_card

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.pretrain.conversion.import_hf import REPORT_NAME, write_import
 from tsugiki.pretrain.convert_config import GraftConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import CheckpointError, Interrupted
-from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.model.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.planning.divisions import refuse
 from tsugiki.pretrain.planning.problems import layout_problems
@@ -19,8 +19,8 @@ from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
-from tsugiki.pretrain.training.follower import MetricsFollower
 from tsugiki.pretrain.training.launch import run_here
+from tsugiki.pretrain.training.metrics.follower import MetricsFollower
 
 _HF_CONFIG_NAME = "hf_config.json"
 _GRAFT_FILES = (SPEC_NAME, _HF_CONFIG_NAME)

@@ -37,7 +37,7 @@ from tsugiki.slurm.scripts import (
 )
 
 if TYPE_CHECKING:
-    from tsugiki.experiment.graph import Graph
+    from tsugiki.experiment.run.graph import Graph
 
 _LAUNCHER = "launch_pickled_pipeline"
 

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from tsugiki.experiment.config import RawConfig, StrictModel, load_raw, validate
+from tsugiki.experiment.config.load import RawConfig, load_raw
+from tsugiki.experiment.config.shipped import clusters, find
+from tsugiki.experiment.config.strict import StrictModel
+from tsugiki.experiment.config.validate import validate
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.shipped import clusters, find
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 
 OVERRIDE_PREFIX = "cluster."
 

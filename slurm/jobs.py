@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 from tsugiki.experiment.files import write_text_atomically
-from tsugiki.experiment.status import JobStatus, RunStatus, read_status
+from tsugiki.experiment.run.status import JobStatus, RunStatus, read_status
 from tsugiki.slurm import client
 
 FOLDER = "slurm"

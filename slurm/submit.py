@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tsugiki.experiment.config import RawConfig, dump_yaml
+from tsugiki.experiment.config.load import RawConfig
+from tsugiki.experiment.config.strict import dump_yaml
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.graph import Graph
+from tsugiki.experiment.run.graph import Graph
 from tsugiki.pretrain.planning.divisions import batch_problems, process_problems, refuse
 from tsugiki.slurm import client
 from tsugiki.slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.artefacts.pieces import AddedPiece, write_pieces
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.experiment.text.hf_tokenizer import write_hf_tokenizer
 from tsugiki.tokenizer.base.base import BaseTokenizer, load_base
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.family import family_names
-from tsugiki.experiment.folders import refuse_stage_folder
+from tsugiki.experiment.model.family import family_names
 from tsugiki.experiment.pages.page import Page, Section, render
 from tsugiki.experiment.pages.tables import Language, Table, text_columns
 from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.run.folders import refuse_stage_folder
 from tsugiki.tokenizer.gates.gate import Gate
 from tsugiki.tokenizer.learning.cost import MISTRAL_7B, ModelShape, relative_cost, shape_of
 from tsugiki.tokenizer.measure.efficiency import AnyTokenizer, Measured, measure, read_lines, sample_words

@@ -16,23 +16,18 @@ from tsugiki.data.config import CorpusConfig, TokensConfig
 from tsugiki.data.inputs.planning import own_code
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
 from tsugiki.evaluation.config import EvaluateConfig, ReportConfig
-from tsugiki.experiment.config import (
-    NotFingerprinted,
-    RawConfig,
-    StrictModel,
-    dump_yaml,
-    expand_path,
-    load_raw,
-    set_value,
-    validate,
-)
+from tsugiki.experiment.config.fingerprint import NotFingerprinted
+from tsugiki.experiment.config.load import RawConfig, load_raw, set_value
+from tsugiki.experiment.config.own_code import source_files
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.shipped import shipped, shipped_name
+from tsugiki.experiment.config.strict import StrictModel, dump_yaml
+from tsugiki.experiment.config.validate import validate
 from tsugiki.experiment.errors import ConfigError, os_error
 from tsugiki.experiment.files import write_text_atomically
-from tsugiki.experiment.graph import Decision, Graph, Stage
-from tsugiki.experiment.own_code import source_files
-from tsugiki.experiment.shipped import shipped, shipped_name
-from tsugiki.experiment.stage import StageContext
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.graph import Decision, Graph, Stage
+from tsugiki.experiment.run.stage import StageContext
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import not_installed
 from tsugiki.pretrain.config import BaseConfig, TrainConfig

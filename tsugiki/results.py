@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.manifest import Manifest
-from tsugiki.experiment.stage_names import STAGE_NAMES
-from tsugiki.experiment.status import RunStatus, StageStatus, metrics_file, read_status
+from tsugiki.experiment.run.manifest import Manifest
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.status import RunStatus, StageStatus, metrics_file, read_status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from tsugiki.experiment.artefacts.mixture import Mixture
-    from tsugiki.experiment.verify import Verification
+    from tsugiki.experiment.run.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Run:
         Args:
             show: progress on standard error.
         """
-        from tsugiki.experiment.verify import verify_run
+        from tsugiki.experiment.run.verify import verify_run
 
         return verify_run(self.directory, show=show)
 

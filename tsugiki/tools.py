@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.experiment.config import RawConfig, validate
+from tsugiki.experiment.config.load import RawConfig
+from tsugiki.experiment.config.validate import validate
 
 if TYPE_CHECKING:
     from tsugiki.evaluation.compare import Comparison

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import tomllib
 
-from tsugiki.experiment.shipped import checkout
+from tsugiki.experiment.config.shipped import checkout
 
 
 def version() -> str:
@@ -20,7 +20,7 @@ def version() -> str:
 
 def describe_version() -> str:
     """Version, and in a checkout its commit: ``0.1.0 (commit 3f2a…-dirty)``."""
-    from tsugiki.experiment.manifest import git_revision
+    from tsugiki.experiment.run.manifest import git_revision
 
     revision = git_revision()
     return version() if revision is None else f"{version()} (commit {revision})"

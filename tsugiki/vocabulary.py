@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.folders import refuse_other_than, refuse_overlap
+from tsugiki.experiment.run.folders import refuse_other_than, refuse_overlap
 from tsugiki.results import VocabularyReport
 from tsugiki.tools import paths_of
 
@@ -48,8 +48,9 @@ def extend_tokenizer(
             request.
         DataError: no usable text, a corrupt base, or a failed gate; ``output`` is not written then.
     """
-    from tsugiki.experiment.config import RawConfig, validate
-    from tsugiki.experiment.stage import StageContext
+    from tsugiki.experiment.config.load import RawConfig
+    from tsugiki.experiment.config.validate import validate
+    from tsugiki.experiment.run.stage import StageContext
     from tsugiki.tokenizer.config import TokenizerConfig
     from tsugiki.tokenizer.extend import run
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tsugiki.data.common.shard import Shard
 from tsugiki.experiment.files import read_json, write_json_atomically
-from tsugiki.experiment.folders import refuse_foreign_partial
+from tsugiki.experiment.run.folders import refuse_foreign_partial
 
 WORK_FOLDER = ".work"
 

@@ -29,7 +29,7 @@ from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import DecontaminationConfig
 from tsugiki.experiment.artefacts.shards import TruncatedInput
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.text.rolling_hash import SpanHasher
 

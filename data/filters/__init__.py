@@ -1,11 +1,14 @@
-"""Which documents are kept: one file per section of the quality profiles. See docs/how-to-add.md."""
+"""Which documents are kept: one file per section of the quality profiles. See docs/how-to-add.md.
+
+The folder stays flat however many there are: its list of files is the list of filters, which the registry reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tsugiki.experiment.registry import Registry
+from tsugiki.experiment.config.registry import Registry
 
 FILTERS: Registry[Callable[[Any, Any], Any]] = Registry(
     "section of a quality profile", ["tsugiki.data.filters"]

@@ -14,8 +14,8 @@ from tsugiki.data.common.segmentation import Segmentation
 from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.config import Language, LanguageIdentificationConfig
 from tsugiki.data.filters import FILTERS
-from tsugiki.experiment.config import StrictModel
-from tsugiki.experiment.registry import Entry
+from tsugiki.experiment.config.registry import Entry
+from tsugiki.experiment.config.strict import StrictModel
 
 GOPHER_TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 GOPHER_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}

@@ -24,7 +24,7 @@ from tsugiki.data.common.stats import DropWriter
 from tsugiki.data.config import Language
 from tsugiki.data.filters import FILTERS
 from tsugiki.data.filters.base import FilterContext, Histogram, RuleSection, Share
-from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
 
 _CHARACTERS = 20_000

@@ -24,11 +24,12 @@ from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.inputs import debian
 from tsugiki.data.readers.base import reader_of
 from tsugiki.experiment.artefacts.shards import TruncatedInput
-from tsugiki.experiment.config import expand_path, fingerprint
+from tsugiki.experiment.config.fingerprint import fingerprint
+from tsugiki.experiment.config.own_code import source_files
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.registry import load_object
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.files import sha256_file
-from tsugiki.experiment.own_code import source_files
-from tsugiki.experiment.registry import load_object
 
 _MAGIC = frozenset("*?[")
 WORK_FORMAT = 3

@@ -23,8 +23,8 @@ from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.config import CorpusConfig, OnError, StepConfig, StepPoint
 from tsugiki.data.filters.base import ordered_filters, rule_of
 from tsugiki.data.formatters.extraction import normalise
+from tsugiki.experiment.config.registry import load_object
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.registry import load_object
 
 _OURS = ("skipped", "read", "blocked_url", "extraction", "pair", "duplicate", "line_dedup", "contaminated")
 _RAW: tuple[StepPoint, ...] = ("read", "urls")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tsugiki.experiment.registry import Registry
+from tsugiki.experiment.config.registry import Registry
 
 READERS: Registry[Any] = Registry("source format", ["tsugiki.data.readers"])
 """Subclasses of :class:`tsugiki.data.readers.base.Reader` by the name that ``format`` gives."""

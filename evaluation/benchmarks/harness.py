@@ -21,7 +21,7 @@ from tsugiki.evaluation.benchmarks.suites import (
 )
 from tsugiki.evaluation.benchmarks.task import Task, TaskData, near, own_tasks, tasks_of
 from tsugiki.evaluation.config import HarnessConfig
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
 _NORMAL_95 = 1.959964

@@ -15,7 +15,7 @@ import yaml
 from tsugiki.evaluation.benchmarks.formats import find_file
 from tsugiki.evaluation.benchmarks.task import opened, own_files, tasks_of
 from tsugiki.evaluation.config import HarnessConfig
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 
 _HERE = Path(__file__).parent

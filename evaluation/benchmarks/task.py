@@ -13,10 +13,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from tsugiki.evaluation.benchmarks.formats import check_options, reader
 from tsugiki.evaluation.benchmarks.scores import find_score
-from tsugiki.experiment.config import StrictModel, expand_path
+from tsugiki.experiment.config.own_code import source_files
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.registry import load_object
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.own_code import source_files
-from tsugiki.experiment.registry import load_object
 
 _TASKS = Path(__file__).parent / "tasks"
 _WHERE = "evaluate.harness.tasks"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.manifest import Manifest
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.manifest import Manifest
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tsugiki.experiment.pages.tables import (
     bars_column,
     text_columns,
 )
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tsugiki.experiment.artefacts.shards import read_shard
-from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import DataError
 
 INDEX_NAME = "index.json"

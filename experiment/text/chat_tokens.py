@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tsugiki.experiment.config import StrictModel, expand_path
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.chat import Answers, ChatTemplate, HuggingFaceEncoder, Message
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from tsugiki.experiment.config import StrictModel
-from tsugiki.experiment.registry import Registry
+from tsugiki.experiment.config.registry import Registry
+from tsugiki.experiment.config.strict import StrictModel
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 

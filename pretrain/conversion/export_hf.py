@@ -10,7 +10,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import CheckpointError, DataError
 from tsugiki.experiment.files import write_json_atomically
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.import_hf import DTYPES_KEY, for_each, require_space
 from tsugiki.pretrain.conversion.trained_model import (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.experiment.errors import CheckpointError
-from tsugiki.experiment.family import find_family
-from tsugiki.experiment.model_spec import ModelSpec, read_hf_config
+from tsugiki.experiment.model.family import find_family
+from tsugiki.experiment.model.model_spec import ModelSpec, read_hf_config
 from tsugiki.pretrain.conversion.weights import EMBEDDING, IGNORED_SUFFIXES, OUTPUT, hf_tensors
 from tsugiki.pretrain.formats.hf_tensor import HfTensor
 from tsugiki.pretrain.formats.safetensors_files import HfReader, dtype_name, torch_dtype

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.files import write_json_atomically
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.finite import require_finite, require_finite_rows
 from tsugiki.pretrain.conversion.hf_checkpoint import HfCheckpoint, row_blocks

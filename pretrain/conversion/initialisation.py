@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tsugiki.experiment.config.registry import Registry
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError
-from tsugiki.experiment.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.experiment.model.model_spec import SPEC_NAME, ModelSpec
 from tsugiki.pretrain.conversion.hf_checkpoint import row_blocks
 from tsugiki.pretrain.conversion.import_hf import CHECKPOINT_NAME, DTYPES_KEY, HF_CONFIG_NAME
 from tsugiki.pretrain.conversion.weights import Weight, split, weight_table

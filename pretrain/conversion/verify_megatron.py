@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.experiment.parent import die_with_parent
 from tsugiki.pretrain.conversion.weights import merge, split, weight_table
 from tsugiki.pretrain.runtime import megatron_cpu

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tsugiki.experiment.family import find_family
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.family import find_family
+from tsugiki.experiment.model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.folders import KEY_NAME
-from tsugiki.experiment.graph import WORK_NAME
+from tsugiki.experiment.run.folders import KEY_NAME
+from tsugiki.experiment.run.graph import WORK_NAME
 
 JOURNAL_NAME = f"{WORK_NAME}/conversion.jsonl"
 LAYOUT = "layout"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.convert_config import GraftConfig, RopeScalingConfig
 
 # Llama 3.1's (its config.json).

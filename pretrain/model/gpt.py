@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig
 from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, prepare_megatron
 from tsugiki.pretrain.model.fused_attention import BlockMasks

@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.model.backend import REFERENCE, Acceleration
 from tsugiki.pretrain.model.fused_attention import (
     BlockMasks,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_flops import training_flops_per_token
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_flops import training_flops_per_token
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import TrainConfig
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tsugiki.experiment.model_flops import forward_flops_per_token
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_flops import forward_flops_per_token
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.planning.flops import Gpu
 from tsugiki.pretrain.planning.memory import Kernels, memory_per_stage

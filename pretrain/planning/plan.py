@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.shipped import shipped_folder
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
-from tsugiki.experiment.shipped import shipped_folder
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import GraftConfig

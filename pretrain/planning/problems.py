@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.model.trainable import Selection
 from tsugiki.pretrain.planning.divisions import (

@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from tsugiki.experiment.config import expand_path, load_raw
+from tsugiki.experiment.config.load import load_raw
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.shipped import shipped_folder
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.shipped import shipped_folder
 
 PROCESSES = 4
 STEPS = 8

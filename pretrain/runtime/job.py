@@ -7,7 +7,7 @@ import os
 import traceback
 from pathlib import Path
 
-from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import (
     CheckpointError,
     ConfigError,

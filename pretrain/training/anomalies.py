@@ -7,8 +7,8 @@ import math
 from tsugiki.experiment.errors import TrainingError
 from tsugiki.pretrain.runtime.process_groups import barrier
 from tsugiki.pretrain.training.checkpointing import Checkpointing
-from tsugiki.pretrain.training.log import Log
-from tsugiki.pretrain.training.progress import Progress
+from tsugiki.pretrain.training.metrics.log import Log
+from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.step import TrainingStep
 

@@ -14,12 +14,12 @@ from tsugiki.pretrain.runtime.process_groups import all_reduce_max
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.training.checkpointing import Checkpointing
 from tsugiki.pretrain.training.guard import Deadline, Watchdog
-from tsugiki.pretrain.training.log import Log
-from tsugiki.pretrain.training.metrics import LogWindow
-from tsugiki.pretrain.training.progress import Progress
+from tsugiki.pretrain.training.metrics.log import Log
+from tsugiki.pretrain.training.metrics.progress import Progress
+from tsugiki.pretrain.training.metrics.throughput import Throughput
+from tsugiki.pretrain.training.metrics.window import LogWindow
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.step import Gradients, TrainingStep
-from tsugiki.pretrain.training.throughput import Throughput
 from tsugiki.pretrain.training.validation import validate
 
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.planning.schedule import Phase, phase_at, resolve_phases
 from tsugiki.pretrain.runtime.job import TrainJob

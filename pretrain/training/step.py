@@ -20,8 +20,8 @@ from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients
 from tsugiki.pretrain.training.batches import Batch, iterators
 from tsugiki.pretrain.training.freeze import RowControl
+from tsugiki.pretrain.training.metrics.row_norms import RowNorms
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
-from tsugiki.pretrain.training.row_norms import RowNorms
 from tsugiki.pretrain.training.run import Run
 
 

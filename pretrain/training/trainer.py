@@ -18,11 +18,11 @@ from tsugiki.pretrain.training.batches import BatchLayout, BatchReader, Training
 from tsugiki.pretrain.training.checkpointing import Checkpointing, open_store
 from tsugiki.pretrain.training.guard import Deadline, Watchdog
 from tsugiki.pretrain.training.housekeeping import Housekeeping, leave_hang
-from tsugiki.pretrain.training.log import open_log
-from tsugiki.pretrain.training.progress import Progress
+from tsugiki.pretrain.training.metrics.log import open_log
+from tsugiki.pretrain.training.metrics.progress import Progress
+from tsugiki.pretrain.training.metrics.throughput import Throughput
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.step import TrainingStep
-from tsugiki.pretrain.training.throughput import Throughput
 
 
 class Trainer:

@@ -22,7 +22,7 @@ from tsugiki.experiment.artefacts.mixture import Mixture, TokenSource, load_docu
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.training.batches import Batch, BatchLayout
 from tsugiki.pretrain.training.guard import Watchdog
-from tsugiki.pretrain.training.log import Log
+from tsugiki.pretrain.training.metrics.log import Log
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.step import TrainingStep
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.planning.divisions import Problem
 from tsugiki.pretrain.planning.problems import layout_problems

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.planning.memory import (
     CPU_KERNELS,

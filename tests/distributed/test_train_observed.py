@@ -33,8 +33,8 @@ from training_case import (
 from training_reference import batch_of, samples_in_order
 
 from tsugiki.experiment.errors import Interrupted, TrainingError
-from tsugiki.experiment.graph import Graph, Stage
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.graph import Graph, Stage
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.trackers.mlflow import default_uri
 from tsugiki.pretrain.config import TrainConfig
@@ -268,7 +268,7 @@ AS_A_RANK = """
 import os
 from pathlib import Path
 os.environ |= {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import Trackers, open_run
 from tsugiki.pretrain.config import TrainConfig

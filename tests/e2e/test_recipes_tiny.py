@@ -15,7 +15,7 @@ import pytest
 from training_case import forked
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pipeline import ExperimentConfig, load_experiment
 from tsugiki.pretrain.planning.tiny import PROCESSES, STEPS, tiny_architecture, tiny_layout, write_tiny
 

@@ -71,7 +71,7 @@ def main() -> None:
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.experiment.model.model_spec import ModelSpec
     from tsugiki.pretrain.config import ParallelConfig
     from tsugiki.pretrain.model.backend import REFERENCE, Acceleration
     from tsugiki.pretrain.runtime.process_groups import initialise

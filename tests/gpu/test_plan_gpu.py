@@ -8,7 +8,7 @@ import sys
 import pytest
 from training_case import ROOT
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.planning.memory import stage_memory
 

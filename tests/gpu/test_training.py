@@ -12,7 +12,7 @@ ON = [pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
 SCRIPT = """
 import sys
 from pathlib import Path
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.train import run
 case, output = Path(sys.argv[1]), Path(sys.argv[2])

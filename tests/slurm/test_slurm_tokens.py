@@ -12,9 +12,9 @@ from conftest import ROOT, wait_until
 
 from tsugiki.data import tokens
 from tsugiki.data.tokenise.tokenise_shards import Tokenisation
-from tsugiki.experiment.config import dump_yaml
-from tsugiki.experiment.graph import Graph
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.config.strict import dump_yaml
+from tsugiki.experiment.run.graph import Graph
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 from tsugiki.pipeline import load_experiment
 from tsugiki.slurm import client

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.config import RawConfig, StrictModel, dump_yaml, load_raw, validate
+from tsugiki.experiment.config.load import RawConfig, load_raw
+from tsugiki.experiment.config.strict import StrictModel, dump_yaml
+from tsugiki.experiment.config.validate import validate
 from tsugiki.experiment.errors import DataError, TsugikiError
-from tsugiki.experiment.graph import Graph, Stage
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.graph import Graph, Stage
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 INTERRUPTED = 75
 

@@ -15,8 +15,8 @@ from convert_material import Case, make_model, write_tokenizer
 
 import tsugiki.pretrain.conversion.export_hf
 import tsugiki.pretrain.conversion.import_hf
-from tsugiki.experiment.graph import Graph
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.graph import Graph
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pipeline import ExperimentConfig, stages
 
 CASE = Case("resumed", "Llama", {"vocab_size": 5000, "hidden_size": 64})

@@ -19,7 +19,7 @@ def main(jobs_path: Path) -> None:
     import torch
     from megatron.core import dist_checkpointing, parallel_state
 
-    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.experiment.model.model_spec import ModelSpec
     from tsugiki.pretrain.checkpoint.state import TrainingState
     from tsugiki.pretrain.config import ParallelConfig
     from tsugiki.pretrain.model.gpt import build_model

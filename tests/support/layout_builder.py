@@ -25,7 +25,7 @@ from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.num_microbatches_calculator import ConstantNumMicroBatchesCalculator  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
-from tsugiki.experiment.model_spec import ModelSpec  # noqa: E402
+from tsugiki.experiment.model.model_spec import ModelSpec  # noqa: E402
 from tsugiki.pretrain.config import OptimizerConfig, ParallelConfig  # noqa: E402
 from tsugiki.pretrain.model.gpt import build_model  # noqa: E402
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models  # noqa: E402

@@ -120,7 +120,7 @@ def build(case: dict[str, Any], parallel: Any) -> tuple[list[Any], Any]:
     """Wrapped model chunks and optimizer of a case."""
     import tsugiki.pretrain.model.fused_loss
     import tsugiki.pretrain.model.layers
-    from tsugiki.experiment.model_spec import ModelSpec
+    from tsugiki.experiment.model.model_spec import ModelSpec
     from tsugiki.pretrain.config import OptimizerConfig
     from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, resolve
     from tsugiki.pretrain.model.gpt import build_model

@@ -29,7 +29,7 @@ megatron_cpu.install()
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
-from tsugiki.experiment.model_spec import ModelSpec  # noqa: E402
+from tsugiki.experiment.model.model_spec import ModelSpec  # noqa: E402
 from tsugiki.pretrain.config import ParallelConfig  # noqa: E402
 from tsugiki.pretrain.model.gpt import build_model, padded_vocabulary  # noqa: E402
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from tsugiki.experiment.config import NotFingerprinted, StrictModel
+from tsugiki.experiment.config.fingerprint import NotFingerprinted
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 
 class ToyConfig(StrictModel):

@@ -23,7 +23,7 @@ import numpy
 
 from tsugiki.experiment.artefacts.indexed_dataset import write_indexed
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, save_document_bytes
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.runtime.job import TrainJob
 from tsugiki.pretrain.train import run
@@ -354,7 +354,7 @@ def start(case: Path, output: Path, **changes: object) -> subprocess.Popen[str]:
     output.mkdir(parents=True, exist_ok=True)
     script = (
         "import sys; from pathlib import Path; from tsugiki.pretrain.config import TrainConfig; "
-        "from tsugiki.pretrain.train import run; from tsugiki.experiment.stage import StageContext; "
+        "from tsugiki.pretrain.train import run; from tsugiki.experiment.run.stage import StageContext; "
         "from tsugiki.experiment.errors import TsugikiError\n"
         "case, output = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "try:\n"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tsugiki.experiment.model_flops import PER_WEIGHT
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_flops import PER_WEIGHT
+from tsugiki.experiment.model.model_spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tsugiki.experiment.family import family_names
+from tsugiki.experiment.model.family import family_names
 from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.merge import merge_sentencepiece
 from tsugiki.tokenizer.config import ExtendConfig

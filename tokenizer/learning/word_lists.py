@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.config import expand_path
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.text.hf_tokenizer import SPACE
 from tsugiki.tokenizer.base.scripts import ScriptRule

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def complete_experiment(incomplete: str) -> Iterator[str]:
     """Shipped experiments by name, and YAML files and folders by path."""
-    from tsugiki.experiment.shipped import experiments
+    from tsugiki.experiment.config.shipped import experiments
 
     yield from _beginning(experiments(), incomplete)
     yield from _files(incomplete)
@@ -25,7 +25,7 @@ def complete_experiment(incomplete: str) -> Iterator[str]:
 
 def complete_cluster(incomplete: str) -> Iterator[str]:
     """Clusters by name, and YAML files and folders by path."""
-    from tsugiki.experiment.shipped import clusters
+    from tsugiki.experiment.config.shipped import clusters
 
     yield from _beginning(clusters(), incomplete)
     yield from _files(incomplete)
@@ -33,7 +33,7 @@ def complete_cluster(incomplete: str) -> Iterator[str]:
 
 def complete_stage(incomplete: str) -> Iterator[str]:
     """Names of stages."""
-    from tsugiki.experiment.stage_names import STAGE_NAMES
+    from tsugiki.experiment.run.stage_names import STAGE_NAMES
 
     yield from _beginning(STAGE_NAMES, incomplete)
 

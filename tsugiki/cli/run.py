@@ -22,7 +22,7 @@ from tsugiki.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tsugiki.experiment.graph import Stage
+    from tsugiki.experiment.run.graph import Stage
     from tsugiki.pipeline import Experiment
 
 

@@ -17,7 +17,7 @@ def verify(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json:
     Exit status 1 when a file is damaged or missing. Nothing is changed: move a damaged stage away and run the
     experiment again.
     """
-    from tsugiki.experiment.verify import verify_run
+    from tsugiki.experiment.run.verify import verify_run
 
     found = verify_run(run_dir)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.to_text())

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tsugiki.experiment.config.registry import Registry
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.registry import Registry
 
 Record = dict[str, Any]
 Reader = Callable[..., list[Record]]

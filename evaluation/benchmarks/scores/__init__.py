@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tsugiki.experiment.registry import Registry
+from tsugiki.experiment.config.registry import Registry
 
 SCORES: Registry[Callable[..., float]] = Registry(
     "score of a benchmark",

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tsugiki.experiment.config import StrictModel, expand_path
+from tsugiki.experiment.config.paths import expand_path
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunRequest, RunStatus, Tracker
 
 _TEXT = "text"

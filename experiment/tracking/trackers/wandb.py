@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tsugiki.experiment.config import StrictModel
+from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunRequest, RunStatus, Tracker
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tsugiki
-from tsugiki.experiment.digest import ExternalDigests
+from tsugiki.experiment.run.digest import ExternalDigests
 from tsugiki.pipeline import _source_files
 from tsugiki.results import CorpusReport, Evaluation, Run
 

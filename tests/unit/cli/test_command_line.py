@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
 

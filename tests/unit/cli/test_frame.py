@@ -16,7 +16,7 @@ from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
 from tsugiki.experiment.progress import Progress
-from tsugiki.experiment.status import read_status
+from tsugiki.experiment.run.status import read_status
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tsugiki.cli.main import app
-from tsugiki.experiment.config import read_yaml
+from tsugiki.experiment.config.load import read_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.schema import KINDS, schema, schema_text
 

@@ -12,7 +12,7 @@ from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.profiles import load_profile
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 
 ROOT = Path(__file__).parents[3]
 LANGUAGES = ["ja", "zh", "vi", "id", "th", "ms", "km", "lo", "my", "tl", "en"]

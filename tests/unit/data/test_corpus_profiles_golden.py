@@ -13,7 +13,7 @@ from tsugiki.data import corpus
 from tsugiki.data.common.jsonl_shards import read_documents
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.profiles import load_profile
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 
 PROFILES = str(ROOT / "configs/filters")
 PHONES = {

@@ -26,7 +26,7 @@ from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.pages.corpus import Overview
 from tsugiki.experiment.pages.page import render
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import open_run
 from tsugiki.pipeline import load_experiment, stages

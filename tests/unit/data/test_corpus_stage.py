@@ -22,7 +22,7 @@ from tsugiki.data.passes.job_array import filter_pass
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 
 ROOT = Path(__file__).parents[3]
 VOCABULARY = """
@@ -141,7 +141,7 @@ import sys, time
 from pathlib import Path
 from tsugiki.data import corpus
 from tsugiki.data.passes.filter import FilterShards
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 sys.path.insert(0, {tests!r})
 from test_corpus_stage import config
 step = FilterShards.run

@@ -35,8 +35,8 @@ from tsugiki.data.filters.sentences import SentenceFilter, SentenceSection
 from tsugiki.data.filters.stop_words import StopWordFilter, StopWordSection
 from tsugiki.data.formatters.extraction import normalise
 from tsugiki.data.profiles import load_profile
+from tsugiki.experiment.config.shipped import shipped_folder
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.shipped import shipped_folder
 from tsugiki.experiment.text.rolling_hash import SpanHasher
 
 

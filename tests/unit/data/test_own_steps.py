@@ -17,7 +17,9 @@ from tsugiki.data.common import executor as execution
 from tsugiki.data.config import CorpusConfig
 from tsugiki.data.inputs.planning import own_code, plan_fingerprint, plan_shards
 from tsugiki.data.passes.job_array import filter_pass
-from tsugiki.experiment.config import dump_yaml, fingerprint, load_config
+from tsugiki.experiment.config.fingerprint import fingerprint
+from tsugiki.experiment.config.strict import dump_yaml
+from tsugiki.experiment.config.validate import load_config
 from tsugiki.experiment.errors import ConfigError, DataError
 
 MODULE = '''

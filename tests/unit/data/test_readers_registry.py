@@ -14,7 +14,8 @@ from tsugiki.data.config import CorpusConfig, SourceConfig
 from tsugiki.data.inputs.planning import plan_fingerprint, plan_shards
 from tsugiki.data.inputs.source_reader import SourceReader
 from tsugiki.data.readers import READERS
-from tsugiki.experiment.config import fingerprint, load_config
+from tsugiki.experiment.config.fingerprint import fingerprint
+from tsugiki.experiment.config.validate import load_config
 from tsugiki.experiment.errors import ConfigError
 
 OWN = '''

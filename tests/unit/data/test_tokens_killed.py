@@ -15,8 +15,8 @@ import pytest
 from test_tokens_stage import make_corpus
 
 from tsugiki.data.config import TokensConfig
-from tsugiki.experiment.graph import Graph, Stage
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.graph import Graph, Stage
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.text.hf_tokenizer import mistral_v1_model, write_hf_tokenizer
 
 ROOT = Path(__file__).parents[3]

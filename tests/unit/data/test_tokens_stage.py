@@ -21,7 +21,7 @@ from tsugiki.data.config import TokensConfig
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.text import cached_bpe as encoding
 from tsugiki.experiment.text.cached_bpe import CachedBPE, PlainEncoder, can_be_cut, load_encoder
 from tsugiki.experiment.text.chat_tokens import ChatConfig, ChatEncoder, unmark

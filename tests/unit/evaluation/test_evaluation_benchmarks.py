@@ -35,9 +35,9 @@ from tsugiki.evaluation.pages.artefacts import Artefacts
 from tsugiki.evaluation.pages.benchmarks import benchmarks as shown_benchmarks
 from tsugiki.evaluation.report import TEMPLATE
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
-from tsugiki.experiment.graph import Graph, Stage
 from tsugiki.experiment.pages.page import Section, render_section
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.graph import Graph, Stage
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pipeline import load_experiment
 
 needs_harness = pytest.mark.skipif(

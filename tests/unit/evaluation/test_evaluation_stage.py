@@ -16,9 +16,9 @@ from tsugiki.evaluation.scoring.heldout import Document, heldout_documents, meas
 from tsugiki.evaluation.scoring.language_model import load_language_model
 from tsugiki.evaluation.scoring.samples import choose_prompts, clip, continue_greedily
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
-from tsugiki.experiment.config import load_config
+from tsugiki.experiment.config.validate import load_config
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 
 LANGUAGES = ("en", "ja", "km")
 

@@ -15,8 +15,8 @@ from tsugiki.evaluation.pages.artefacts import Artefacts
 from tsugiki.evaluation.pages.quality import Quality, quality
 from tsugiki.evaluation.report import run
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.manifest import Manifest
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.manifest import Manifest
+from tsugiki.experiment.run.stage import StageContext
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "export", "evaluate")
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -15,7 +15,7 @@ import torch
 from tsugiki.pretrain.model import gpt as model
 from tsugiki.pretrain.config import ParallelConfig
 from tsugiki.pretrain.model.layers import RMSNorm, SelfAttentionCore
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.model.backend import Acceleration
 
 class Engine(torch.nn.Module):

@@ -106,7 +106,7 @@ def test_gradient_accumulation_of_apex_where_it_was_built(monkeypatch: pytest.Mo
 
 
 def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsugiki.experiment.stage import StageContext
+    from tsugiki.experiment.run.stage import StageContext
     from tsugiki.pretrain import train
     from tsugiki.pretrain.config import TrainConfig
 

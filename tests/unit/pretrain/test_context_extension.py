@@ -11,7 +11,7 @@ from convert_material import LLAMA3_ROPE, Case, make_model, read_weights, same_b
 from pydantic import ValidationError
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pipeline import load_experiment
 from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig

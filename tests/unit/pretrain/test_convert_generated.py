@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.conversion.weights import hf_tensors
 from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
 from tsugiki.pretrain.convert_config import ExportConfig

@@ -12,8 +12,8 @@ import pytest
 from conversion_graph import MODULES, counted, graph, make_inputs, run
 from convert_material import make_model
 
-import tsugiki.experiment.graph
-from tsugiki.experiment.folders import KEY_NAME
+import tsugiki.experiment.run.graph
+from tsugiki.experiment.run.folders import KEY_NAME
 from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 from tsugiki.pretrain.formats.byte_ranges import copy_range
 
@@ -82,11 +82,11 @@ def test_a_kill_while_the_result_is_sealed_loses_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    describe = tsugiki.experiment.graph.describe_outputs
-    monkeypatch.setattr("tsugiki.experiment.graph.describe_outputs", interrupted)
+    describe = tsugiki.experiment.run.graph.describe_outputs
+    monkeypatch.setattr("tsugiki.experiment.run.graph.describe_outputs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder, stage)
-    monkeypatch.setattr("tsugiki.experiment.graph.describe_outputs", describe)
+    monkeypatch.setattr("tsugiki.experiment.run.graph.describe_outputs", describe)
     before = states(folder / "run" / f"{stage}.partial", WEIGHTS[stage])
     calls = counted(stage, None)
     run(folder, stage)

@@ -17,7 +17,7 @@ import tsugiki.pretrain.graft
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, CorpusSource
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource
 from tsugiki.experiment.errors import CheckpointError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pretrain.conversion.verify import LogitsReport, check_logits, compare_logits
 from tsugiki.pretrain.convert import export_checkpoint, import_checkpoint, verify_checkpoint
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig

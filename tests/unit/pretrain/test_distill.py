@@ -16,10 +16,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 import tsugiki.pretrain.graft
-from tsugiki.experiment.config import RawConfig, fingerprint, validate
+from tsugiki.experiment.config.fingerprint import fingerprint
+from tsugiki.experiment.config.load import RawConfig
+from tsugiki.experiment.config.validate import validate
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.files import sha256_json
-from tsugiki.experiment.stage import StageContext, StageResult
+from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.pipeline import load_experiment, stages
 from tsugiki.pretrain.conversion.distill import Student, load_model
 from tsugiki.pretrain.conversion.distill_contexts import Expansion, find_contexts

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tsugiki.experiment.errors import CheckpointError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.formats.safetensors_files import HfReader, safetensors_header
 
 

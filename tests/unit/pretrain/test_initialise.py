@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tsugiki.cli.main import app
-from tsugiki.experiment.config import load_config
+from tsugiki.experiment.config.validate import load_config
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.pretrain.conversion.initialisation import (
     BaseRows,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.conversion.model_card import write_card
 from tsugiki.pretrain.conversion.trained_model import TrainedModel
 from tsugiki.pretrain.convert_config import ExportConfig

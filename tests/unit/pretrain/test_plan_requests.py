@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import BaseConfig, ParallelConfig, ScratchConfig, TrainConfig
 from tsugiki.pretrain.planning.flops import GPUS, find_gpu, training_work
 from tsugiki.pretrain.planning.layouts import Machine, proposals

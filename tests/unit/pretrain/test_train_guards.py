@@ -6,7 +6,7 @@ import pytest
 
 from tsugiki.pretrain.config import AnomalyConfig
 from tsugiki.pretrain.training.guard import DEADLINE_VARIABLES, Deadline, LossGuard
-from tsugiki.pretrain.training.metrics import data_sheet_peak
+from tsugiki.pretrain.training.metrics.window import data_sheet_peak
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pipeline import load_experiment
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
 from tsugiki.pretrain.planning.divisions import process_problems, refuse

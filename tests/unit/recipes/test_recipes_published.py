@@ -13,7 +13,7 @@ import pytest
 
 from tsugiki.evaluation.benchmarks.suites import has_chat_template
 from tsugiki.experiment.errors import DataError
-from tsugiki.experiment.model_spec import ModelSpec
+from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pipeline import ExperimentConfig, load_experiment
 from tsugiki.pretrain.model.context_extension import extended_context
 from tsugiki.pretrain.planning.flops import Gpu
@@ -381,7 +381,7 @@ def test_missing_benchmarks_are_told_at_the_start(tmp_path: Path, monkeypatch: p
     from typer.testing import CliRunner
 
     from tsugiki.cli.main import app
-    from tsugiki.experiment.graph import Graph, Stage
+    from tsugiki.experiment.run.graph import Graph, Stage
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("tsugiki.pipeline.is_installed", lambda: False)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tsugiki.experiment.errors import ConfigError, EnvironmentError_
-from tsugiki.experiment.graph import Graph
+from tsugiki.experiment.run.graph import Graph
 from tsugiki.slurm import client, jobs
 from tsugiki.slurm.jobs import Job, JobRecord
 from tsugiki.slurm.submit import submit

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.stage_names import STAGE_NAMES
 from tsugiki.pipeline import load_experiment
 from tsugiki.slurm.config import ClusterConfig, Resources, load_cluster, split_overrides
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pretrain.conversion.distill_contexts import Expansion
 from tsugiki.pretrain.conversion.new_rows import read_pieces
 from tsugiki.tokenizer.base.base import load_base

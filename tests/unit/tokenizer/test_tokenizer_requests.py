@@ -10,7 +10,7 @@ from tokenizer_material import fixture_texts, mistral_base, train_model, write_c
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.tokenizer.base.sample import draw
 from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
 from tsugiki.tokenizer.extend import run

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from tokenizer_material import fixture_texts, mistral_base, write_corpus
 
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.tokenizer.base.base import load_base
 from tsugiki.tokenizer.config import ExtendConfig, TokenizerConfig
 from tsugiki.tokenizer.extend import run

@@ -24,7 +24,7 @@ from tokenizer_material import (
 from tokenizers import Tokenizer
 
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.tokenizer.base.base import exact_processor, load_base
 from tsugiki.tokenizer.base.merge import merge_sentencepiece, scores_below, unreachable
 from tsugiki.tokenizer.base.scripts import everyday_characters

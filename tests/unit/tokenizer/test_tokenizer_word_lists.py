@@ -14,7 +14,7 @@ from test_tokenizer_byte_level import trained
 from tokenizer_material import fixture_texts, mistral_base, write_corpus
 
 from tsugiki.experiment.errors import ConfigError, DataError
-from tsugiki.experiment.stage import StageContext
+from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pipeline import load_experiment, stages
 from tsugiki.tokenizer.base.sample import normalise
 from tsugiki.tokenizer.config import TokenizerConfig

@@ -1,1 +1,0 @@
-"""One file per model family; what a family is stands in :mod:`tsugiki.experiment.family`."""

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tsugiki.experiment.artefacts.contents import Contents
 from tsugiki.experiment.artefacts.shards import read_shard
 from tsugiki.experiment.config.strict import StrictModel
-from tsugiki.experiment.errors import DataError
 
 INDEX_NAME = "index.json"
 Split = Literal["train", "heldout"]
@@ -36,35 +36,14 @@ class CorpusSource(StrictModel):
     heldout_bytes: int = Field(description="UTF-8 bytes of text")
 
 
-class CorpusIndex(StrictModel):
+class CorpusIndex(Contents):
     """Contents of ``corpus/index.json``."""
 
+    stage = "corpus"
+    what = "corpus index"
+    file_name = INDEX_NAME
     schema_version: Literal[1] = 1
     sources: list[CorpusSource]
-
-    @classmethod
-    def load(cls, corpus_dir: Path) -> CorpusIndex:
-        """Read the index of a corpus directory.
-
-        Raises:
-            DataError: the directory holds no index, or one of another version.
-        """
-        path = corpus_dir / INDEX_NAME
-        if not path.is_file():
-            raise DataError(
-                "no corpus here",
-                where=path,
-                expected="the output of the corpus stage",
-                fix="run `tsugiki corpus CONFIG` first",
-            )
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValueError as error:
-            raise DataError("unreadable corpus index", where=path, got=str(error)) from error
-
-    def save(self, corpus_dir: Path) -> None:
-        """Write ``index.json``."""
-        (corpus_dir / INDEX_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @property
     def languages(self) -> list[str]:

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tsugiki.experiment.artefacts.contents import Contents
 from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import DataError
-
-MIXTURE_NAME = "mixture.json"
 
 
 class TokenSource(StrictModel):
@@ -40,9 +39,12 @@ class MixtureSource(TokenSource):
     epochs: float = Field(description="planned_tokens / tokens")
 
 
-class Mixture(StrictModel):
+class Mixture(Contents):
     """Contents of ``tokens/mixture.json``."""
 
+    stage = "tokens"
+    what = "mixture"
+    file_name = "mixture.json"
     schema_version: Literal[1] = 1
     vocabulary_size: int
     bos_id: int | None
@@ -53,34 +55,10 @@ class Mixture(StrictModel):
         default=[], description="sources that no weight names: validated on, not trained on"
     )
 
-    @classmethod
-    def load(cls, tokens_dir: Path) -> Mixture:
-        """Read the mixture of a tokens directory.
-
-        Raises:
-            DataError: the directory holds no mixture, or one of another version.
-        """
-        path = tokens_dir / MIXTURE_NAME
-        if not path.is_file():
-            raise DataError(
-                "no tokens here",
-                where=path,
-                expected="the output of the tokens stage",
-                fix="run `tsugiki tokens CONFIG` first",
-            )
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValueError as error:
-            raise DataError("unreadable mixture", where=path, got=str(error)) from error
-
     @property
     def validated(self) -> list[TokenSource]:
         """The sources whose held-out documents give a validation loss."""
         return [source for source in (*self.sources, *self.untrained) if source.heldout_prefix is not None]
-
-    def save(self, tokens_dir: Path) -> None:
-        """Write ``mixture.json``."""
-        (tokens_dir / MIXTURE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def save_document_bytes(tokens_dir: Path, prefix: str, sizes: Sequence[int] | NDArray[np.int64]) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+needs_harness = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed"
+)
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
 
 

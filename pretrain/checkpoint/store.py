@@ -32,12 +32,12 @@ import torch
 
 from tsugiki.experiment.errors import CheckpointError
 from tsugiki.experiment.files import sha256_file, write_json_atomically
+from tsugiki.pretrain.checkpoint.names import MARK_NAME, complete_checkpoints, iteration_name, iteration_of
 from tsugiki.pretrain.checkpoint.state import TrainingState
 from tsugiki.pretrain.checkpoint.writer import Write, reason
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 
 LATEST_NAME = "latest.json"
-MARK_NAME = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CheckpointStore:
 
     def path(self, iteration: int) -> Path:
         """Directory of an iteration."""
-        return self.directory / f"iter_{iteration:07d}"
+        return self.directory / iteration_name(iteration)
 
     def iterations(self) -> list[int]:
         """Iterations with a complete mark, newest first.
@@ -93,11 +93,7 @@ class CheckpointStore:
         Raises:
             OSError: the directory is there and cannot be read.
         """
-        # Not glob(): it takes a directory that may not be read for an empty one.
-        names = [entry.name for entry in self.directory.iterdir()] if self.directory.exists() else []
-        numbers = [name.removeprefix("iter_") for name in names if name.startswith("iter_")]
-        found = [int(number) for number in numbers if number.isdigit()]
-        return sorted((item for item in found if (self.path(item) / MARK_NAME).is_file()), reverse=True)
+        return list(complete_checkpoints(self.directory))
 
     def save(
         self, iteration: int, state: TrainingState, common: dict[str, Any], facts: dict[str, Any]
@@ -120,7 +116,7 @@ class CheckpointStore:
         problem = ""
         if rank == 0:
             try:
-                shutil.rmtree(target, ignore_errors=True)
+                _remove(target)
                 target.mkdir(parents=True)
             except OSError as error:
                 problem = str(error)
@@ -184,14 +180,12 @@ class CheckpointStore:
 
     def _prune(self, newest: int) -> None:
         kept = [item for item in self.iterations() if not self._is_kept_for_ever(item)][: self.keep_last]
-        for entry in self.directory.glob("iter_*"):
-            number = entry.name.removeprefix("iter_")
-            iteration = int(number) if number.isdigit() else -1
-            if iteration in kept or iteration > newest or self._is_kept_for_ever(iteration):
+        for entry in self.directory.iterdir():
+            iteration = iteration_of(entry.name)
+            if iteration is None or iteration in kept or iteration > newest:
                 continue
-            # The mark goes first: a directory that is half deleted must not look complete.
-            (entry / MARK_NAME).unlink(missing_ok=True)
-            shutil.rmtree(entry, ignore_errors=True)
+            if not self._is_kept_for_ever(iteration):
+                _remove(entry)
 
     def _is_kept_for_ever(self, iteration: int) -> bool:
         every = self.keep_every
@@ -268,6 +262,16 @@ class CheckpointStore:
         except OSError as error:  # EIO, ESTALE, EACCES: the files may be complete
             return f"{type(error).__name__}: {error}", False
         return "", False
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove what is left of a checkpoint; of a link only the link goes, a file stays."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    elif checkpoint.is_dir():
+        # The mark goes first: a directory that is half deleted must not look complete.
+        (checkpoint / MARK_NAME).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _raise_anywhere(problem: str, where: Path) -> None:

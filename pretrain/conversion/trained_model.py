@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tsugiki.experiment.errors import CheckpointError, ConfigError
 from tsugiki.experiment.model.model_spec import SPEC_NAME, ModelSpec
+from tsugiki.pretrain.checkpoint.names import MARK_NAME, complete_checkpoints, iteration_of
 from tsugiki.pretrain.conversion.hf_checkpoint import row_blocks
 from tsugiki.pretrain.conversion.import_hf import CHECKPOINT_NAME, DTYPES_KEY, HF_CONFIG_NAME
 from tsugiki.pretrain.conversion.weights import Weight, split, weight_table
@@ -69,7 +70,7 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
         checkpoint = _iteration_directory(folder, iteration)
     facts: dict[str, Any] = {}
     if checkpoint.name.startswith("iter_"):
-        mark = checkpoint / "checkpoint.json"
+        mark = checkpoint / MARK_NAME
         if not mark.is_file():
             raise CheckpointError(
                 "the checkpoint is not whole", where=checkpoint, expected=mark.name,
@@ -90,10 +91,7 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
         raise CheckpointError(
             "unreadable model configuration", where=home / HF_CONFIG_NAME, got=error
         ) from error
-    number = checkpoint.name.removeprefix("iter_")
-    return TrainedModel(
-        checkpoint, ModelSpec.load(home), hf_config, int(number) if number.isdigit() else None, facts
-    )
+    return TrainedModel(checkpoint, ModelSpec.load(home), hf_config, iteration_of(checkpoint.name), facts)
 
 
 def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:
@@ -139,27 +137,24 @@ def _unchanged(model: TrainedModel) -> bool:
     if model.iteration is None:
         return True
     try:
-        mark = json.loads((model.checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
+        mark = json.loads((model.checkpoint / MARK_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(mark == model.facts)
 
 
 def _iteration_directory(folder: Path, iteration: int | None) -> Path:
-    whole = sorted(
-        entry for entry in folder.glob("iter_*") if entry.is_dir() and (entry / "checkpoint.json").is_file()
-    )
+    whole = complete_checkpoints(folder)
     if not whole:
         raise CheckpointError(
             "no checkpoint here", where=folder,
             expected="a whole iter_... directory, or the output of an import",
         )  # fmt: skip
     if iteration is None:
-        return whole[-1]
-    for entry in whole:
-        if int(entry.name.removeprefix("iter_")) == iteration:
-            return entry
-    steps = ", ".join(str(int(entry.name.removeprefix("iter_"))) for entry in whole)
+        return next(iter(whole.values()))
+    if iteration in whole:
+        return whole[iteration]
+    steps = ", ".join(map(str, sorted(whole)))
     raise ConfigError("no such iteration", where=folder, got=iteration, expected=f"one of {steps}")
 
 

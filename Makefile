@@ -7,9 +7,13 @@ BIN := $(VENV)/bin
 PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS ?= constraints-$(PYTAG).txt
 TORCH ?= torch==2.13.0
-WORKERS ?= 3
+# Two for the cores of a small machine, and two that mostly wait for Slurm.
+WORKERS ?= 4
 PYTEST_FLAGS ?=
 PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+
+# Containers often set it. Every process of the tests, some hundreds, would compile the package and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: .types quickstart smoke test test-fast test-unit check format install clean help
 

@@ -187,7 +187,7 @@ def _shrink_training(recipe: dict[str, Any]) -> None:
     train.update(
         parallel=tiny_layout(train.get("parallel") or {}),
         sequence_length=SEQUENCE_LENGTH,
-        micro_batch=1,
+        micro_batch=2,  # half as many passes, whose cost is not their arithmetic
         global_batch=GLOBAL_BATCH,
         save_interval_steps=STEPS // 2,
         log_interval_steps=1,

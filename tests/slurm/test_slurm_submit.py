@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, ROOT, SETTINGS, wait_until
+from conftest import HERE, ROOT, SETTINGS, STEPS, wait_until
 from toy_steps import Mark
 
 from tsugiki.experiment.errors import ConfigError
@@ -53,6 +53,7 @@ def array(folder: Path, step: Mark, tasks: int, requeue: bool = True) -> int | N
     ).submit()
 
 
+@pytest.mark.usefixtures("smoke")  # whose jobs run beside the tests that do not ask for it
 def test_array_task_that_failed_is_redone_alone(tmp_path: Path) -> None:
     folder = tmp_path / "50% of it"
     folder.mkdir()
@@ -180,22 +181,11 @@ def test_dry_run_of_a_recipe_on_32_nodes_with_8_gpus(whole: None, tmp_path: Path
     assert [line for line in lines if "REFUSED: allocation failure: More processors requested" in line]
 
 
-@pytest.mark.parametrize("arguments", [["train.sbatch", "x.yaml"], ["stage.sbatch", "export", "x.yaml"]])
-def test_slurm_takes_the_checked_in_scripts(arguments: list[str]) -> None:
-    accepted, message = client.test_only(ROOT / "slurm" / arguments[0], arguments[1:])
-    assert accepted, message
-    assert f"using {64 if arguments[0] == 'train.sbatch' else 8} processors on nodes node" in message
-
-
-def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        submit(ROOT / "configs" / "smoke.yaml", "local", ["cluster.train.nodes=3"], dry_run=True)
-    assert "6 processes = 3 nodes x 2 per node" in str(caught.value)
-    assert "multiple of tensor x pipeline x context = 4" in str(caught.value)
-
-
 def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path, tmp_path: Path) -> None:
-    """2 nodes x 2 tasks, TP2 x PP2 over gloo, to a finished export; the same by plain sbatch, undisturbed."""
+    """2 nodes x 2 tasks, TP2 x PP2 over gloo, to a finished export; the same by plain sbatch, undisturbed.
+
+    Not the last of the file: a test process that has two tests left is given its next file, which would wait.
+    """
     ids = {(job.stage, job.kind): job.job_id for job in jobs.JobRecord.load(smoke).jobs}
     graft = wait_until(lambda: _ended(ids["graft", "stage"]), 900, lambda: log(smoke))
     assert graft.state == "COMPLETED", log(smoke)
@@ -225,8 +215,6 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
     before = max(losses(smoke))
     wait_until(lambda: max(losses(smoke)) > before, 600, lambda: log(smoke))
     _reach_the_time_limit(smoke, train)
-    # The rest in one go, on a slow machine too.
-    subprocess.run(["scontrol", "update", f"JobId={train}", "TimeLimit=60"], check=True)
     hand_state = wait_until(lambda: _ended(int(hand_job)), 600, lambda: (tmp_path / "train.log").read_text())
     assert hand_state.state == "COMPLETED", (tmp_path / "train.log").read_text()
     last = ids["report", "stage"]
@@ -234,10 +222,9 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
 
     history = [event for event in jobs.history(smoke) if event.stage == "train"]
     requeues = [event.detail for event in history if event.event == "requeue"]
-    assert len(requeues) >= 2
-    assert set(requeues) == {"stopped by USR1"}
+    assert requeues == ["stopped by USR1"] * 2
     assert losses(smoke) == losses(by_hand)
-    assert len(losses(smoke)) == 48
+    assert len(losses(smoke)) == STEPS
     status = jobs.status(smoke)
     assert {stage.state for stage in status.stages} == {"complete"}
     assert {job.state for job in status.jobs} == {"COMPLETED"}
@@ -248,7 +235,7 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
     assert [file.name for file in files] == [f"smoke-train-{train}.log"]
     text = files[0].read_text()
     assert text.count("stage train on node") == len(requeues) + 1
-    assert "step 48/48" in text
+    assert f"step {STEPS}/{STEPS}" in text
     again: list[Any] = submit(
         ROOT / "configs" / "smoke.yaml", "local", [*SETTINGS, f"run_dir={smoke}"], announce=lambda line: None
     ).jobs
@@ -257,20 +244,26 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
 
 
 def _reach_the_time_limit(run_dir: Path, job: int) -> None:
-    """Stop the ranks in mid-step until Slurm's signal ahead of the time limit, then let them act on it."""
+    """Stop the ranks in mid-step until Slurm's signal ahead of the time limit, then let them act on it.
+
+    The end that follows from the limit is moved near, as limits are minutes. Every 30 s Slurm signals the jobs that
+    come within 30 s of their signal: this one at the next look, 30 to 59 s before its end.
+    """
     file = next((run_dir / "slurm" / "logs").glob(f"*-{job}.log"))
 
     def count(text: str) -> int:
         return file.read_text().count(text)
 
     starts, asked = count("stage train on"), "USR1: asking the ranks to save and stop"
-    if count(asked) < starts:  # a slow machine may have reached it before the first step
-        subprocess.run(
-            ["scancel", "--signal=STOP", f"{job}.1"], check=True
-        )  # step 0 was the check of the nodes
-        wait_until(lambda: count(asked) == starts, 200, lambda: log(run_dir))
-        subprocess.run(["scancel", "--signal=CONT", f"{job}.1"], check=True)
+    assert count(asked) == starts - 1
+    # step 0 was the check of the nodes
+    subprocess.run(["scancel", "--signal=STOP", f"{job}.1"], check=True)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "EndTime=now+59"], check=True)
+    wait_until(lambda: count(asked) == starts, 200, lambda: log(run_dir))
+    subprocess.run(["scancel", "--signal=CONT", f"{job}.1"], check=True)
     wait_until(lambda: count("; requeueing") == starts, 200, lambda: log(run_dir))
+    # What the next start has, on a slow machine too.
+    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
 
 
 def _check_tracking(run_dir: Path, job: int, restarts: int) -> None:
@@ -290,5 +283,19 @@ def _check_tracking(run_dir: Path, job: int, restarts: int) -> None:
     assert (tags["slurm.job_id"], tags["slurm.restarts"]) == (str(job), str(restarts))
     assert re.fullmatch(r"node\[?[\d,-]+\]?", tags["slurm.nodes"])
     steps = [metric.step for metric in store.get_metric_history(found[0].info.run_id, "train/loss")]
-    assert steps == list(range(1, 49))
+    assert steps == list(range(1, STEPS + 1))
     assert found[0].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("arguments", [["train.sbatch", "x.yaml"], ["stage.sbatch", "export", "x.yaml"]])
+def test_slurm_takes_the_checked_in_scripts(arguments: list[str]) -> None:
+    accepted, message = client.test_only(ROOT / "slurm" / arguments[0], arguments[1:])
+    assert accepted, message
+    assert f"using {64 if arguments[0] == 'train.sbatch' else 8} processors on nodes node" in message
+
+
+def test_processes_must_hold_whole_model_copies(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        submit(ROOT / "configs" / "smoke.yaml", "local", ["cluster.train.nodes=3"], dry_run=True)
+    assert "6 processes = 3 nodes x 2 per node" in str(caught.value)
+    assert "multiple of tensor x pipeline x context = 4" in str(caught.value)

@@ -305,7 +305,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         ),
     ]  # fmt: skip
     if config.base.scratch is not None:
-        graph.append(Stage("base", config.base, ("corpus",), "tsugiki.pretrain.base:run"))
+        graph.append(Stage("base", config.base, ("corpus",), "tsugiki.pretrain.base:run", version=2))
     # Only the initialisation that learns from text depends on the corpus.
     init = config.graft.init
     learns_from_corpus = find_initialisation(init).learns_from_corpus
@@ -313,7 +313,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     graph += [
         Stage(
             "tokenizer", config.tokenizer, ("corpus", "base"), "tsugiki.tokenizer.extend:run", external,
-            sources=(lambda: word_list_files(extend.word_lists)) if extend and extend.word_lists else None,
+            sources=(lambda: word_list_files(extend.word_lists)) if extend and extend.word_lists else None, version=2,
         ),
         Stage("tokens", config.tokens, ("corpus", "tokenizer"), "tsugiki.data.tokens:run", keep_partial=True),
         Stage(

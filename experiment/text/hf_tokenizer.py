@@ -8,7 +8,7 @@ loads ``tokenizer.json`` as it stands.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,22 +121,26 @@ def write_hf_tokenizer(model_path: Path, output_dir: Path, *, inherit_from: Path
                 (output_dir / name).write_bytes(source.read_bytes())
 
 
-def merges_of(pieces: Iterable[tuple[str, float]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def merges_of(pieces: Iterable[tuple[str, float]], vocabulary: Container[str]) -> list[tuple[str, str]]:
     """The merges that reproduce SentencePiece's segmentation, best first.
 
     SentencePiece joins any two neighbours whose concatenation is a piece, so a piece stands for one merge
-    per split into two pieces of the vocabulary.
+    per split into two pieces of the vocabulary. Of neighbours that score alike it joins the leftmost first
+    (``SymbolPairComparator`` in its bpe_model.cc), which a list of merges cannot say in general. What ties in
+    published models are runs of one character (all pieces of spaces score -1e9 in Llama 2 and Mistral): there the
+    leftmost grows to its full length before the next begins, which is the longest left part first. transformers'
+    converter orders merges in the same way.
 
     Args:
         pieces: pieces and scores.
-        vocabulary: id by surface of everything that may be a part of a merge (no control or byte pieces).
+        vocabulary: surfaces of everything that may be a part of a merge (no control or byte pieces).
     """
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece, score in pieces:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocabulary and right in vocabulary:
-                ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
+                ranked.append((-score, -len(left), -len(right), left, right))
     ranked.sort()
     return [(left, right) for _, _, _, left, right in ranked]
 
@@ -222,7 +226,8 @@ def _normalizer(proto: Any) -> dict[str, Any]:
         encoded = base64.b64encode(spec.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if spec.remove_extra_whitespaces:
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        # The library's own Strip would take tabs and line ends too.
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if spec.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
@@ -231,6 +236,10 @@ def _normalizer(proto: Any) -> dict[str, Any]:
 
 
 def _added_tokens(proto: Any) -> list[dict[str, Any]]:
+    # SentencePiece looks for user-defined pieces in normalised text (Gemma's runs of spaces are such pieces). The
+    # library would normalise them too, so it can follow only where normalising leaves them as they are.
+    spec = proto.normalizer_spec
+    normalised = not (spec.add_dummy_prefix or spec.precompiled_charsmap or spec.remove_extra_whitespaces)
     return [
         {
             "id": index,
@@ -238,7 +247,7 @@ def _added_tokens(proto: Any) -> list[dict[str, Any]]:
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
-            "normalized": False,
+            "normalized": normalised and piece.type == _USER_DEFINED,
             "special": piece.type in (_UNKNOWN, _CONTROL),
         }
         for index, piece in enumerate(proto.pieces)

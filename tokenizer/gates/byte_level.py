@@ -8,7 +8,16 @@ from functools import cached_property
 from typing import Any
 
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder
-from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, ids_or_error, protected_note, unforeign
+from tsugiki.tokenizer.base.code_sample import code_lines
+from tsugiki.tokenizer.gates.gate import (
+    Gate,
+    GateInputs,
+    fast_tokenizer,
+    gate,
+    ids_or_error,
+    protected_note,
+    unforeign,
+)
 
 _COMPARED_LINES = 2000
 
@@ -21,14 +30,11 @@ class ByteLevelChecks:
     """
 
     def __init__(self, inputs: GateInputs) -> None:
-        from tokenizers import Tokenizer
-
         assert inputs.base.document is not None
         self._inputs = inputs
         self._document = inputs.base.document
-        self._base: Any = ByteLevelEncoder(inputs.base.document).tokenizer
-        self._fast: Any = Tokenizer.from_file(str(inputs.directory / "tokenizer.json"))
-        self._fast.encode_special_tokens = True  # as documents are encoded
+        self._base: Any = fast_tokenizer(inputs.base.directory)
+        self._fast: Any = fast_tokenizer(inputs.directory)
         self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
 
     @cached_property
@@ -67,7 +73,8 @@ class ByteLevelChecks:
 
     def slow_equals_fast(self) -> Gate:
         """Ids of transformers and of ``tokenizer.json``."""
-        sample = self._lines[:: max(1, len(self._lines) // _COMPARED_LINES)]
+        natural = self._inputs.natural_lines
+        sample = [*natural[:: max(1, len(natural) // _COMPARED_LINES)], *code_lines()]
         if isinstance(self._auto, Exception):
             return gate("slow_equals_fast", 0, [], "transformers does not load the directory: see loads")
         differing: list[str] = []

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 from tsugiki.tokenizer.base.base import BaseTokenizer
+from tsugiki.tokenizer.base.code_sample import code_lines
 from tsugiki.tokenizer.config import GateName
 
 PROOFS: dict[GateName, str] = {
@@ -83,9 +85,25 @@ class GateInputs:
     is_foreign: Callable[[str], bool]
 
     @property
-    def every_line(self) -> list[str]:
+    def natural_lines(self) -> list[str]:
         """Protected lines, then those of the target languages."""
         return [line for lines in (*self.protected.values(), *self.lines.values()) for line in lines]
+
+    @property
+    def every_line(self) -> list[str]:
+        """Those, and the code that every model reads, whatever the configuration protects."""
+        return [*self.natural_lines, *code_lines()]
+
+
+def fast_tokenizer(directory: Path) -> Any:
+    """The ``tokenizers.Tokenizer`` of a directory as the other implementation reads text.
+
+    Special tokens that stand in a text are text, as in documents; SentencePiece's user-defined pieces and other
+    added tokens are read as such, as SentencePiece and transformers do.
+    """
+    fast = open_tokenizer(directory).fast
+    fast.encode_special_tokens = True
+    return fast
 
 
 def ids_or_error(tokenizer: Any, line: str) -> list[int] | str:

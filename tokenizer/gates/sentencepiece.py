@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tsugiki.experiment.text.hf_tokenizer import SPACE, tokenizer_document
+from tsugiki.experiment.text.hf_tokenizer import SPACE
 from tsugiki.tokenizer.base.base import CONTROL, UNUSED, USER_DEFINED, exact_processor
+from tsugiki.tokenizer.base.code_sample import code_lines
 from tsugiki.tokenizer.base.merge import unreachable
-from tsugiki.tokenizer.gates.gate import Gate, GateInputs, gate, ids_or_error, protected_note, unforeign
+from tsugiki.tokenizer.gates.gate import (
+    Gate,
+    GateInputs,
+    fast_tokenizer,
+    gate,
+    ids_or_error,
+    protected_note,
+    unforeign,
+)
 
 _TOGETHER = 2000
 
@@ -24,15 +32,13 @@ class SentencePieceChecks:
 
     def __init__(self, inputs: GateInputs) -> None:
         import sentencepiece
-        from tokenizers import Tokenizer
 
         self._inputs = inputs
         model_file = inputs.directory / "tokenizer.model"
         serialised = inputs.base.proto.SerializeToString()
         self._base: Any = sentencepiece.SentencePieceProcessor(model_proto=serialised)
         self._slow: Any = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        self._fast: Any = Tokenizer.from_file(str(inputs.directory / "tokenizer.json"))
-        self._fast.encode_special_tokens = True  # as documents are encoded
+        self._fast: Any = fast_tokenizer(inputs.directory)
         self._proto: Any = type(inputs.base.proto)()
         self._proto.ParseFromString(model_file.read_bytes())
 
@@ -61,17 +67,13 @@ class SentencePieceChecks:
         return gate("protected", checked, failures, protected_note(self._inputs))
 
     def slow_equals_fast(self) -> Gate:
-        """Ids of SentencePiece and of ``tokenizer.json``; lines on which the base itself differs do not count."""
-        from tokenizers import Tokenizer
-
+        """Ids of SentencePiece and of ``tokenizer.json``."""
         failures = _disagreements(self._slow, self._fast, self._lines)
         note = ""
         if failures:
-            base = self._inputs.base
-            document = base.document or tokenizer_document(base.proto)
-            own = set(_disagreements(self._base, Tokenizer.from_str(json.dumps(document)), failures))
-            failures = [line for line in failures if line not in own]
-            note = f"{len(own)} lines on which the base model itself ties (runs of spaces) are not counted"
+            base = fast_tokenizer(self._inputs.base.directory)
+            own = len(_disagreements(self._base, base, failures))
+            note = f"the files of the base cut {own} of them apart already" if own else ""
         return gate("slow_equals_fast", len(self._lines), [line[:200] for line in failures], note)
 
     def lossless(self) -> Gate:
@@ -137,7 +139,7 @@ class SentencePieceChecks:
 
         inputs = self._inputs
         failures: list[str] = []
-        sample = [line for lines in inputs.lines.values() for line in lines[:20] if line]
+        sample = [line for lines in inputs.lines.values() for line in lines[:20] if line] + code_lines()
         loaders: dict[str, Callable[[], Any]] = {
             "AutoTokenizer": lambda: AutoTokenizer.from_pretrained(inputs.directory),
             "slow SentencePiece": lambda: SentencePieceBackend(

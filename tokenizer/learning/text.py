@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex, Split
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.tokenizer.base.code_sample import code_lines
 from tsugiki.tokenizer.base.sample import available_bytes, byte_budgets, draw, normalise
 from tsugiki.tokenizer.base.scripts import LANGUAGE_LETTERS, ScriptRule, everyday_characters, scripts_of
 from tsugiki.tokenizer.config import ExtendConfig
-from tsugiki.tokenizer.learning.code_sample import CODE_SAMPLE
 from tsugiki.tokenizer.learning.word_lists import default_list, load_word_list, word_runs
 
 _MINIMUM_SCRIPT_SHARE = 0.1
@@ -36,7 +36,7 @@ class CorpusText:
         """Held-out lines that must not change, by name."""
         found = {language: self.lines(language, extend.protect_bytes) for language in extend.protect}
         if extend.protect_code:
-            found["code"] = [line for line in CODE_SAMPLE.split("\n") if line.strip()]
+            found["code"] = code_lines()
         return {name: lines for name, lines in found.items() if lines}
 
     def protected_training(self, extend: ExtendConfig) -> Iterator[str]:

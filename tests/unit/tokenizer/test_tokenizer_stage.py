@@ -150,14 +150,14 @@ def test_null_keeps_the_base(base_dir, corpus_dir, tmp_path):
     assert pieces_tsv(tmp_path) == [] and result.counts["vocabulary_size"] == 32000
 
 
-# Runs of spaces tie in the base model itself: its pieces for them share one score. "<" could spell a special token.
+# "<" could spell a special token.
 characters = st.one_of(
-    st.characters(exclude_categories=["Cs"]).filter(lambda c: c not in "\u2581<\0"),
+    st.characters(exclude_categories=["Cs"]).filter(lambda c: c not in "\u2581<"),
     st.sampled_from(
-        sorted({c for texts in TEXTS.values() for text in texts for c in text} - set("\u2581<\0"))
+        sorted({c for texts in TEXTS.values() for text in texts for c in text} - set("\u2581<"))
     ),
 )
-random_texts = st.lists(characters, max_size=40).map("".join).filter(lambda text: "  " not in text)
+random_texts = st.lists(st.one_of(characters, st.just(" ")), max_size=40).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
@@ -382,4 +382,4 @@ def test_a_tokenizer_that_loads_but_does_not_encode_is_a_failed_gate(extended, b
     lines = {"km": TEXTS["km"][:2]}
     inputs = GateInputs(load_base(base_dir), out, [], size, {}, lines, lambda line: False)
     found = SentencePieceChecks(inputs).loads()
-    assert found.failures == 2 and all("KeyError: 'no such piece'" in example for example in found.examples)
+    assert not found.passed and all("KeyError: 'no such piece'" in example for example in found.examples)

@@ -43,10 +43,7 @@ def test_same_segmentation_on_real_text(both):
             assert fast.encode(text, add_special_tokens=False).ids == slow.encode(text)
 
 
-# Runs of spaces tie in the base model itself: its pieces for them share one score.
-texts = st.text(max_size=40).filter(
-    lambda text: "   " not in text and "\u2581" not in text and "<" not in text
-)
+texts = st.text(st.one_of(st.characters(exclude_characters="\u2581<"), st.just(" ")), max_size=40)
 
 
 @settings(max_examples=300, deadline=None)
@@ -58,8 +55,7 @@ def test_same_segmentation_and_round_trip_on_random_unicode(both, text):
     except UnicodeEncodeError:
         return
     ids = fast.encode(text, add_special_tokens=False).ids
-    if "\0" not in text:
-        assert ids == slow.encode(text)
+    assert ids == slow.encode(text)
     assert fast.decode(ids, skip_special_tokens=False) == text
 
 
@@ -191,7 +187,7 @@ def test_an_extended_tokenizer_segments_as_with_every_merge(extended, data):
     text = "".join(data.draw(st.lists(part, max_size=12))).replace("▁", " ")
     ids = fast.encode(text, add_special_tokens=False).ids
     assert ids == full.encode(text, add_special_tokens=False).ids
-    if "   " not in text and "\0" not in text and "<" not in text:
+    if "<" not in text:
         assert ids == slow.encode(text)
 
 

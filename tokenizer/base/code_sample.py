@@ -1,9 +1,15 @@
-"""Program code, markup and numbers that an extension must leave as they are."""
+"""Program code, markup, tables, emoji and control characters: what every model reads, whatever its languages.
+
+An extension must leave them as they are, and every gate looks at them.
+"""
 
 # ruff: noqa: E501
 from __future__ import annotations
 
-CODE_SAMPLE = r"""
+_LONGEST_INDENT = 200
+_LONGEST_RUN = 40
+
+_SAMPLE = r"""
 import numpy as np
 from collections import defaultdict, OrderedDict
 
@@ -56,3 +62,32 @@ for f in *.txt; do grep -rn "TODO" "$f" | awk '{print $1}' >> out.log; done; chm
 - [x] see https://www.example.com/path/to/page.html#section-2 or mail john.doe@example.com
 0 1 2 3 10 100 1000 1,234,567.89 -40 +7 1/2 50% $19.99 2024-02-29T23:59:59Z 192.168.0.1 1e-5 007 3.14 42nd v1.2.3-rc1
 """
+_TABLES = (
+    "name            \tcount\t\t share\t",
+    "\t\tif (x)\t\treturn  1;\t// two  spaces,   three",
+    "  1.  first        12.50      3,000  \t  -",
+    "+--------+-------------+\t|  a  |            b |",
+    "key:            value              # aligned comment",
+    "x" + " " * 70 + "x" + " " * 33 + "\\",
+    "    \t    mixed \t \t indentation   ",
+)
+_EMOJI = (
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 family, \U0001f3f3\ufe0f\u200d\U0001f308 flag",
+    "\U0001f469\U0001f3fd\u200d\U0001f680 with a skin tone, \U0001f1ef\U0001f1f5\U0001f1fb\U0001f1f3 regions, 1\ufe0f\u20e3 keycap",
+    "\u2764\ufe0f\u2764\ufe0e \U0001f44d\U0001f44d\U0001f3ff \u2705\u274c \u2192 \u00d7 \u2264 \u00a9 \u2022",
+)
+_CONTROL = (
+    "\x1b[1;31merror\x1b[0m: \x07 and \x08 and \x7f",
+    "form\x0cfeed, vertical\x0btab, next\x85line, carriage return\r",
+    "zero\u200bwidth\u200c and \u200djoiners, \ufeffmark, \u2028line, \u00a0no break\u202fnarrow\u3000wide",
+    "<s> and </s>, <unk>, <0x0A>, \u2581 and \u2581\u2581\u2581",
+)
+
+
+def code_lines() -> list[str]:
+    """Lines of code in several languages, indentation of every depth, tables, emoji sequences, control characters."""
+    runs = [" " * depth + "x = 1" for depth in range(1, _LONGEST_INDENT + 1)]
+    runs += ["\t" * depth + "x = 1" for depth in range(1, _LONGEST_RUN + 1)]
+    runs += [mark * length for length in (2, 3, 5, 8, 16, 17, _LONGEST_RUN) for mark in "-=#*._/~"]
+    sample = [line for line in _SAMPLE.split("\n") if line.strip()]
+    return [*sample, *runs, *_TABLES, *_EMOJI, *_CONTROL]

@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tsugiki.evaluation.benchmarks.formats import find_file, read_records
 from tsugiki.evaluation.benchmarks.scores import SCORES, find_score
 from tsugiki.evaluation.benchmarks.suites import (
     Benchmark,
@@ -19,7 +18,8 @@ from tsugiki.evaluation.benchmarks.suites import (
     origins,
     suites,
 )
-from tsugiki.evaluation.benchmarks.task import Task, TaskData, near, own_tasks, tasks_of
+from tsugiki.evaluation.benchmarks.task import Task, near, own_tasks, tasks_of
+from tsugiki.evaluation.benchmarks.task_data import TaskData, records_of, render, wanted_form
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
@@ -70,11 +70,37 @@ def check(config: HarnessConfig) -> list[Benchmark]:
             fix="; ".join([fix, *origins(missing, config)]),
         )
     for asked_score in dict.fromkeys(task.score for task in own):
-        requires = find_score(asked_score).requires
-        if requires is not None and importlib.util.find_spec(requires[0]) is None:
-            module, what, fix = requires
-            raise EnvironmentError_(f"{what} needs {module}", where="evaluate.harness.tasks", fix=fix)
+        modules, what, fix = find_score(asked_score).requires or ("", "", "")
+        lacking = [module for module in modules.split() if importlib.util.find_spec(module) is None]
+        if lacking:
+            raise EnvironmentError_(
+                f"{what} needs {', '.join(lacking)}", where="evaluate.harness.tasks", fix=fix
+            )
+    for item in asked:
+        if item.task in tasks:
+            _check_records(tasks[item.task], item.fewshot or 0, expand_path(str(config.data)))
     return asked
+
+
+def _check_records(task: Task, fewshot: int, folder: Path) -> None:
+    """Make sure that the files are those of this benchmark and hold as many examples as are asked for.
+
+    Raises:
+        DataError: they do not.
+    """
+    examples = task.data.examples
+    found = _records(folder, task.data, with_examples=bool(fewshot))
+    for split, records in found.items():
+        where = folder / (examples if split == "examples" and examples else task.data).file
+        for template in (task.doc_to_text, task.doc_to_target):
+            render(template if "{" in template else f"{{{{{template}}}}}", records[0], where)
+    # Drawn from the other questions, a question is no example of itself.
+    available = len(found["examples"]) if "examples" in found else len(found["test"]) - 1
+    if fewshot > available:
+        raise DataError(
+            "too few examples", where=folder / (examples or task.data).file, got=available,
+            expected=f"{fewshot} for {task.task}", fix=f"set evaluate.harness.fewshot.{task.task}",
+        )  # fmt: skip
 
 
 def check_chat_template(directory: Path) -> None:
@@ -207,7 +233,7 @@ def evaluate_benchmarks(
         found = simple_evaluate(
             model=model,
             tasks=[
-                _task(own[name], expand_path(str(config.data))) if name in own else name
+                _task(own[name], expand_path(str(config.data)), bool(fewshot)) if name in own else name
                 for name in dict.fromkeys(item.task for item in group)
             ],
             task_manager=manager,
@@ -235,14 +261,16 @@ def _answer_length(wanted: int | None, window: int) -> dict[str, int] | None:
     return None if wanted is None else {"max_gen_toks": wanted}
 
 
-def _task(task: Task, folder: Path) -> dict[str, Any]:
+def _task(task: Task, folder: Path, with_examples: bool) -> dict[str, Any]:
     """A task of ours or of the user in the harness' own form."""
     score = find_score(task.score)
+    examples = task.data.examples
     return {
         **task.harness_settings(),  # a copy, since the harness writes into what it is given
         # From a file of its own, else among the other questions: named, or a question can be its own example.
-        "fewshot_split": "examples" if _has_examples(folder, task.data) else "test",
-        "custom_dataset": partial(_dataset, folder=folder, data=task.data),
+        "fewshot_split": "examples" if examples is not None and with_examples else "test",
+        **({"fewshot_config": {"sampler": "first_n"}} if examples is not None and examples.chosen else {}),
+        "custom_dataset": partial(_dataset, folder=folder, data=task.data, with_examples=with_examples),
         "test_split": "test",
         "process_results": partial(_process, score=task.score, answers=task.answers),
         "metric_list": [
@@ -255,20 +283,19 @@ def _task(task: Task, folder: Path) -> dict[str, Any]:
     }
 
 
-def _has_examples(folder: Path, data: TaskData) -> bool:
-    return data.examples is not None and find_file(folder, data.examples) is not None
+def _records(folder: Path, data: TaskData, *, with_examples: bool) -> dict[str, list[dict[str, Any]]]:
+    """Records of the test file, and of the examples where they have a file and are shown."""
+    found = {"test": records_of(folder, wanted_form(folder, data), data.add)}
+    if data.examples is not None and with_examples:
+        found["examples"] = records_of(folder, wanted_form(folder, data.examples), data.add)
+    return found
 
 
-def _dataset(folder: Path, data: TaskData, **_: Any) -> dict[str, Any]:
+def _dataset(folder: Path, data: TaskData, with_examples: bool, **_: Any) -> dict[str, Any]:
     from datasets import Dataset  # type: ignore[import-untyped, unused-ignore]
 
-    files = {"test": data.file}
-    if _has_examples(folder, data):
-        files["examples"] = str(data.examples)
-    return {
-        split: Dataset.from_list(read_records(folder, file, data.format, data.options, data.add))
-        for split, file in files.items()
-    }
+    found = _records(folder, data, with_examples=with_examples)
+    return {split: Dataset.from_list(records) for split, records in found.items()}
 
 
 def _process(
@@ -280,7 +307,7 @@ def _process(
         likelihoods = [outcome[0] for outcome in outcomes]
         return {found.name: found.function(likelihoods, _right_choice(document, answers))}
     wanted = document[str(answers)]
-    given = str(outcomes[0]).strip()
+    given = str(outcomes[0]) if found.raw else str(outcomes[0]).strip()
     if found.kind == "corpus":
         return {found.name: (str(wanted), given)}
     return {found.name: found.function(given, wanted if isinstance(wanted, list) else [str(wanted)])}

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from tsugiki.evaluation.benchmarks.formats import find_file
+from tsugiki.evaluation.benchmarks.formats import files_within, find_file
 from tsugiki.evaluation.benchmarks.task import opened, own_files, tasks_of
+from tsugiki.evaluation.benchmarks.task_data import wanted_form
 from tsugiki.evaluation.config import HarnessConfig
 from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
@@ -107,13 +108,14 @@ def _single(name: str) -> list[Benchmark]:
 
 def _file_names(config: HarnessConfig) -> list[str]:
     """Files that tasks of ours and of the user read, those of the examples only where examples are shown."""
+    folder = None if config.data is None else expand_path(config.data)
     tasks, names = tasks_of(config.tasks), set[str]()
     for item in benchmarks(config):
         if item.task in tasks:
             data = tasks[item.task].data
-            names.add(data.file)
+            names.update(wanted_form(folder, data).files)
             if item.fewshot and data.examples is not None:
-                names.add(data.examples)
+                names.update(wanted_form(folder, data.examples).files)
     return sorted(names)
 
 
@@ -123,7 +125,7 @@ def data_files(config: HarnessConfig) -> list[Path]:
     if config.data is None:
         return own
     found = (find_file(expand_path(config.data), name) for name in _file_names(config))
-    return [*own, *(path for path in found if path is not None)]
+    return [*own, *(part for path in found if path is not None for part in files_within(path))]
 
 
 def missing_files(config: HarnessConfig) -> list[str]:
@@ -137,8 +139,8 @@ def origins(names: Sequence[str], config: HarnessConfig) -> list[str]:
     told: dict[str, str] = {}
     for task in tasks_of(config.tasks).values():
         licence = f" ({task.data.licence})" if task.data.licence else ""
-        for name in (task.data.file, task.data.examples):
-            if name is not None and name in names and task.data.origin:
+        for name in (name for form in task.data.forms() for name in form.files):
+            if name in names and task.data.origin:
                 told.setdefault(name, f"{task.data.origin}{licence}")
     by_origin: dict[str, list[str]] = {}
     for name, origin in sorted(told.items()):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tsugiki.evaluation.benchmarks.formats import check_options, reader
 from tsugiki.evaluation.benchmarks.scores import find_score
+from tsugiki.evaluation.benchmarks.task_data import TaskData
 from tsugiki.experiment.config.own_code import source_files
 from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.config.registry import load_object
@@ -21,27 +22,7 @@ from tsugiki.experiment.errors import ConfigError
 
 _TASKS = Path(__file__).parent / "tasks"
 _WHERE = "evaluate.harness.tasks"
-_NOT_OF_THE_HARNESS = frozenset({"title", "group", "data", "score", "answers", "fewshot", "chat"})
-
-
-class TaskData(StrictModel):
-    """The file that a task reads, as the benchmark's authors publish it."""
-
-    file: str
-    """Name of the file in ``evaluate.harness.data``; compressed (``.zst``, ``.gz``) also."""
-    format: str
-    """Its form: a reader of `evaluation/benchmarks/formats` or beside the tasks, or ``package.module:function``."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """What the reader wants to know."""
-    examples: str | None = None
-    """File of the same form whose records are the examples; null, or a file that is not there: they are drawn from the
-    other questions."""
-    add: dict[str, Any] = Field(default_factory=dict)
-    """Fields that every record gets."""
-    origin: str | None = None
-    """Where the file comes from, for the message when it is missing."""
-    licence: str | None = None
-    """Licence of the file, where it is known."""
+_NOT_OF_THE_HARNESS = frozenset({"title", "group", "data", "score", "answers", "fewshot", "chat", "differs"})
 
 
 class Task(StrictModel):
@@ -65,6 +46,10 @@ class Task(StrictModel):
     """The choices, or a template of them."""
     target_delimiter: str | None = None
     """Between question and answer; null is a space."""
+    description: str | None = None
+    """Before the examples and the question."""
+    fewshot_delimiter: str | None = None
+    """After an example; null is an empty line."""
     generation_kwargs: dict[str, Any] | None = None
     """Where an answer ends, and how long it may be."""
     score: str
@@ -77,6 +62,8 @@ class Task(StrictModel):
     """Examples before a question where neither suite nor configuration says; null is none."""
     chat: bool = True
     """Whether `evaluate.harness.chat_template` applies to it."""
+    differs: str | None = None
+    """How this still differs from what was published, in a sentence for `tsugiki evaluate --list`."""
 
     @model_validator(mode="after")
     def _answers_are_known(self) -> Self:
@@ -145,7 +132,8 @@ def _validated(item: Mapping[str, Any], where: object) -> Task:
             expected=f"fields {', '.join(Task.model_fields)}",
         ) from error
     place = f"{where}: {task.task}"
-    check_options(task.data.format, task.data.options, place)
+    for form in task.data.forms():
+        check_options(form.format, form.options, place)
     kind = find_score(task.score, place).kind
     if (kind == "choice") != (task.output_type == "multiple_choice"):
         raise ConfigError(
@@ -216,8 +204,9 @@ def own_files(names: Iterable[str]) -> list[Path]:
         else:
             modules.add(name.partition(":")[0])
         for task in opened(name).values():
-            if ":" in task.data.format:
-                modules |= {task.data.format.partition(":")[0], reader(task.data.format).__module__}
+            for form in task.data.forms():
+                if ":" in form.format:
+                    modules |= {form.format.partition(":")[0], reader(form.format).__module__}
             if ":" in task.score:
                 modules |= {task.score.partition(":")[0], find_score(task.score).function.__module__}
     return [*dict.fromkeys(found), *source_files(modules)]

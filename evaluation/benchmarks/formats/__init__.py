@@ -54,18 +54,30 @@ def check_options(name: str, options: Mapping[str, Any], where: object = None) -
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file or its compressed form; None when there is neither."""
+    """The file or its compressed form, or a folder of that name; None when there is none."""
     for ending in ("", ".zst", ".gz"):
         path = folder / (name + ending)
         if path.is_file():
             return path
-    return None
+    return folder / name if (folder / name).is_dir() else None
+
+
+def files_within(path: Path) -> list[Path]:
+    """The JSON files of a folder, in the order of their paths, numbers by value; of a file, itself."""
+    if not path.is_dir():
+        return [path]
+    found = [item for item in path.rglob("*.json*") if item.is_file()]
+    return sorted(found, key=lambda item: _natural(item.relative_to(path)))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdecimal() else 0, part) for name in path.parts for part in name.split(".")]
 
 
 def read_records(
     folder: Path, file: str, form: str, options: Mapping[str, Any], add: Mapping[str, Any]
 ) -> list[Record]:
-    """Records of a task's data file.
+    """Records of a task's data file, or of all files of a folder.
 
     Args:
         folder: directory of the files.
@@ -84,12 +96,14 @@ def read_records(
             where=folder / file,
             fix="get it from the benchmark's authors, or leave the task out of evaluate.harness.tasks",
         )
-    try:
-        records = reader(form)(_text(path), **options)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"not a file of the form `{form}`", where=path, got=f"{type(error).__name__}: {error}"
-        ) from error
+    records: list[Record] = []
+    for part in files_within(path):
+        try:
+            records += reader(form)(_text(part), **options)
+        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+            raise DataError(
+                f"not a file of the form `{form}`", where=part, got=f"{type(error).__name__}: {error}"
+            ) from error
     if not records:
         raise DataError("a benchmark's file has no records", where=path)
     return [{**record, **add} for record in records]

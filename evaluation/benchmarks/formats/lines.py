@@ -10,11 +10,23 @@ from tsugiki.evaluation.benchmarks.formats import FORMATS, Record
 
 @FORMATS.register("json")
 def read_json(text: str) -> list[Record]:
-    """A JSON list, or JSON lines."""
+    """A JSON list, JSON lines, or one object over several lines."""
     if text.lstrip().startswith("["):
         listed: list[Record] = json.loads(text)
         return listed
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        try:
+            return [json.loads(text)]
+        except json.JSONDecodeError:
+            raise error from None  # the line is what there is to look at
+
+
+@FORMATS.register("text")
+def read_text(text: str, *, field: str = "line") -> list[Record]:
+    """A record each line, white space at its end removed."""
+    return [{field: line.rstrip()} for line in text.removesuffix("\n").split("\n")]
 
 
 @FORMATS.register("tsv")

@@ -16,6 +16,7 @@ def read_squad(text: str) -> list[Record]:
             "context": paragraph["context"],
             "question": question["question"],
             "answers": list(dict.fromkeys(answer["text"] for answer in question["answers"])),
+            "answer": question["answers"][0]["text"],
         }
         for article in json.loads(text)["data"]
         for paragraph in article["paragraphs"]

@@ -23,7 +23,8 @@ SCORES: Registry[Callable[..., float]] = Registry(
   ``corpus``: ((reference, text written) of all questions) -> score of the task;
 - ``right_or_wrong``: a question scores 0 or 1;
 - ``bounded``: scores lie between 0 and 1, which ``right_or_wrong`` implies;
-- ``requires``: (module, what needs it, how to install it).
+- ``raw``: the text is given as written, white space around it too;
+- ``requires``: (modules, separated by spaces, what needs them, how to install them).
 """
 
 Kind = Literal["answer", "choice", "corpus"]
@@ -39,7 +40,8 @@ class Score:
         kind: what it is given.
         right_or_wrong: a question scores 0 or 1.
         bounded: scores lie between 0 and 1.
-        requires: module, what needs it, how to install it.
+        raw: the text is given as written.
+        requires: modules, what needs them, how to install them.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Score:
     kind: Kind = "answer"
     right_or_wrong: bool = False
     bounded: bool = False
+    raw: bool = False
     requires: tuple[str, str, str] | None = None
 
 

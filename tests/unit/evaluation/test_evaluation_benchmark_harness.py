@@ -67,7 +67,7 @@ def test_requests_that_cannot_be_met_fail_before_a_model_is_loaded(tmp_path: Pat
         check(HarnessConfig(tasks=["jsquad"]))
     with pytest.raises(DataError, match="files of benchmarks are missing") as raised_data:
         check(HarnessConfig(tasks=["swallow-ja"], data=str(tmp_path)))
-    assert "niilc.jsonl" in str(raised_data.value)
+    assert "NIILC-ECQA2015_test.xml" in str(raised_data.value)
 
 
 @pytest.mark.slow

@@ -40,7 +40,13 @@ def test_tsv_and_squad(tmp_path: Path) -> None:
     squad = {"data": [{"paragraphs": [{"context": "Ann B. came.", "qas": questions}]}]}
     (tmp_path / "s.json").write_text(json.dumps(squad))
     assert read_records(tmp_path, {"format": "squad", "file": "s.json"}) == [
-        {"id": "1", "context": "Ann B. came.", "question": "Who?", "answers": ["Ann", "Ann B."]}
+        {
+            "id": "1",
+            "context": "Ann B. came.",
+            "question": "Who?",
+            "answers": ["Ann", "Ann B."],
+            "answer": "Ann",
+        }
     ]
 
 

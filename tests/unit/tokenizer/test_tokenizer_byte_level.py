@@ -202,7 +202,11 @@ def test_a_tokenizer_that_loads_but_does_not_encode_fails_its_gates(tmp_path, mo
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_: Mute())
     found = ByteLevelChecks(inputs).slow_equals_fast()
-    assert (found.passed, found.checked, found.failures) == (False, 3 + len(code_lines()), 3 + len(code_lines()))
+    assert (found.passed, found.checked, found.failures) == (
+        False,
+        3 + len(code_lines()),
+        3 + len(code_lines()),
+    )
     assert found.examples[0].startswith("KeyError: 'no such merge': ") and lines[0][:50] in found.examples[0]
 
 

@@ -153,9 +153,7 @@ def test_null_keeps_the_base(base_dir, corpus_dir, tmp_path):
 # "<" could spell a special token.
 characters = st.one_of(
     st.characters(exclude_categories=["Cs"]).filter(lambda c: c not in "\u2581<"),
-    st.sampled_from(
-        sorted({c for texts in TEXTS.values() for text in texts for c in text} - set("\u2581<"))
-    ),
+    st.sampled_from(sorted({c for texts in TEXTS.values() for text in texts for c in text} - set("\u2581<"))),
 )
 random_texts = st.lists(st.one_of(characters, st.just(" ")), max_size=40).map("".join)
 

@@ -1,0 +1,133 @@
+"""Scores, prompts and files of published tables against what their authors' own code gave.
+
+The tables of ``tests/fixtures/benchmarks`` were written by ``benchmarks/published_scores.py``, which says from which code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki.evaluation.benchmarks.harness import _process, _task, check
+from tsugiki.evaluation.benchmarks.scores import find_score
+from tsugiki.evaluation.benchmarks.suites import data_files, missing_files
+from tsugiki.evaluation.benchmarks.task import own_tasks
+from tsugiki.evaluation.benchmarks.task_data import records_of, wanted_form
+from tsugiki.evaluation.config import HarnessConfig
+from tsugiki.experiment.errors import DataError
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
+PROMPTS = {
+    task: wanted
+    for path in sorted(FIXTURES.glob("*_prompts.json"))
+    for task, wanted in json.loads(path.read_text(encoding="utf-8")).items()
+}
+needs_harness = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="the extra `eval` is not installed"
+)
+
+
+def table(name: str) -> list[list[Any]]:
+    """Cases and values of one comparison: text written, right answer, values."""
+    cases: list[list[Any]] = json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    return cases
+
+
+@pytest.mark.parametrize(("name", "scores"), [("llm_jp", ("character_ratio", "first_line_exact"))])
+def test_scores_are_those_of_the_authors(name: str, scores: tuple[str, ...]) -> None:
+    cases = table(name)
+    assert len(cases) >= 1000
+    for given, right, *values in cases:
+        assert [find_score(score).function(given, [right]) for score in scores] == values, (given, right)
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+
+
+@needs_harness
+@pytest.mark.parametrize("task", PROMPTS)
+def test_prompts_are_those_of_the_authors(tmp_path: Path, task: str) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    wanted = PROMPTS[task]
+    write_files(tmp_path, wanted["files"])
+    built = ConfigurableTask(config=_task(own_tasks()[task], tmp_path, wanted["fewshot"] > 0))
+    built.set_config(key="num_fewshot", value=wanted["fewshot"])
+    built.set_fewshot_seed(1)
+    built.build_all_requests(rank=0, world_size=1)
+    (context, settings), *_ = [instance.args for instance in built.instances]
+    assert context == wanted["prompt"]
+    assert settings["max_gen_toks"] == wanted["answer_tokens"]
+    config = HarnessConfig(tasks=[task], data=str(tmp_path), fewshot={task: wanted["fewshot"]})
+    assert [item.task for item in check(config)] == [task]
+
+
+def test_an_answer_keeps_what_counts_in_the_authors_code() -> None:
+    """A line break in front is an empty answer there, and all answers of NIILC are one."""
+    document = {"output": "東京,大阪"}
+    rest = {"score": "character_ratio", "answers": "output"}
+    assert _process(document, ["東京,大阪\n質問"], **rest) == {"character_ratio": 1.0}
+    assert _process(document, ["\n東京,大阪"], **rest) == {"character_ratio": 0.0}
+    assert _process(document, ["東京"], **rest) == {"character_ratio": pytest.approx(0.57)}
+
+
+def test_niilc_as_its_authors_publish_it(tmp_path: Path) -> None:
+    question = "<question id='1'><text> 首都は？ </text><answers>{}</answers><meta/></question>"
+    answers = ["<answer>東京</answer><answer/><answer>東京都</answer>", "<answer>-</answer>"]
+    text = "".join(question.format(item) for item in answers)
+    (tmp_path / "NIILC-ECQA2015_test.xml").write_text(f"<questions>{text}</questions>", encoding="utf-8")
+    data = own_tasks()["niilc"].data
+    (record,) = records_of(tmp_path, wanted_form(tmp_path, data), {})
+    assert (record["input"], record["output"]) == ("質問：首都は？", "東京,東京都")
+    (tmp_path / "NIILC-ECQA2015_test.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><questions/>')
+    with pytest.raises(DataError, match="document type declaration"):
+        records_of(tmp_path, data, {})
+
+
+def test_other_forms_of_a_file_are_read_where_the_published_one_is_not_there(tmp_path: Path) -> None:
+    config = HarnessConfig(tasks=["niilc"], data=str(tmp_path))
+    assert missing_files(config) == ["NIILC-ECQA2015_test.xml"]
+    (tmp_path / "niilc.jsonl").write_text('{"question": "首都は？", "answers": ["東京", "東京都"]}\n')
+    data = own_tasks()["niilc"].data
+    (record,) = records_of(tmp_path, wanted_form(tmp_path, data), {})
+    assert record["output"] == "東京,東京都"
+    assert [path.name for path in data_files(config)] == ["niilc.jsonl"]
+    samples = {
+        "samples": [{"input": "質問：何？", "output": "a"}],
+        "few_shots": [{"input": "b", "output": "c"}] * 4,
+    }
+    (tmp_path / "niilc.json").write_text(json.dumps(samples))
+    assert records_of(tmp_path, wanted_form(tmp_path, data), {}) == [{"input": "質問：何？", "output": "a"}]
+    assert data.examples is not None
+    assert len(records_of(tmp_path, wanted_form(tmp_path, data.examples), {})) == 4
+
+
+@needs_harness
+def test_examples_that_cannot_be_had_are_an_error_before_a_model_is_loaded(tmp_path: Path) -> None:
+    config = HarnessConfig(tasks=["swallow-ja/JEMHopQA"], data=str(tmp_path))
+    write_files(tmp_path, PROMPTS["jemhopqa"]["files"])
+    (tmp_path / "jemhopqa-train.json").unlink()
+    with pytest.raises(DataError, match=r"files of benchmarks are missing(.|\n)*jemhopqa-train.json"):
+        check(config)
+    (tmp_path / "jemhopqa-train.json").write_text(json.dumps([{"question": "q", "answer": "a"}] * 9))
+    with pytest.raises(DataError, match="examples of the published table are not in this file"):
+        check(config)
+    write_files(tmp_path, PROMPTS["jemhopqa"]["files"])
+    more = HarnessConfig(tasks=config.tasks, data=config.data, fewshot={"jemhopqa": 5})
+    with pytest.raises(DataError, match=r"too few examples(.|\n)*got: *4"):
+        check(more)
+
+
+@needs_harness
+def test_the_file_of_another_benchmark_is_an_error_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "jemhopqa-dev.json").write_text(json.dumps([{"premise": "p", "label": 1}]))
+    with pytest.raises(DataError, match=r"another benchmark(.|\n)*'question' is undefined"):
+        check(HarnessConfig(tasks=["jemhopqa"], data=str(tmp_path)))

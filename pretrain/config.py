@@ -6,7 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tsugiki.experiment.config.fingerprint import FingerprintedAs, NotFingerprinted
+from tsugiki.experiment.config.fingerprint import (
+    FingerprintedAs,
+    NotFingerprinted,
+    OmittedIfDefault,
+    OmittedIfNull,
+)
 from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.model.family import family_names, find_family
 from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problems
@@ -190,17 +195,36 @@ class OptimizerConfig(StrictModel):
 class ScheduleConfig(StrictModel):
     """Learning rate over training tokens."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Shape after the warm-up; `wsd` holds the peak and decays linearly over the last decay_tokens."""
+    kind: Literal["cosine", "linear", "wsd", "infinite", "cooldown", "constant"] = "cosine"
+    """Shape after the warm-up: `wsd` holds the peak and decays over the last decay_tokens; `infinite` goes down to
+    constant_learning_rate, holds that, and decays where decay_tokens says so; `cooldown` decays from the first
+    token to the last, which ends a run of `wsd`, `infinite` or `constant` from any of its checkpoints."""
     warmup_tokens: int = Field(default=0, ge=0)
     """Tokens over which the learning rate rises linearly from zero."""
     decay_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of the final decay, `wsd` only; null = a tenth of the training."""
+    """Tokens of the final decay of `wsd` (null = a tenth of the training) and `infinite` (null = none)."""
+    decay_shape: Annotated[Literal["linear", "1-sqrt", "exponential"], OmittedIfDefault] = "linear"
+    """How `wsd`, `infinite` and `cooldown` decay to the minimum: a line, 1 minus the root of the share that is
+    done, or by equal factors, which needs a minimum above zero."""
+    constant_learning_rate: Annotated[float | None, OmittedIfNull] = Field(default=None, gt=0)
+    """What `infinite` holds; between minimum and peak. Null = half the peak."""
+    descent_tokens: Annotated[int | None, OmittedIfNull] = Field(default=None, ge=1)
+    """Tokens in which `infinite` goes down from the peak to its constant part, along a cosine; null = as many as
+    the warm-up."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.decay_tokens is not None and self.kind != "wsd":
-            raise ValueError(f"decay_tokens belongs to kind: wsd, not to kind: {self.kind}")
+        belongs = {
+            "decay_tokens": (self.decay_tokens is not None, ("wsd", "infinite")),
+            "decay_shape": (self.decay_shape != "linear", ("wsd", "infinite", "cooldown")),
+            "constant_learning_rate": (self.constant_learning_rate is not None, ("infinite",)),
+            "descent_tokens": (self.descent_tokens is not None, ("infinite",)),
+        }
+        for name, (given, kinds) in belongs.items():
+            if given and self.kind not in kinds:
+                raise ValueError(f"{name} belongs to kind: {' or '.join(kinds)}, not to kind: {self.kind}")
+        if self.kind == "cooldown" and self.warmup_tokens:
+            raise ValueError("kind: cooldown begins at the peak: warmup_tokens must be 0")
         return self
 
 

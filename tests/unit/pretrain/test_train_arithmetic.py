@@ -1,7 +1,11 @@
 """Schedules, the vocabulary loss and FLOPs against independent calculations."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsugiki.pretrain.config import ScheduleConfig, TrainConfig
 from tsugiki.pretrain.model.loss import vocabulary_parallel_loss
@@ -29,6 +33,46 @@ def test_schedule(kind: str, done: int, expected: float) -> None:
         {"kind": kind, "warmup_tokens": 100, "decay_tokens": 200 if kind == "wsd" else None}
     )
     assert learning_rate(schedule, done, 1000, 1.0, 0.1) == pytest.approx(expected)
+
+
+DECAYS = {
+    # MiniCPM 2404.06395, section 4.1; Hägele et al. 2405.18392, eq. 1 and section 3; the part that is done of the decay
+    "linear": lambda high, low, q: high * (1 - q) + low * q,
+    "1-sqrt": lambda high, low, q: high - (high - low) * q**0.5,
+    "exponential": lambda high, low, q: math.exp(math.log(high) * (1 - q) + math.log(low) * q),
+}
+
+
+@given(
+    shape=st.sampled_from(sorted(DECAYS)),
+    warmup=st.integers(0, 300),
+    descent=st.integers(1, 300),
+    decay=st.integers(1, 400),
+    done=st.integers(0, 1000),
+    held=st.floats(0.1, 1.0),
+)
+def test_schedules_with_a_constant_part(
+    shape: str, warmup: int, descent: int, decay: int, done: int, held: float
+) -> None:
+    """Three formulas written down again from the papers; peak 1, minimum .1, 1,000 tokens."""
+    after = max(0.0, (done - (1000 - decay)) / decay)
+    rises = done < warmup
+
+    def rate(**schedule: object) -> float:
+        return learning_rate(ScheduleConfig.model_validate(schedule), done, 1000, 1.0, 0.1)
+
+    ends = {"decay_tokens": decay, "decay_shape": shape}
+    wsd = rate(kind="wsd", warmup_tokens=warmup, **ends)
+    assert wsd == pytest.approx(done / warmup if rises else DECAYS[shape](1.0, 0.1, after))
+    assert rate(kind="cooldown", decay_shape=shape) == pytest.approx(DECAYS[shape](1.0, 0.1, done / 1000))
+    infinite = {
+        "kind": "infinite", "warmup_tokens": warmup, "descent_tokens": descent, "constant_learning_rate": held
+    }  # fmt: skip
+    p = min(1.0, max(0.0, (done - warmup) / descent))
+    before = done / warmup if rises else held + (1.0 - held) / 2 * (1 + math.cos(math.pi * p))
+    assert rate(**infinite) == pytest.approx(before)  # without an end it holds
+    expected = before if after == 0 else DECAYS[shape](held, 0.1, after)
+    assert rate(**infinite, **ends) == pytest.approx(expected)
 
 
 def test_phases_have_their_own_schedules() -> None:

@@ -44,8 +44,14 @@ WRONG_IN_ITSELF = [
     ({"optimizer": {"betas": [0.9]}}, "'train.optimizer.betas' is required"),
     ({"optimizer": {"clip_grad_norm": -1}}, "greater than or equal to 0"),
     ({"optimizer": {"new_rows_learning_rate_multiplier": 0}}, "greater than 0"),
-    ({"schedule": {"kind": "cosin"}}, "'cosine', 'linear', 'wsd' or 'constant'"),
+    ({"schedule": {"kind": "cosin"}}, "'cosine', 'linear', 'wsd', 'infinite', 'cooldown' or 'constant'"),
     ({"schedule": {"kind": "cosine", "decay_tokens": 5}}, "belongs to kind: wsd"),
+    (
+        {"schedule": {"kind": "linear", "decay_shape": "1-sqrt"}},
+        "belongs to kind: wsd or infinite or cooldown",
+    ),
+    ({"schedule": {"kind": "wsd", "constant_learning_rate": 1e-5}}, "belongs to kind: infinite"),
+    ({"schedule": {"kind": "cooldown", "warmup_tokens": 5}}, "cooldown begins at the peak"),
     ({"schedule": {"warmup_tokens": -1}}, "greater than or equal to 0"),
     (
         {"save_interval_steps": 10, "keep_checkpoints_every_steps": 15},
@@ -81,6 +87,31 @@ WRONG_FOR_THE_TOKENS = [
         {"schedule": {"kind": "wsd", "warmup_tokens": 1024, "decay_tokens": 4097}},
         "do not fit",
         "at most 4,096",
+    ),
+    (
+        {
+            "schedule": {
+                "kind": "infinite",
+                "warmup_tokens": 1024,
+                "descent_tokens": 1024,
+                "decay_tokens": 3073,
+            }
+        },
+        "do not fit",
+        "at most 3,072",
+    ),
+    (
+        {"schedule": {"kind": "infinite", "constant_learning_rate": 1.1e-4}},
+        "not between minimum and peak",
+        "1e-05 to 0.0001",
+    ),
+    (
+        {
+            "schedule": {"kind": "cooldown", "decay_shape": "exponential"},
+            "optimizer": {"minimum_learning_rate": 0.0},
+        },
+        "never reaches zero",
+        "train.schedule.decay_shape",
     ),
     (
         {"phases": [{"until_tokens": 6000}, {}]},
@@ -172,6 +203,15 @@ def test_wrong_for_the_model_or_the_tokens(
     [
         {"schedule": {"warmup_tokens": 5119}},
         {"schedule": {"kind": "wsd", "warmup_tokens": 1024, "decay_tokens": 4096}},
+        {
+            "schedule": {
+                "kind": "infinite",
+                "warmup_tokens": 1024,
+                "descent_tokens": 1024,
+                "decay_tokens": 3072,
+            }
+        },
+        {"schedule": {"kind": "cooldown", "decay_shape": "exponential"}},
         {"phases": [{"until_tokens": 512}, {"until_tokens": 5200}]},
         {"phases": [{"until_tokens": 512}, {"until_tokens": 5120}]},
         {"phases": [{"until_tokens": 512}, {}], "schedule": {"warmup_tokens": 512}},

@@ -328,8 +328,12 @@ class TrainConfig(StrictModel):
     least one of each source. The same documents for every vocabulary, so that runs compare."""
     anomalies: AnomalyConfig = AnomalyConfig()
     """NaN, Inf and loss spikes."""
-    watchdog_seconds: Annotated[float | None, NotFingerprinted] = Field(default=1800.0, gt=0)
-    """A step that takes longer is a hang: stacks of all processes are written and the run ends."""
+    watchdog_seconds: Annotated[float | None, NotFingerprinted] = Field(default=480.0, gt=0)
+    """A step that takes longer is a hang: stacks and collectives of all processes are written and the run ends.
+    Null = never."""
+    startup_watchdog_seconds: Annotated[float, NotFingerprinted] = Field(default=1800.0, gt=0)
+    """The same for what takes longer than a step: the time until the first step after a start is done (loading,
+    verification, compilation), and the writing of a checkpoint."""
     threads: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
     """CPU threads per process; null = cores / processes on a CPU."""
 

@@ -96,9 +96,14 @@ def _run_as_rank(job: TrainJob, world: World, stop: StopRequest) -> None:
     from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()
-    from tsugiki.pretrain.training.worker import train
+    from tsugiki.pretrain.training.worker import leave_without_teardown, train
 
-    if not train(job, world, stop):
+    try:
+        finished = train(job, world, stop)
+    except BaseException as error:
+        leave_without_teardown(error)
+        raise
+    if not finished:
         raise Interrupted(
             "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"
         )

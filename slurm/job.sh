@@ -72,10 +72,10 @@ collect_failures() { # what every rank wrote in a file of its own: lines that ma
 
 bad_nodes() { # nodes whose rank failed first in at least $TSUGIKI_EXCLUDE_AFTER attempts, or that failed the check
   [ -f "$state/$stage.failures" ] || return 0
-  # The first failure of an attempt (token) is the cause; the others follow from it. 75 is a stop on request,
-  # 143 a rank that Slurm ended.
+  # The first failure of an attempt (token) is the cause; the others follow from it. 75 is a stop on request, 76 a
+  # rank that left because another one had failed, 143 one that Slurm ended.
   sort -t $'\t' -k3,3 "$state/$stage.failures" | awk -F'\t' -v chain="$TSUGIKI_CHAIN" -v after="${TSUGIKI_EXCLUDE_AFTER:-2}" '
-    $1 != chain || $6 == 75 || $6 == 143 { next }
+    $1 != chain || $6 == 75 || $6 == 76 || $6 == 143 { next }
     $4 == "check" { bad[$5] = 1; next }
     !($2 in seen) { seen[$2] = 1; if (++count[$5] >= after) bad[$5] = 1 }
     END { for (node in bad) print node }' | sort | paste -sd,
@@ -104,7 +104,7 @@ next_link() { # the job of the chain that waits for this one to end; nothing whe
 report_failure() { # the first failing rank at the top, then the end of its error file
   local when rank node code
   IFS=$'\t' read -r _ _ when rank node code < <(
-    awk -F'\t' -v token="$token" '$2 == token && $4 != "check" && $6 != 75 && $6 != 143' "$state/$stage.failures" 2>/dev/null | sort -t $'\t' -k3,3)
+    awk -F'\t' -v token="$token" '$2 == token && $4 != "check" && $6 != 75 && $6 != 76 && $6 != 143' "$state/$stage.failures" 2>/dev/null | sort -t $'\t' -k3,3)
   [ -n "${rank:-}" ] || return 0
   first_status=$code
   failure="rank $rank on $node failed first, status $code"

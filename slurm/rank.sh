@@ -59,4 +59,9 @@ if [ "$status" != 0 ]; then
     "${SLURMD_NODENAME:-$(hostname -s)}" "$status" >"$own.failed"
 fi
 [ -s "$errors" ] || rm -f "$errors"
+# Killed: the others learn of it from the closed connection and write their stacks. The first to leave makes srun end
+# them, so not yet.
+if [ "$status" -ge 128 ] && [ "$status" != 143 ] && [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
+  sleep "${TSUGIKI_LAST_WORDS_SECONDS:-10}"
+fi
 exit "$status"

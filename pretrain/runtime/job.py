@@ -25,6 +25,11 @@ METRICS_NAME = "metrics.jsonl"
 INTERRUPTED_EXIT_CODE = Interrupted.exit_code
 """Exit status of a rank that saved a checkpoint and stopped because it was told to (EX_TEMPFAIL)."""
 
+FOLLOWED_EXIT_CODE = 76
+"""Exit status of a rank that left because another one failed first; it counts against no node."""
+HANG_EXIT_CODE = 70
+"""Exit status of the rank that the others waited for when training hung."""
+
 _ERROR_BYTES = 16_384
 _TRACE_CHARACTERS = 4_000
 
@@ -32,6 +37,12 @@ _ERRORS: dict[str, type[TsugikiError]] = {
     kind.__name__: kind
     for kind in (CheckpointError, ConfigError, DataError, EnvironmentError_, TrainingError)
 }
+
+
+class PeerFailedError(TrainingError):
+    """This rank ends because another one failed first."""
+
+    exit_code = FOLLOWED_EXIT_CODE
 
 
 class TrainJob(StrictModel):

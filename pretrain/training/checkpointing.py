@@ -21,7 +21,7 @@ def open_store(run: Run) -> CheckpointStore:
         config.keep_last_checkpoints,
         config.keep_checkpoints_every_steps,
         asynchronous=has_gpu() if background == "auto" else background,
-        timeout=collective_timeout(config.watchdog_seconds),
+        timeout=collective_timeout(config),
     )
 
 
@@ -61,7 +61,7 @@ class Checkpointing:
             finish: wait until it is complete.
         """
         self.finish()
-        self._watchdog.alive()
+        self._watchdog.alive(patient=True)
         run, step = self._run, self._progress.step
         samples = step * run.config.global_batch
         facts = {
@@ -80,11 +80,13 @@ class Checkpointing:
         self.store.save(step, self._step.state, self._progress.common(), facts)
         if finish or not self.store.asynchronous:
             self.finish()
+        self._watchdog.alive()
 
     def finish(self) -> None:
         """Wait for the checkpoint that was begun, if one was, and make it the latest."""
-        self._watchdog.alive()
+        self._watchdog.alive(patient=True)
         saved = self.store.finish()
+        self._watchdog.alive()
         if saved is None:
             return
         self._deadline.save_took(saved.seconds)

@@ -6,23 +6,22 @@ import faulthandler
 import math
 import os
 import statistics
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 
-from tsugiki.pretrain.config import AnomalyConfig
+from tsugiki.pretrain.config import AnomalyConfig, TrainConfig
 
 DEADLINE_VARIABLES = ("TSUGIKI_DEADLINE", "SLURM_JOB_END_TIME")
 """Environment variables that hold the end of the job, in seconds since 1970."""
-HANG_EXIT_CODE = 70
 _SAVE_MARGIN = 2.0
 _SAVE_SECONDS = 30.0
 _RECENT_STEPS = 32
 _COLLECTIVE_MARGIN_SECONDS = 300.0
 _UNWATCHED_SECONDS = 1800.0
+_BACKSTOP_SECONDS = 60.0
 
 
 class LossGuard:
@@ -56,41 +55,60 @@ class LossGuard:
 
 
 class Watchdog:
-    """Ends the process when the loop has not moved for too long, with the stacks of all threads.
+    """Notices when the loop has not moved for too long.
 
     Args:
         seconds: longest time between two signs of life; None = no watching.
-        on_hang: called before the process ends, to leave the reason.
+        patient_seconds: the same where work takes longer: before the first step is done, while a checkpoint is
+            written.
+        on_hang: called with the seconds that passed; it ends the process.
     """
 
-    def __init__(self, seconds: float | None, on_hang: Callable[[float], None]) -> None:
-        self._seconds = seconds
+    def __init__(
+        self, seconds: float | None, patient_seconds: float, on_hang: Callable[[float], None]
+    ) -> None:
+        self._seconds, self._patient_seconds = seconds, max(patient_seconds, seconds or 0.0)
         self._on_hang = on_hang
-        self._alive = time.monotonic()
+        self.signs = 0
+        """Signs of life given; where a rank stands among the others, which give the same ones."""
         self._stop = threading.Event()
+        self.alive(patient=True)
         if seconds is not None:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def alive(self) -> None:
-        """A sign of life."""
-        self._alive = time.monotonic()
+    def alive(self, *, patient: bool = False) -> None:
+        """A sign of life.
+
+        Args:
+            patient: what comes now may take longer.
+        """
+        if self._seconds is None:
+            return
+        self.signs += 1
+        limit = self._patient_seconds if patient else self._seconds
+        self._limit, self._alive = limit, time.monotonic()
+        # Where the interpreter's lock is never given back, no thread of Python can tell; this one needs no lock.
+        faulthandler.dump_traceback_later(limit + _BACKSTOP_SECONDS, exit=True)
 
     def close(self) -> None:
         """Stop watching."""
         self._stop.set()
+        if self._seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         assert self._seconds is not None
         while not self._stop.wait(min(self._seconds / 4, 5.0)):
-            if time.monotonic() - self._alive > self._seconds:
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                self._on_hang(self._seconds)
-                os._exit(HANG_EXIT_CODE)
+            if (waited := time.monotonic() - self._alive) > self._limit:
+                self._on_hang(waited)
+                return
 
 
-def collective_timeout(watchdog_seconds: float | None) -> timedelta:
-    """How long ranks wait for each other: longer than the watchdog, whose stacks tell more than a timeout."""
-    return timedelta(seconds=(watchdog_seconds or _UNWATCHED_SECONDS) + _COLLECTIVE_MARGIN_SECONDS)
+def collective_timeout(config: TrainConfig) -> timedelta:
+    """How long ranks wait for each other: longer than the watchdog, which tells more than a timeout."""
+    watched = config.watchdog_seconds
+    longest = _UNWATCHED_SECONDS if watched is None else max(watched, config.startup_watchdog_seconds)
+    return timedelta(seconds=longest + _COLLECTIVE_MARGIN_SECONDS)
 
 
 class Deadline:

@@ -70,6 +70,7 @@ class Housekeeping:
         self._checkpoints, self._throughput, self._log = checkpoints, throughput, log
         self._stop, self._deadline, self._watchdog = stop, deadline, watchdog
         self._phase: Phase | None = None
+        self._steps_begun = 0
         self._logging_seconds = 0.0
         self._measuring_seconds = 0.0
         self._norms: dict[str, float] = {}
@@ -109,7 +110,8 @@ class Housekeeping:
 
     def begin_step(self) -> Phase:
         """A sign of life; the phase of the step, entered when it is another one."""
-        self._watchdog.alive()
+        self._steps_begun += 1
+        self._watchdog.alive(patient=self._steps_begun == 1)  # the first one compiles
         phase = self._run.phase(self._progress.step)
         if phase is not self._phase:
             self._phase = phase
@@ -117,6 +119,10 @@ class Housekeeping:
             if len(self._run.phases) > 1:
                 self._log.say(f"phase {phase.name}: training {', '.join(phase.trains)}")
         return phase
+
+    def read_batch(self) -> None:
+        """A sign of life between what a rank does alone and what all do together."""
+        self._watchdog.alive(patient=self._steps_begun == 1)
 
     # --- what is due at the end of a step ----------------------------------------------------------
 
@@ -186,18 +192,25 @@ class Housekeeping:
         self._log.say(f"stopped as asked after step {self._progress.step}; the checkpoint is saved")
 
 
-def leave_hang(run: Run, step: int, seconds: float) -> None:
-    """Leave the reason of a hang where the launcher finds it."""
+def leave_hang(run: Run, step: int, rank: int | None) -> None:
+    """Leave the reason of a hang where the launcher finds it.
+
+    Args:
+        run: facts of the run.
+        step: steps done.
+        rank: the others wait for it; None: no rank can be named.
+    """
     write_error(
         run.job.work_dir,
-        run.world.rank,
+        run.world.rank if rank is None else rank,
         TrainingError(
             "training hangs",
-            where=f"rank {run.world.rank}, after step {step}",
-            got=f"no step finished in {seconds:.0f} s",
-            expected="stacks of all threads are in the rank's log",
+            where=f"{'all ranks' if rank is None else f'rank {rank}, for which the others wait'}, after step {step}",
+            got=f"no sign of life in {run.config.watchdog_seconds:.0f} s",
+            expected="the stacks of all threads are in the ranks' logs, their last collectives beside them in "
+            "flight_recorder_<rank>, which torch's `torchfrtrace` compares",
             fix="look for a dead node or a stuck file system; raise train.watchdog_seconds if a "
-            "step may take longer",
+            "step may take longer, train.startup_watchdog_seconds for the first one and for checkpoints",
         ),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 
 from tsugiki.pretrain.runtime.job import TrainJob
+from tsugiki.pretrain.runtime.peers import Peers
 from tsugiki.pretrain.runtime.process_groups import barrier
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
@@ -32,15 +33,18 @@ class Trainer:
         job: what to train.
         world: this process.
         stop: set by signals.
+        peers: the other ranks, who are told of a hang.
     """
 
-    def __init__(self, job: TrainJob, world: World, stop: StopRequest) -> None:
+    def __init__(self, job: TrainJob, world: World, stop: StopRequest, peers: Peers) -> None:
         self._run = run = Run.load(job, world)
         self._data = TrainingData.of(run)
         self._progress = progress = Progress(run.config.anomalies)
-        self._watchdog = Watchdog(
-            run.config.watchdog_seconds, lambda seconds: leave_hang(run, progress.step, seconds)
+        self._watchdog = watchdog = Watchdog(
+            run.config.watchdog_seconds, run.config.startup_watchdog_seconds, lambda _: peers.hangs()
         )
+        peers.position = lambda: watchdog.signs
+        peers.blamed = lambda rank: leave_hang(run, progress.step, rank)
         self._store = open_store(run)
         newest, self._problems = self._store.newest_complete()
         self._step = TrainingStep(run, None if newest is None else self._store.path(newest))
@@ -82,7 +86,9 @@ class Trainer:
         while progress.step < run.steps:
             started = time.monotonic()
             phase = housekeeping.begin_step()
-            gradients = step.gradients(reader.step(progress.step))
+            batch = reader.step(progress.step)
+            housekeeping.read_batch()
+            gradients = step.gradients(batch)
 
             trouble = progress.guard.judge(gradients.loss, gradients.norm)
             signals = housekeeping.signals(trouble, time.monotonic() - started)

@@ -7,6 +7,7 @@ not survive a fork, every rank is a process of its own. The ranks' standard erro
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import gc
@@ -22,33 +23,65 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tsugiki.experiment.errors import TsugikiError
+from tsugiki.experiment.errors import TrainingError, TsugikiError
 from tsugiki.experiment.parent import die_with_parent
-from tsugiki.pretrain.runtime.job import INTERRUPTED_EXIT_CODE, TrainJob, log_path, reserve_error, write_error
+from tsugiki.pretrain.runtime.job import (
+    FOLLOWED_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    PeerFailedError,
+    TrainJob,
+    log_path,
+    reserve_error,
+    write_error,
+)
 from tsugiki.pretrain.runtime.signals import STOP_SIGNALS, StopRequest, held_back
 from tsugiki.pretrain.runtime.world import World
 
-_GRACE_SECONDS = 10.0
+_GRACE_SECONDS = 12.0
+"""More than the ranks take to write their stacks and agree on who failed first."""
+_FOLLOW_SECONDS = 4.0
+"""The same once they have agreed."""
+_RECORDED_COLLECTIVES = "2000"
 
 
 def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> bool:
     """Train as one rank. Returns whether the run is finished (False: it was asked to stop)."""
     import torch
 
-    from tsugiki.pretrain.runtime.process_groups import initialise
+    from tsugiki.pretrain.checkpoint.writer import reason
+    from tsugiki.pretrain.runtime.peers import connect, write_state
+    from tsugiki.pretrain.runtime.process_groups import barrier, initialise
     from tsugiki.pretrain.training.guard import collective_timeout
     from tsugiki.pretrain.training.trainer import Trainer
 
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.config.threads or max(1, cores // world.size))
-    timeout = collective_timeout(job.config.watchdog_seconds)
-    initialise(world, job.config.parallel, job.seed, store, timeout)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_COLLECTIVES)
+    initialise(world, job.config.parallel, job.seed, store, collective_timeout(job.config))
+    peers = connect(world, lambda: write_state(log_path(job.work_dir, world.rank).parent, world.rank))
+    # On any failure the collectives are not torn down: NCCL would wait there for peers that wait for this rank.
     try:
-        return Trainer(job, world, stop).run()
-    finally:
-        with contextlib.suppress(Exception):
-            torch.distributed.destroy_process_group()
+        finished = Trainer(job, world, stop, peers).run()
+    except BaseException as error:
+        if peers.failed(error):
+            raise
+        traceback.print_exception(error)
+        raise PeerFailedError(
+            "another rank failed before this one", where=f"rank {world.rank}", got=reason(error)
+        ) from error
+    peers.goodbye()
+    barrier()
+    with contextlib.suppress(Exception):
+        torch.distributed.destroy_process_group()
+    return finished
+
+
+def leave_without_teardown(error: BaseException) -> None:
+    """End this process with the error's status once the command line has said it: neither the interpreter's end nor a
+    tracker may wait for what no longer comes."""
+    faulthandler.dump_traceback_later(_GRACE_SECONDS, exit=True)
+    atexit.register(os._exit, error.exit_code if isinstance(error, TsugikiError) else 1)
 
 
 def rank_main(job: TrainJob, rank: int, size: int, port: int, stop: StopRequest) -> int:
@@ -69,6 +102,9 @@ def rank_main(job: TrainJob, rank: int, size: int, port: int, stop: StopRequest)
             "127.0.0.1", port, size, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False
         )
         finished = train(job, World(rank, size, rank), stop, store)
+    except PeerFailedError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except TsugikiError as error:
         write_error(job.work_dir, rank, error)
         print(error, file=sys.stderr)
@@ -114,7 +150,7 @@ def main() -> int:
     store = TCPStore(
         "127.0.0.1", port, size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
-    status = _supervise(ranks, stop)
+    status = _supervise(job, ranks, stop)
     del store
     return status
 
@@ -150,7 +186,7 @@ def _spawned(rank: int, size: int, port: int) -> int:
     return subprocess.Popen(command).pid
 
 
-def _supervise(ranks: list[int], stop: StopRequest) -> int:
+def _supervise(job: TrainJob, ranks: list[int], stop: StopRequest) -> int:
     """Wait for all ranks; when one fails, give the others a moment and end them.
 
     A stop that was asked for before is passed on as well.
@@ -175,10 +211,15 @@ def _supervise(ranks: list[int], stop: StopRequest) -> int:
                 continue
             alive.discard(pid)
             code = os.waitstatus_to_exitcode(status)
-            if code not in (0, INTERRUPTED_EXIT_CODE) and worst in (0, INTERRUPTED_EXIT_CODE):
+            harmless = (0, INTERRUPTED_EXIT_CODE)
+            if code not in harmless and worst in (*harmless, FOLLOWED_EXIT_CODE):
+                if code != FOLLOWED_EXIT_CODE:
+                    print(f"rank {ranks.index(pid)} ended with {code}", file=sys.stderr, flush=True)
+                if code < 0 and deadline is None:
+                    _leave_death(job, ranks.index(pid), -code)
                 worst = code
-                print(f"rank {ranks.index(pid)} ended with {code}", file=sys.stderr, flush=True)
-                deadline = time.monotonic() + _GRACE_SECONDS
+                agreed = code == FOLLOWED_EXIT_CODE
+                deadline = deadline or time.monotonic() + (_FOLLOW_SECONDS if agreed else _GRACE_SECONDS)
             elif code == INTERRUPTED_EXIT_CODE and worst == 0:
                 worst = code
         if deadline is not None and time.monotonic() > deadline:
@@ -187,6 +228,21 @@ def _supervise(ranks: list[int], stop: StopRequest) -> int:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     return worst if worst >= 0 else 128 - worst
+
+
+def _leave_death(job: TrainJob, rank: int, number: int) -> None:
+    """A killed rank cannot say so itself."""
+    kernel = "; SIGKILL without anyone's asking is the kernel's, for lack of memory: see `dmesg`"
+    write_error(
+        job.work_dir,
+        rank,
+        TrainingError(
+            "a training process died",
+            where=f"rank {rank}, {log_path(job.work_dir, rank)}",
+            got=f"{signal.Signals(number).name}{kernel if number == signal.SIGKILL else ''}",
+            fix="run the same command again to continue from the last checkpoint",
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -390,9 +390,9 @@ def test_a_hang_ends_with_its_reason(case: Path) -> None:
         "distributed.initialise = told\n"
     )
     with pytest.raises(TrainingError, match="training hangs") as caught:
-        train(case, case / "hang", fault=fault, watchdog_seconds=6.0)
+        train(case, case / "hang", fault=fault, watchdog_seconds=6.0, startup_watchdog_seconds=9.0)
     assert "after step 3" in str(caught.value) and "watchdog_seconds" in str(caught.value)
-    assert "ranks wait for 0:05:06\n" in console(case / "hang"), "longer than the watchdog, which says more"
+    assert "ranks wait for 0:05:09\n" in console(case / "hang"), "longer than the watchdog, which says more"
     assert "in _loop" in (case / "hang" / ".work" / "logs" / "rank_0.log").read_text(), "the stacks"
 
 

@@ -199,16 +199,20 @@ class Server:
             }
         )["pid"]
 
-    def execute(self, console: Path, *codes: str) -> None:
-        """Run code where Megatron is imported, in a process of its own; several at once."""
+    def statuses(self, console: Path, *codes: str) -> list[int]:
+        """Run code where Megatron is imported, in a process of its own; several at once. Their exit statuses."""
         pids = [
             self._ask({"start": None, "environment": {}, "console": f"{console}.{number}", "fault": code})[
                 "pid"
             ]
             for number, code in enumerate(codes)
         ]
-        for number, pid in enumerate(pids):
-            assert self.wait(pid) == 0, Path(f"{console}.{number}").read_text()
+        return [self.wait(pid) for pid in pids]
+
+    def execute(self, console: Path, *codes: str) -> None:
+        """The same of code that must not fail."""
+        for number, status in enumerate(self.statuses(console, *codes)):
+            assert status == 0, Path(f"{console}.{number}").read_text()
 
     def wait(self, pid: int) -> int:
         """Its exit status."""

@@ -78,6 +78,7 @@ def test_only_the_cause_of_an_attempt_counts_against_a_node(tmp_path: Path) -> N
         "c1 9.0 100.5 3 node2 137", "c1 9.0 100.9 0 node1 1",  # node2 first, node1 followed
         "c1 9.1 200.0 1 node1 143", "c1 9.1 200.2 2 node2 137",  # ended by Slurm, then the cause
         "c1 9.2 300.0 0 node3 75",  # stopped on request
+        "c1 9.4 500.0 0 node3 76", "c1 9.5 600.0 0 node3 76",  # left because another had failed
         "c1 9.3 400.0 check node4 1",
         "c0 8.0 90.0 0 node2 137", "c0 8.1 91.0 check node5 1",  # an earlier submission does not count
     )  # fmt: skip
@@ -162,6 +163,7 @@ def test_first_failing_rank_is_reported_with_its_errors(tmp_path: Path) -> None:
         "train.failures",
         "c1 9.0 50.0 7 node9 137",
         "c1 9.1 200.2 0 node1 1",
+        "c1 9.1 200.0 3 node1 76",
         "c1 9.1 200.1 12 node2 139",
     )
     (tmp_path / "slurm" / "train-9.1-rank00012.err").write_text("Segmentation fault\n")
@@ -170,7 +172,7 @@ def test_first_failing_rank_is_reported_with_its_errors(tmp_path: Path) -> None:
         "FIRST FAILURE: rank 12 on node2 failed first, status 139, 1970-01-01T00:03:20"
     )
     assert "  | Segmentation fault" in lines
-    assert lines[-2:] == ["12\tnode2\t139", "0\tnode1\t1"]
+    assert lines[-3:] == ["3\tnode1\t76", "12\tnode2\t139", "0\tnode1\t1"]
 
 
 def test_progress_is_the_checkpoint_or_the_finished_tasks(tmp_path: Path) -> None:

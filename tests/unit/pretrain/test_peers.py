@@ -1,0 +1,41 @@
+"""Which rank is named when several report, and which error is a rank's own."""
+
+import pytest
+import torch
+
+from tsugiki.pretrain.runtime.peers import Seen, first_failed, kind_of
+
+
+@pytest.mark.parametrize(
+    ("ranks", "first"),
+    [
+        ({0: Seen(5, ("error", 2.0)), 1: Seen(5, ("died", 1.0)), 2: Seen(5)}, 1),
+        # what its death did to the others was heard first
+        ({0: Seen(5, ("peer", 1.0)), 1: Seen(None, ("died", 1.1)), 2: Seen(5, ("peer", 1.2))}, 1),
+        ({0: Seen(5, ("peer", 2.0)), 1: Seen(5, ("peer", 1.0)), 2: Seen(5)}, 1),
+        # all hang; the others wait for the one that has come less far, or does not answer
+        ({0: Seen(9, ("hang", 1.0)), 1: Seen(9, ("hang", 1.1)), 2: Seen(8, ("hang", 1.2))}, 2),
+        ({0: Seen(9, ("hang", 1.0)), 1: Seen(9, ("hang", 1.1)), 2: Seen(None)}, 2),
+        # the network, or most of them: nobody
+        ({0: Seen(9, ("hang", 1.0)), 1: Seen(9, ("hang", 1.1)), 2: Seen(9)}, None),
+        ({0: Seen(9, ("hang", 1.0)), 1: Seen(8, ("hang", 1.1)), 2: Seen(8)}, None),
+        ({0: Seen(9, ("hang", 1.0)), 1: Seen(9, ("error", 1.1)), 2: Seen(8)}, 1),
+        ({0: Seen(9), 1: Seen(9)}, None),
+    ],
+)
+def test_who_failed_first(ranks: dict[int, Seen], first: int | None) -> None:
+    assert first_failed(ranks) == first
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("connection closed"), "error"),
+        (torch.OutOfMemoryError("NCCL could not allocate"), "error"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "error"),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.0.0.1]:9"), "peer"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), "peer"),
+    ],
+)
+def test_whose_error_it_is(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind

@@ -14,13 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError, os_error
-from tsugiki.experiment.run.folders import KEY_NAME, refuse_other_than, refuse_overlap, refuse_unusable
+from tsugiki.experiment.run.folders import (
+    KEY_NAME,
+    bring_back,
+    refuse_other_than,
+    refuse_overlap,
+    refuse_stage_folder,
+    refuse_unusable,
+    replace_folder,
+)
 from tsugiki.experiment.run.graph import WORK_NAME
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME
 
 _MODELS = ("graft.json model.json", "config.json *.safetensors", "config.json *.bin")
 """What a folder has that ``--overwrite`` may replace: an imported checkpoint, a Hugging Face model."""
+
+_EARLIER = f"{WORK_NAME}/replaced"
+"""Where an output waits that is being replaced, below the folder of the unfinished one."""
 
 
 def import_checkpoint(
@@ -185,6 +196,8 @@ def _whole_or_nothing(output_dir: Path, inputs: Sequence[Path | None], overwrite
     for written in (output_dir, target):
         refuse_overlap([path for path in inputs if path is not None], written)
     refuse_unusable(output_dir, "the output directory")
+    _refuse_foreign_partial(target)
+    _bring_back(target, output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise ConfigError(
             "the output directory exists and is not empty",
@@ -193,8 +206,8 @@ def _whole_or_nothing(output_dir: Path, inputs: Sequence[Path | None], overwrite
             expected="a new directory",
             fix="choose another one, or say --overwrite",
         )
+    refuse_stage_folder(output_dir, "the output directory")
     refuse_other_than(output_dir, "a model directory", _MODELS)
-    _refuse_foreign_partial(target)
     try:
         if not (target / JOURNAL_NAME).is_file():
             shutil.rmtree(target, ignore_errors=True)
@@ -227,13 +240,22 @@ def _refuse_foreign_partial(target: Path) -> None:
     )
 
 
+def _bring_back(target: Path, output_dir: Path) -> None:
+    """An earlier output that was being replaced when a conversion was killed gets its place again."""
+    earlier = target / _EARLIER
+    bring_back(earlier, output_dir)
+    if earlier.exists():
+        raise ConfigError(
+            "an earlier output was left by a killed conversion, and its place is taken",
+            where=output_dir,
+            got=f"the earlier one is {earlier}",
+            expected="one of them",
+            fix="move the one that is to be kept elsewhere, and remove the other",
+        )
+
+
 def _put_in_place(target: Path, output_dir: Path) -> None:
-    """Let the result take its name; what it replaces leaves with the unfinished work, so a kill leaves one of both."""
-    work = target / WORK_NAME
-    replaced = work / "replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if output_dir.exists():
-        work.mkdir(exist_ok=True)
-        output_dir.rename(replaced)
-    target.rename(output_dir)
+    """Let the result take its name; what it replaces leaves with the unfinished work."""
+    (target / WORK_NAME).mkdir(exist_ok=True)
+    replace_folder(target, output_dir, target / _EARLIER)
     shutil.rmtree(output_dir / WORK_NAME, ignore_errors=True)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
-from tsugiki.experiment.run.folders import refuse_other_than, refuse_overlap
+from tsugiki.experiment.run.folders import (
+    bring_back,
+    refuse_other_than,
+    refuse_overlap,
+    refuse_stage_folder,
+    replace_folder,
+)
 from tsugiki.results import VocabularyReport
 from tsugiki.tools import paths_of
 
 _HELD_OUT_EVERY = 20
 """Every twentieth line is kept apart: gates and report are measured on text that was not learned from."""
+
+_WHAT, _KNOWN = "an extended tokenizer", ["pieces.tsv tokenizer*"]
+"""What may be replaced, and the files by which it is known."""
 
 
 def extend_tokenizer(
@@ -55,6 +65,9 @@ def extend_tokenizer(
     from tsugiki.tokenizer.extend import run
 
     output = Path(output)
+    earlier = output.with_name(f".{output.name}.replaced")
+    refuse_other_than(earlier, _WHAT, _KNOWN)
+    bring_back(earlier, output)
     if output.exists() and not overwrite:
         raise ConfigError(
             "the output directory exists", where=output, fix="overwrite=True, or another directory"
@@ -65,7 +78,8 @@ def extend_tokenizer(
         else [Path(texts)]
     )
     refuse_overlap([Path(base), *given], output)
-    refuse_other_than(output, "an extended tokenizer", ["pieces.tsv tokenizer*"])
+    refuse_stage_folder(output, "the output directory")
+    refuse_other_than(output, _WHAT, _KNOWN)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         corpus = Path(scratch, "corpus")
@@ -84,9 +98,10 @@ def extend_tokenizer(
         target = Path(scratch, "output")
         target.mkdir()
         run(config, {"base": Path(base), "corpus": corpus}, target, StageContext(seed=seed, workers=workers))
-        if output.exists():
-            output.rename(Path(scratch, "replaced"))  # a kill leaves one of both
-        target.rename(output)
+        if earlier.is_dir():  # a kill after the last replacement
+            shutil.rmtree(earlier)
+        replace_folder(target, output, earlier)
+    shutil.rmtree(earlier, ignore_errors=True)
     return VocabularyReport.load(output)
 
 

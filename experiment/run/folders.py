@@ -135,6 +135,35 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def replace_folder(new: Path, output: Path, earlier: Path) -> None:
+    """Let a result take its name; what stood there is renamed first, and comes back when the result cannot.
+
+    A kill between the two renames leaves the earlier output under its other name: :func:`bring_back`, called before
+    anything else is done with these folders, ends that.
+
+    Args:
+        new: the result.
+        output: its name.
+        earlier: where what it replaces goes, on the same file system; nothing is there. The caller removes it.
+
+    Raises:
+        OSError: it cannot be renamed; the earlier output is in its place.
+    """
+    if output.exists():
+        output.rename(earlier)
+    try:
+        new.rename(output)
+    except BaseException:
+        bring_back(earlier, output)
+        raise
+
+
+def bring_back(earlier: Path, output: Path) -> None:
+    """Give an earlier output its name again if its replacement was stopped; see :func:`replace_folder`."""
+    if earlier.is_dir() and not output.exists():
+        earlier.rename(output)
+
+
 def refuse_unusable(folder: Path, what: str) -> None:
     """Refuse a path that cannot become a folder.
 

@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def main() -> None:
         action, source, target = options.child
         child(action, Path(source), Path(target), options.workers)
         return
-    work = options.directory / f"convert-benchmark-{os.getpid()}"
+    work = Path(tempfile.mkdtemp(prefix="convert-benchmark-", dir=options.directory))
     try:
         report = measure(work, options.shape, options.workers, options.pieces)
     finally:

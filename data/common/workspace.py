@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from tsugiki.data.common.shard import Shard
 from tsugiki.experiment.files import read_json, write_json_atomically
-from tsugiki.experiment.run.folders import refuse_foreign_partial
+from tsugiki.experiment.run.folders import refuse_foreign_partial, remove_entry
 
 WORK_FOLDER = ".work"
 
@@ -34,13 +33,13 @@ def open_work(output_dir: Path, plan: Any) -> Path:
     work = output_dir / WORK_FOLDER
     marker = work / "plan.json"
     if _known(marker) != plan:
-        if not work.is_dir():
+        if not any(work.glob(f"{marker.name}*")):  # a kill leaves plan.json.partial
             refuse_foreign_partial(output_dir, output_dir.name.removesuffix(".partial"))
-        for item in output_dir.iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif not item.name.startswith("."):
-                item.unlink()
+        # First, so that what a kill leaves is known as ours, and as no plan's.
+        write_json_atomically(marker, None, indent=None)
+        for item in [*work.iterdir(), *output_dir.iterdir()]:
+            if item not in (work, marker) and (item.parent == work or item.is_dir() or item.name[0] != "."):
+                remove_entry(item)
         write_json_atomically(marker, plan, indent=None, errors="replace")
     return work
 

@@ -131,8 +131,16 @@ def remove_folder(folder: Path) -> None:
         return
     for entry in folder.iterdir():
         if entry.name not in _MARKS:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            remove_entry(entry)
     shutil.rmtree(folder)
+
+
+def remove_entry(entry: Path) -> None:
+    """Remove a file, or a folder with all that is in it; of a link only the link goes."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def replace_folder(new: Path, output: Path, earlier: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsugiki.experiment.run.folders import KEY_NAME
+from tsugiki.experiment.run.folders import KEY_NAME, remove_entry
 from tsugiki.experiment.run.graph import WORK_NAME
 
 JOURNAL_NAME = f"{WORK_NAME}/conversion.jsonl"
@@ -68,7 +67,7 @@ def empty(directory: Path) -> None:
     """Remove everything in the directory of a result, but for the key by which the stage graph knows it."""
     for entry in directory.iterdir():
         if entry.name != KEY_NAME:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            remove_entry(entry)
 
 
 def fingerprint(request: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ from tsugiki.experiment.config.load import load_raw
 from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.config.shipped import shipped_folder
 from tsugiki.experiment.errors import ConfigError, DataError
+from tsugiki.experiment.files import write_text_atomically
+from tsugiki.experiment.run.folders import refuse_unusable
 
 PROCESSES = 4
 STEPS = 8
@@ -110,14 +112,18 @@ def write_tiny(config: Path, overrides: Sequence[str] = (), text_dir: Path | Non
         ``<run directory>-tiny.inputs/config.yaml``, with ``base/`` and ``text/`` beside it.
 
     Raises:
-        ConfigError: the recipe cannot be read, or names no architecture.
+        ConfigError: the recipe cannot be read, names no architecture, or the folder holds something else.
         DataError: there is no text of one of its languages.
     """
     values = load_raw(config, overrides).values
     run_dir = expand_path(values.get("run_dir") or f"runs/{values.get('name', config.stem)}")
     work_dir = run_dir.with_name(f"{run_dir.name}-tiny.inputs")
+    tiny_run_dir = str(run_dir.with_name(f"{run_dir.name}-tiny"))
+    path = work_dir / "config.yaml"
+    _refuse_foreign(work_dir, path, tiny_run_dir)
+    write_text_atomically(path, yaml.safe_dump({"run_dir": tiny_run_dir}))  # the folder is ours from now on
     tiny = tiny_recipe(values, work_dir, text_dir or shipped_folder("tests/fixtures") / "text")
-    tiny["run_dir"] = str(run_dir.with_name(f"{run_dir.name}-tiny"))
+    tiny["run_dir"] = tiny_run_dir
     if "path" in tiny["base"]:
         write_tiny_base(
             expand_path(values["base"]["architecture"]),
@@ -125,9 +131,27 @@ def write_tiny(config: Path, overrides: Sequence[str] = (), text_dir: Path | Non
             seed=int(values.get("seed", 1234)),
             longer=(values.get("graft") or {}).get("max_positions"),
         )
-    path = work_dir / "config.yaml"
-    path.write_text(yaml.safe_dump(tiny, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text_atomically(path, yaml.safe_dump(tiny, sort_keys=False, allow_unicode=True))
     return path
+
+
+def _refuse_foreign(folder: Path, config: Path, tiny_run_dir: str) -> None:
+    """Only inputs of the same miniature are written anew: their configuration names its run."""
+    refuse_unusable(folder, "the folder for the inputs of the run in miniature")
+    if not folder.is_dir() or not any(entry.name != f"{config.name}.partial" for entry in folder.iterdir()):
+        return
+    try:
+        named = yaml.safe_load(config.read_text(encoding="utf-8"))["run_dir"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        named = None
+    if named != tiny_run_dir:
+        raise ConfigError(
+            "the folder for the inputs of the run in miniature was not made by Tsugiki",
+            where=folder,
+            got=f"a folder with content, whose {config.name} does not name {tiny_run_dir}",
+            expected="no such folder, or one that an earlier run in miniature made",
+            fix="give another run_dir, or move the folder away",
+        )
 
 
 def tiny_recipe(values: Mapping[str, Any], work_dir: Path, text_dir: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 from tsugiki.experiment.errors import Interrupted, TrainingError, TsugikiError
+from tsugiki.experiment.run.folders import remove_entry
 from tsugiki.pretrain.runtime.job import (
     INTERRUPTED_EXIT_CODE,
     TrainJob,
@@ -52,7 +52,8 @@ def write_job(job: TrainJob) -> Path:
     """What `tsugiki.pretrain.training.worker` reads, with nothing left of an earlier attempt's errors and logs."""
     work = job.work_dir
     for folder in ("errors", "logs"):
-        shutil.rmtree(work / folder, ignore_errors=True)
+        if (work / folder).exists():
+            remove_entry(work / folder)
         (work / folder).mkdir(parents=True)
     spec = work / "job.json"
     spec.write_text(job.model_dump_json(indent=1), encoding="utf-8")

@@ -168,7 +168,7 @@ def test_extended_tokenizer_comes_back(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "rename", Path.rename)
             patch.setattr(shutil, "rmtree", shutil.rmtree)
-            stop_at("second", lambda: os.rename("nowhere", "nothing"))
+            stop_at("second", lambda: Path("nowhere").rename("nothing"))
             with pytest.raises(OSError, match="nowhere"):
                 extend()
     assert (tmp_path / "out" / "pieces.tsv").read_text() == "1"

@@ -339,3 +339,68 @@ def test_kill_around_the_key_leaves_a_folder_that_is_still_ours(tmp_path: Path) 
     (graph.partial("train") / f"{KEY_NAME}.partial").write_text("{")
     run(graph)
     assert not graph.partial("train").exists()
+
+
+def test_hidden_folder_of_a_user_does_not_make_the_corpus_folder_ours(tmp_path: Path) -> None:
+    from tsugiki.data.common.workspace import open_work
+
+    theirs = tmp_path / "theirs"
+    (theirs / ".work").mkdir(parents=True)
+    (theirs / ".work" / "notes.txt").write_text("text")
+    (theirs / "only-copy.txt").write_text("text")
+    with pytest.raises(ConfigError, match="not made by Tsugiki"):
+        open_work(theirs, {"plan": 1})
+    assert (theirs / "only-copy.txt").is_file() and (theirs / ".work" / "notes.txt").is_file()
+
+
+def links(folder: Path, target: Path) -> None:
+    """Links in a folder of ours to what is a user's."""
+    target.mkdir()
+    (target / "only-copy.txt").write_text("text")
+    (folder / "to-folder").symlink_to(target)
+    (folder / "to-file").symlink_to(target / "only-copy.txt")
+    (folder / "to-nowhere").symlink_to(target / "nowhere")
+
+
+def test_intermediate_files_that_are_links_go_alone(tmp_path: Path) -> None:
+    from tsugiki.data.common.workspace import open_work
+
+    (tmp_path / "ours").mkdir()
+    open_work(tmp_path / "ours", {"plan": 1})
+    links(tmp_path / "ours", tmp_path / "theirs")
+    open_work(tmp_path / "ours", {"plan": 2})
+    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == [".work"]
+    assert (tmp_path / "theirs" / "only-copy.txt").read_text() == "text"
+
+
+def test_conversion_that_begins_anew_removes_links_alone(tmp_path: Path) -> None:
+    from tsugiki.pretrain.formats.journal import Journal
+
+    (tmp_path / "ours").mkdir()
+    with Journal(tmp_path / "ours", {"request": 1}):
+        links(tmp_path / "ours", tmp_path / "theirs")
+    with Journal(tmp_path / "ours", {"request": 2}):
+        assert [entry.name for entry in (tmp_path / "ours").iterdir()] == [".work"]
+    assert (tmp_path / "theirs" / "only-copy.txt").read_text() == "text"
+
+
+def test_tiny_inputs_replace_only_tiny_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsugiki.pretrain.planning import tiny
+
+    monkeypatch.setattr(tiny, "write_tiny_base", lambda *_, **__: None)
+    recipe = Path(__file__).parents[4] / "configs" / "recipes" / "swallow-7b.yaml"
+    theirs = tmp_path / "run-tiny.inputs"
+    for name, text in {"text/notes.jsonl": "text", "config.yaml": "run_dir: elsewhere"}.items():
+        (theirs / name).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / name).write_text(text)
+        before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match=r"not made by Tsugiki[\s\S]*run-tiny.inputs[\s\S]*fix:"):
+            tiny.write_tiny(recipe, [f"run_dir={tmp_path / 'run'}"])
+        assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
+    theirs.rename(tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "tiny_recipe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny.write_tiny(recipe, [f"run_dir={tmp_path / 'run'}"])
+    for _ in range(2):  # after one that was stopped, and after one that ended
+        assert tiny.write_tiny(recipe, [f"run_dir={tmp_path / 'run'}"]) == theirs / "config.yaml"

@@ -110,7 +110,98 @@ def llm_jp(checkout: Path) -> tuple[str, list[Case], Callable[[Case], list[float
     )
 
 
-COMPARISONS = {"llm_jp": llm_jp}
+def mgsm_ja(checkout: Path) -> tuple[str, list[Case], Callable[[Case], list[float]]]:
+    """last_integer; Stability-AI/lm-evaluation-harness at 9b42d41."""
+    import re
+
+    from tsugiki.evaluation.benchmarks.tasks.mgsm_local import last_integer
+
+    scope = {"re": re, "GradeSchoolMath8K": object, "INVALID_ANS": "[invalid]"}
+    theirs = authors_functions(checkout / "lm_eval/tasks/ja/mgsm.py", ["MGSM", "ANS_RE"], scope)
+    generator = random.Random(2)
+    alphabet = "0123456789" * 2 + ".,-−- 、。答えは円個１２\n"
+    cases: list[Case] = []
+    for given, _ in texts(generator, CASES, alphabet):
+        found = theirs["MGSM"]._extract_answer(None, given)
+        right = (
+            str(found)
+            if isinstance(found, int) and generator.random() < 0.6
+            else str(generator.randrange(-9, 99))
+        )
+        cases.append([given, right, float(found == int(right))])
+    return (
+        "github.com/Stability-AI/lm-evaluation-harness 9b42d41",
+        cases,
+        lambda case: [last_integer(case[0], [case[1]])],
+    )
+
+
+def rouge2_ja(checkout: Path) -> tuple[str, list[Case], Callable[[Case], list[Any]]]:
+    """rouge2_mecab; Stability-AI/lm-evaluation-harness at 9b42d41, rouge-score, fugashi, unidic-lite, neologdn, emoji.
+
+    A case ends with the words that the authors' tokenizer gave.
+    """
+    import re
+
+    from rouge_score import rouge_scorer
+
+    from tsugiki.evaluation.benchmarks.scores.rouge import rouge2_mecab, words
+
+    scope = authors_functions(checkout / "lm_eval/tasks/ja/__init__.py", ["MecabTokenizer"], {"re": re})
+    tokenizer = scope["MecabTokenizer"]()
+    scorer = rouge_scorer.RougeScorer(["rouge2"], tokenizer=tokenizer)
+    alphabet = _JAPANESE * 3 + _OTHERS + "✁✂❤️☀🏻ー〜～~ｱ"
+    cases: list[Case] = []
+    for given, right in texts(random.Random(3), CASES, alphabet):
+        value = scorer.score(right, given)["rouge2"].fmeasure
+        cases.append(
+            [given, right, value, " ".join(tokenizer.tokenize(given)), " ".join(tokenizer.tokenize(right))]
+        )
+    return (
+        "github.com/Stability-AI/lm-evaluation-harness 9b42d41, rouge-score 0.1.2, unidic-lite 1.0.8",
+        cases,
+        lambda case: [rouge2_mecab(case[0], [case[1]]), " ".join(words(case[0])), " ".join(words(case[1]))],
+    )
+
+
+def bleu_ja_en(checkout: Path) -> tuple[str, list[Case], Callable[[Case], list[Any]]]:
+    """bleu_nagisa, and bleu of the same words; Stability-AI/lm-evaluation-harness at 9b42d41 with its sacrebleu 1.5.0.
+
+    A case is 25 texts, 25 references, the score, and both lists cut into words.
+    """
+    from collections.abc import Iterable
+
+    import nagisa
+    import sacrebleu
+
+    from tsugiki.evaluation.benchmarks.tasks.wmt20 import bleu_nagisa
+
+    assert sacrebleu.__version__ == "1.5.0", sacrebleu.__version__
+    names = ["bleu", "_sacreformat", "is_non_str_iterable"]
+    metrics = authors_functions(
+        checkout / "lm_eval/metrics.py", names, {"sacrebleu": sacrebleu, "Iterable": Iterable}
+    )
+    scope = {"nagisa": nagisa, "HAS_NAGISA": True, "List": list}
+    cut = authors_functions(checkout / "lm_eval/tasks/translation.py", ["ja_split"], scope)["ja_split"]
+    alphabet = _JAPANESE * 3 + "abc XYZ 019,.、。「」（）%&;-" + " "
+    # An empty reference is an error of that sacrebleu.
+    pairs = [
+        (given.rstrip(), right.strip() or "答") for given, right in texts(random.Random(4), CASES, alphabet)
+    ]
+    cases: list[Case] = []
+    for start in range(0, CASES, 25):
+        given, right = (list(side) for side in zip(*pairs[start : start + 25], strict=True))
+        split = [(cut([reference])[0], cut([text])) for text, reference in zip(given, right, strict=True)]
+        references, texts_cut = [item[0] for item in split], [item[1][0] for item in split]
+        cases.append([given, right, metrics["bleu"](split) / 100, texts_cut, references])
+    return (
+        "github.com/Stability-AI/lm-evaluation-harness 9b42d41, sacrebleu 1.5.0, nagisa 0.3.0",
+        cases,
+        lambda case: [bleu_nagisa(list(zip(case[1], case[0], strict=True))), *case[3:]],
+    )
+
+
+COMPARISONS = {"llm_jp": llm_jp, "mgsm_ja": mgsm_ja, "rouge2_ja": rouge2_ja, "bleu_ja_en": bleu_ja_en}
 
 
 def llm_jp_prompts(checkout: Path) -> dict[str, dict[str, Any]]:
@@ -205,7 +296,83 @@ def _file(task: str, records: list[dict[str, Any]]) -> str:
     return json.dumps(records, ensure_ascii=False)
 
 
-PROMPTS = {"llm_jp_prompts": llm_jp_prompts}
+def harness_ja_prompts(checkout: Path) -> dict[str, dict[str, Any]]:
+    """As :func:`llm_jp_prompts`, one example each, of the Japanese harness."""
+    import abc
+    from types import SimpleNamespace
+
+    everything = {
+        "abc": abc,
+        "abstractmethod": abc.abstractmethod,
+        "Optional": SimpleNamespace,
+        "Union": dict,
+    }
+    everything |= {"os": __import__("os"), "GradeSchoolMath8K": object, "rf": None, "np": None}
+    context = next(
+        item
+        for node in ast.parse((checkout / "lm_eval/base.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Task"
+        for item in node.body
+        if isinstance(item, ast.FunctionDef) and item.name == "fewshot_context"
+    )
+    context.decorator_list = []
+    base: dict[str, Any] = {}
+    exec(compile(ast.Module([context], []), "base.py", "exec"), base)  # noqa: S102 - what this is for
+
+    def prompt(theirs: type, document: dict[str, Any], example: dict[str, Any], **attributes: Any) -> str:
+        task = object.__new__(theirs)
+        task.has_training_docs = lambda: True
+        task.fewshot_examples = lambda k, rnd, stratified: [example]
+        for name, value in attributes.items():
+            setattr(task, name, value)
+        made: str = base["fewshot_context"](task, document, 1, rnd=random.Random(1))
+        return made
+
+    mgsm = authors_functions(checkout / "lm_eval/tasks/ja/mgsm.py", ["MGSM"], everything)["MGSM"]
+    xlsum = authors_functions(
+        checkout / "lm_eval/tasks/ja/xlsum_ja.py", ["XLSumJa"], everything | {"Task": object}
+    )
+    names = ["GeneralTranslationTask", "code_to_language"]
+    language = {"en": SimpleNamespace(name="English"), "ja": SimpleNamespace(name="Japanese")}
+    countries = SimpleNamespace(languages=SimpleNamespace(get=lambda alpha_2: language[alpha_2]))
+    given = everything | {"Task": object, "pycountry": countries, "List": list}
+    wmt = authors_functions(checkout / "lm_eval/tasks/translation.py", names, given)["GeneralTranslationTask"]
+
+    worked = {
+        "question": "問題：りんごが2個、また1個。いくつ？",
+        "answer": "ステップごとの答え：2 + 1 = 3。答えは3です。",
+    }
+    asked = {"question": "みかんが5個。いくつ？", "answer": "5"}
+    exemplars = {"ja": {"1": {"q": worked["question"], "a": worked["answer"]}}}
+    articles = [{"text": f'記事{at}。\n二行目、"引用"。', "summary": f"要約{at}"} for at in (1, 2)]
+    quoted = [[item[key].replace('"', '""') for key in ("text", "summary")] for item in articles]
+    table = [f'text,summary\n"{text}","{summary}"\n' for text, summary in quoted]
+    found = {
+        "mgsm_local_ja": {
+            "files": {
+                "mgsm_ja.tsv": f"{asked['question']}\t{asked['answer']}\n",
+                "exemplars.py": f"X = [1]\nMGSM_EXEMPLARS = {exemplars!r}\n",
+            },
+            "prompt": prompt(mgsm, asked, worked),
+        },
+        "xlsum_ja": {
+            "files": {"xlsum_ja-test.csv": table[0], "xlsum_ja-train.csv": table[1]},
+            "prompt": prompt(xlsum["XLSumJa"], *articles),
+        },
+    }
+    for pair, (source, target) in {"en-ja": ("A cat.", "猫。"), "ja-en": ("猫。", "A cat.")}.items():
+        documents = [{"src": f"{source}{at}", "ref": f"{target}{at}"} for at in (1, 2)]
+        found[f"wmt20_{pair.replace('-', '_')}"] = {
+            "files": {
+                f"wmt20.{pair}.src": "".join(f"{item['src']}\n" for item in documents),
+                f"wmt20.{pair}.ref": "".join(f"{item['ref']} \n" for item in documents),
+            },
+            "prompt": prompt(wmt, *documents, sacrebleu_language_pair=pair),
+        }
+    return {task: {"fewshot": 1, "answer_tokens": 256, **item} for task, item in found.items()}
+
+
+PROMPTS = {"llm_jp_prompts": llm_jp_prompts, "harness_ja_prompts": harness_ja_prompts}
 
 
 def main() -> None:

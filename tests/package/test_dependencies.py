@@ -115,8 +115,6 @@ def test_pinned_versions_are_allowed(path: Path) -> None:
     pinned = pins(path)
     optional = {
         "wandb",
-        "fugashi",
-        "unidic-lite",
         "jieba",
         "pythainlp",
         "khmer-nltk",

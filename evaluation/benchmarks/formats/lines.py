@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Sequence
 
 from tsugiki.evaluation.benchmarks.formats import FORMATS, Record
+
+_SGML = re.compile(r"\s*(<\?xml|<!DOCTYPE|<(src|ref|tst)set)", re.IGNORECASE)
+_SEGMENT = re.compile(r"<seg\b[^>]*>(.*?)</seg>", re.IGNORECASE)
 
 
 @FORMATS.register("json")
@@ -23,9 +29,17 @@ def read_json(text: str) -> list[Record]:
             raise error from None  # the line is what there is to look at
 
 
+@FORMATS.register("csv")
+def read_csv(text: str) -> list[Record]:
+    """Comma-separated values with a line of names."""
+    return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+
 @FORMATS.register("text")
 def read_text(text: str, *, field: str = "line") -> list[Record]:
-    """A record each line, white space at its end removed."""
+    """A record each line, white space at its end removed; of WMT's SGML, one each segment."""
+    if _SGML.match(text):
+        return [{field: segment.strip()} for segment in _SEGMENT.findall(text)]
     return [{field: line.rstrip()} for line in text.removesuffix("\n").split("\n")]
 
 

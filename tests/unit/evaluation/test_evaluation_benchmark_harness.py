@@ -50,11 +50,11 @@ def test_a_library_that_a_task_lacks_is_told_before_a_model_is_loaded(
 
 
 @needs_harness
-def test_japanese_bleu_needs_mecab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_japanese_bleu_needs_nagisa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wmt20_en_ja.tsv").write_text("a\tb\n")
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "MeCab" else found(name))
-    with pytest.raises(EnvironmentError_, match="MeCab"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nagisa" else found(name))
+    with pytest.raises(EnvironmentError_, match="nagisa"):
         check(HarnessConfig(tasks=["wmt20_en_ja"], data=str(tmp_path)))
 
 

@@ -27,7 +27,7 @@ def test_suites_are_rectangular_and_own_tasks_are_known() -> None:
     assert suites()["swallow-ja"]["published"]["Swallow 7B"][2] == 0.5968
     assert suites()["seallm-math"]["published"]["SeaLLM-7B-v2"][0] == 78.2
     assert own_tasks()["m3exam_th"].data.file == "thai-questions-test.json"
-    assert own_tasks()["wmt20_en_ja"].score == "bleu_ja"
+    assert own_tasks()["wmt20_en_ja"].score == "bleu_nagisa"
 
 
 def test_suites_open_and_examples_can_be_changed() -> None:
@@ -105,8 +105,12 @@ def test_tables_that_were_measured_without_chat_stay_without() -> None:
     assert chatting == {"sus-chat-reasoning", None}
 
 
-@pytest.mark.parametrize("task", [name for name in own_tasks() if name.startswith(("gsm8k", "math", "mgsm"))])
+@pytest.mark.parametrize(
+    "task",
+    [name for name in own_tasks() if name.startswith(("gsm8k", "math", "mgsm")) and name != "mgsm_local_ja"],
+)
 def test_a_chain_of_thought_is_not_cut_before_its_answer(task: str) -> None:
+    """MGSM in Japanese is cut at its first line, as the published table was."""
     settings = own_tasks()[task].generation_kwargs
     assert settings is not None
     reasoning = "Each has 3.\n\nTogether:\n3 + 3 = 6\n\nThe answer is \\boxed{6}."

@@ -18,7 +18,7 @@ from tsugiki.evaluation.benchmarks.suites import data_files, missing_files
 from tsugiki.evaluation.benchmarks.task import own_tasks
 from tsugiki.evaluation.benchmarks.task_data import records_of, wanted_form
 from tsugiki.evaluation.config import HarnessConfig
-from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.errors import DataError, EnvironmentError_
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 PROMPTS = {
@@ -37,12 +37,49 @@ def table(name: str) -> list[list[Any]]:
     return cases
 
 
-@pytest.mark.parametrize(("name", "scores"), [("llm_jp", ("character_ratio", "first_line_exact"))])
+@pytest.mark.parametrize(
+    ("name", "scores"), [("llm_jp", ("character_ratio", "first_line_exact")), ("mgsm_ja", ("last_integer",))]
+)
 def test_scores_are_those_of_the_authors(name: str, scores: tuple[str, ...]) -> None:
     cases = table(name)
     assert len(cases) >= 1000
     for given, right, *values in cases:
         assert [find_score(score).function(given, [right]) for score in scores] == values, (given, right)
+
+
+def test_rouge_and_bleu_are_those_of_the_authors_on_their_words() -> None:
+    """What needs no segmenter; see the next test."""
+    from tsugiki.evaluation.benchmarks.scores.rouge import rouge2
+
+    cases = table("rouge2_ja")
+    assert len(cases) >= 1000
+    for _, _, value, given, right in cases:
+        assert rouge2(given.split(), right.split()) == value, (given, right)
+
+
+@needs_harness
+def test_bleu_is_that_of_the_authors_on_their_words() -> None:
+    """Theirs was sacrebleu 1.5.0; ours is the one installed."""
+    cases = table("bleu_ja_en")
+    assert sum(len(case[0]) for case in cases) >= 1000
+    for _, _, value, given, right in cases:
+        found = find_score("bleu").function(list(zip(right, given, strict=True)))
+        assert found == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rouge2_mecab", "bleu_nagisa"])
+def test_words_are_those_of_the_authors(name: str) -> None:
+    """Skipped only where the extra `eval` (and with it MeCab's and nagisa's dictionaries) is missing."""
+    score = find_score(name)
+    assert score.requires is not None
+    if any(importlib.util.find_spec(module) is None for module in score.requires[0].split()):
+        pytest.skip("the extra `eval` is not installed")
+    if name == "rouge2_mecab":
+        for given, right, value, *_ in table("rouge2_ja"):
+            assert score.function(given, [right]) == value
+    else:
+        for given, right, value, *_ in table("bleu_ja_en")[:10]:
+            assert score.function(list(zip(right, given, strict=True))) == pytest.approx(value, abs=1e-9)
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
@@ -67,7 +104,9 @@ def test_prompts_are_those_of_the_authors(tmp_path: Path, task: str) -> None:
     assert context == wanted["prompt"]
     assert settings["max_gen_toks"] == wanted["answer_tokens"]
     config = HarnessConfig(tasks=[task], data=str(tmp_path), fewshot={task: wanted["fewshot"]})
-    assert [item.task for item in check(config)] == [task]
+    assert missing_files(config) == []
+    if task not in ("xlsum_ja", "wmt20_en_ja"):  # their scores need libraries
+        assert [item.task for item in check(config)] == [task]
 
 
 def test_an_answer_keeps_what_counts_in_the_authors_code() -> None:
@@ -124,6 +163,43 @@ def test_examples_that_cannot_be_had_are_an_error_before_a_model_is_loaded(tmp_p
     more = HarnessConfig(tasks=config.tasks, data=config.data, fewshot={"jemhopqa": 5})
     with pytest.raises(DataError, match=r"too few examples(.|\n)*got: *4"):
         check(more)
+
+
+def test_translations_of_wmt_in_either_form(tmp_path: Path) -> None:
+    data = own_tasks()["wmt20_ja_en"].data
+    sgm = '<{0}set setid="newstest2020"><doc docid="1"><p>\n<seg id="1">{1} </seg>\n<seg id="2">b</seg>\n</p></doc></{0}set>\n'
+    (tmp_path / "newstest2020-jaen-src.ja.sgm").write_text(sgm.format("src", "猫。"), encoding="utf-8")
+    (tmp_path / "newstest2020-jaen-ref.en.sgm").write_text(sgm.format("ref", "A cat."), encoding="utf-8")
+    wanted = [{"source": "猫。", "reference": "A cat."}, {"source": "b", "reference": "b"}]
+    assert records_of(tmp_path, wanted_form(tmp_path, data), {}) == wanted
+    (tmp_path / "wmt20.ja-en.src").write_text("猫。\n\u2028b\n", encoding="utf-8")
+    assert wanted_form(tmp_path, data).file.endswith(".sgm")  # half a pair is none
+    (tmp_path / "wmt20.ja-en.ref").write_text("A cat.\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"do not belong together(.|\n)*1 lines(.|\n)*2, as in wmt20.ja-en.src"
+    ):
+        records_of(tmp_path, wanted_form(tmp_path, data), {})
+
+
+def test_worked_examples_are_read_without_running_their_file(tmp_path: Path) -> None:
+    examples = own_tasks()["mgsm_local_ja"].data.examples
+    assert examples is not None
+    (tmp_path / "exemplars.py").write_text(
+        "raise SystemExit\nMGSM_EXEMPLARS = {'ja': {'1': {'q': 'Q', 'a': 'A'}}}\n"
+    )
+    assert records_of(tmp_path, examples, {}) == [{"question": "Q", "answer": "A"}]
+    (tmp_path / "exemplars.py").write_text("MGSM_EXEMPLARS = open('x')\n")
+    with pytest.raises(DataError, match="not a file of the form `mgsm_exemplars`"):
+        records_of(tmp_path, examples, {})
+
+
+@needs_harness
+def test_a_segmenter_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, PROMPTS["xlsum_ja"]["files"])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "neologdn" else find(name))
+    with pytest.raises(EnvironmentError_, match=r"neologdn(.|\n)*pip install 'tsugiki\[eval\]'"):
+        check(HarnessConfig(tasks=["xlsum_ja"], data=str(tmp_path)))
 
 
 @needs_harness

@@ -73,6 +73,7 @@ def test_exports_during_training_are_exactly_one_checkpoint(
             step = used[-1].iteration
             assert step is not None
             exported[step] = tmp_path / f"export-{number}"
+            assert going_on or step == STEPS, "training ended early"
     training.join()
     assert len(exported) > 1, (exported, given_up)
     for step, directory in exported.items():

@@ -22,6 +22,7 @@ from training_case import (
     VOCABULARY,
     console,
     curve,
+    forked,
     hf_model,
     lines,
     server,
@@ -170,8 +171,10 @@ def graph(case: Path, run_dir: Path, **changes: object) -> Graph:
     return Graph([stage], run_dir, context, TrackingConfig(experiment="training"), lambda line: None)
 
 
-def execute(made: Graph) -> None:
-    made.run(list(made.stages.values()), TrainConfig())
+def execute(made: Graph, launched: bool = False) -> None:
+    """Run the stage; with processes launched as users' are, which can be stopped, or quicker ones."""
+    with contextlib.nullcontext() if launched else forked():
+        made.run(list(made.stages.values()), TrainConfig())
 
 
 @contextlib.contextmanager
@@ -202,7 +205,7 @@ def test_mlflow_has_the_whole_curve_once(case: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "observed"
     options = {"validation_interval_steps": 10, "save_interval_steps": 100}
     with stopping(run_dir, 3), pytest.raises(Interrupted):
-        execute(graph(case, run_dir, **options))
+        execute(graph(case, run_dir, **options), launched=True)
     client = MlflowClient(tracking_uri=default_uri(run_dir))
     experiment = client.get_experiment_by_name("training").experiment_id
 
@@ -254,7 +257,7 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
     store = tmp_path / "mlflow.db"
     options = {"save_interval_steps": 100}
     with stopping(run_dir, 3, lambda: _overwrite(store)), pytest.raises(Interrupted) as caught:
-        execute(graph(case, run_dir, **options))
+        execute(graph(case, run_dir, **options), launched=True)
     assert caught.value.exit_code == 75
     assert capfd.readouterr().err.count("tracking fails") >= 1
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,14 +46,30 @@ def graph(folder: Path, run_dir: Path) -> Graph:
     return Graph([stage], run_dir, StageContext(workers=2), announce=print)
 
 
-def start(folder: Path, run_dir: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """The stage in a session of its own, of which nothing is left afterwards."""
     script = folder / "run.py"
     names = {"tests": str(Path(__file__).parent)}
     script.write_text(RUN.format(folder=str(folder), run_dir=str(run_dir), **names))
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(script)], start_new_session=True, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+
+
+def watch(process: subprocess.Popen[str], meanwhile: Callable[[], object], seconds: float = 90) -> None:
+    """Look at something until it is true or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not meanwhile():
+        assert time.monotonic() < deadline, f"goes on after {seconds:.0f} s"
+        time.sleep(0.005)
 
 
 def workers(session: int) -> list[int]:
@@ -100,13 +116,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kill", [kill_a_worker, kill_everything])
 def test_killed_run_goes_on(folder: Path, tmp_path: Path, kill: Callable[..., None]) -> None:
     run_dir = tmp_path / "run"
-    process = start(folder, run_dir)
     markers = run_dir / "tokens.partial/.work/logs/completions"
-    deadline = time.monotonic() + 90
-    while not (markers.is_dir() and len(list(markers.iterdir())) >= 3):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.005)
-    kill(process)
+    with started(folder, run_dir) as process:
+        watch(process, lambda: markers.is_dir() and len(list(markers.iterdir())) >= 3)
+        assert process.poll() is None, process.communicate()[0]
+        kill(process)
     done = {int(path.name) for path in markers.iterdir()}
     assert 3 <= len(done) < SHARDS
     assert not (run_dir / "tokens").exists()
@@ -118,14 +132,16 @@ def test_killed_run_goes_on(folder: Path, tmp_path: Path, kill: Callable[..., No
 
     again = graph(folder, run_dir)
     assert again.decide(again.stages["tokens"]).action == "resume"
-    second = start(folder, run_dir)
-    while second.poll() is None:  # the parts are gone when the stage is complete
-        for path, modified in finished.items():
+
+    def not_done_again() -> None:
+        for path, modified in finished.items():  # gone when the stage is complete
             with contextlib.suppress(FileNotFoundError):
                 assert path.stat().st_mtime_ns == modified
-        time.sleep(0.01)
-    output = second.communicate()[0]
-    assert second.returncode == 0, output
+
+    with started(folder, run_dir) as second:
+        watch(second, not_done_again)
+        output = second.communicate()[0]
+        assert second.returncode == 0, output
     assert "interrupted earlier, continues" in output
     for name in ("src-en.bin", "src-en.idx", "src-en.heldout.bin", "src-en.heldout.idx", "mixture.json"):
         assert (run_dir / "tokens" / name).read_bytes() == (folder / "whole/tokens" / name).read_bytes()

@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS ?= constraints-$(PYTAG).txt
 TORCH ?= torch==2.13.0
-# Two for the cores of a small machine, and two that mostly wait for Slurm.
-WORKERS ?= 4
+# Test processes, for two cores; `make test` has one more, as its two longest files mostly wait for Slurm.
+WORKERS ?=
+PYTEST_WORKERS = 3
 PYTEST_FLAGS ?=
-PYTEST ?= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+PYTEST ?= $(BIN)/python -m pytest -n $(or $(WORKERS),$(PYTEST_WORKERS)) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 # Containers often set it. Every process of the tests, some hundreds, would compile the package and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,6 +27,7 @@ quickstart: $(VENV)/.installed  ## the whole pipeline on real text, ending with 
 smoke: $(VENV)/.installed  ## the same graph on a few hundred short documents, in about a minute
 	$(BIN)/tsugiki run configs/smoke.yaml
 
+test: PYTEST_WORKERS = 4
 test: $(VENV)/.installed  ## all tests
 	$(PYTEST) tests
 

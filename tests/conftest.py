@@ -18,8 +18,8 @@ LONGEST = (
     "test_tokenizer_word_lists", "test_tokens_stage", "test_training", "test_distill", "test_how_to_add",
 )  # fmt: skip
 """Files that take the longest: first, so that none of them runs alone at the end. Tests of a real Slurm mostly wait:
-the two longest of them come at the very beginning, beside them others use the cores. Hence two processes more than
-there are cores."""
+the two longest of them come at the very beginning, beside them others use the cores. Hence `make test` has two
+processes more than a small machine has cores."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,6 +36,7 @@ class Benchmark:
         scale: what the harness' number is multiplied by to lie between 0 and 1.
         maximum_new_tokens: length of an answer; None is the task's own choice.
         chat: whether `evaluate.harness.chat_template` applies to it.
+        differs: how this still differs from what was published.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Benchmark:
     scale: float = 1.0
     maximum_new_tokens: int | None = None
     chat: bool = True
+    differs: str | None = None
 
     @property
     def key(self) -> str:
@@ -58,6 +60,7 @@ class Benchmark:
 def suites() -> dict[str, dict[str, Any]]:
     """Suites by name, as ``suites.yaml`` has them."""
     loaded: dict[str, dict[str, Any]] = yaml.safe_load((_HERE / "suites.yaml").read_text(encoding="utf-8"))
+    del loaded["notes"]
     return loaded
 
 

@@ -52,8 +52,8 @@ app.command()(run.run)
 for _name, _summary in run.STAGE_COMMANDS.items():
     app.command(_name)(run.stage_command(_name, _summary))
 for _command in (
-    cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan, compare.compare, doctor.doctor,
-    schema.schema,
+    run.evaluate, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan, compare.compare,
+    doctor.doctor, schema.schema,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -14,6 +14,7 @@ from tsugiki.cli.options import (
     DryRunOption,
     ForceOption,
     SetOption,
+    complete_experiment,
     complete_stage,
     load,
     say,
@@ -114,12 +115,54 @@ def stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
+def evaluate(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="YAML file of the experiment, or the name of a shipped one.",
+            autocompletion=complete_experiment,
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    list_benchmarks: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Say of each benchmark (of CONFIG, or all) what file it wants, where that comes from, its licence, "
+            "whether it is here, and how the result differs from the published one; measure nothing.",
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FOLDER", help="With --list: the folder of the benchmarks' files."),
+    ] = None,
+) -> None:
+    """Bits per byte, samples and benchmarks, base against result. Earlier stages must be complete."""
+    if list_benchmarks:
+        from tsugiki.evaluation.benchmarks.listing import every_benchmark, listing
+
+        harness = every_benchmark(data)
+        if config is not None:
+            found = load(config, overrides).config.evaluate.harness
+            harness = found or harness
+            if data is not None:
+                harness = harness.model_copy(update={"data": data})
+        for line in listing(harness):
+            typer.echo(line)
+        return
+    if config is None:
+        raise typer.BadParameter("CONFIG is missing; without it there is only --list", param_hint="CONFIG")
+    run_stages(config, overrides, start="evaluate", until="evaluate", dry_run=dry_run, force=force)
+
+
 STAGE_COMMANDS = {
     "corpus": "Filter, deduplicate and split the sources.",
     "tokens": "Encode the corpus and plan the mixture.",
     "graft": "Write the base model with the extended vocabulary as a Megatron checkpoint.",
     "train": "Continue pretraining.",
     "export": "Write the trained model as a Hugging Face directory and verify it.",
-    "evaluate": "Bits per byte and samples, base against result.",
 }
 """Stage -> what its command does. The vocabulary's is `tsugiki tokenizer extend`."""

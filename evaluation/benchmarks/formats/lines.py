@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tsugiki.evaluation.benchmarks.formats import FORMATS, Record
 
@@ -15,8 +15,18 @@ _SEGMENT = re.compile(r"<seg\b[^>]*>(.*?)</seg>", re.IGNORECASE)
 
 
 @FORMATS.register("json")
-def read_json(text: str) -> list[Record]:
-    """A JSON list, JSON lines, or one object over several lines."""
+def read_json(text: str, *, names: Mapping[str, str] | None = None) -> list[Record]:
+    """A JSON list, JSON lines, or one object over several lines.
+
+    Args:
+        text: of the file.
+        names: fields that are called otherwise: ``{answer: answers}``.
+    """
+    called = names or {}
+    return [{called.get(key, key): value for key, value in item.items()} for item in _items(text)]
+
+
+def _items(text: str) -> list[Record]:
     if text.lstrip().startswith("["):
         listed: list[Record] = json.loads(text)
         return listed

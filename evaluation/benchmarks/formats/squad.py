@@ -8,8 +8,13 @@ from tsugiki.evaluation.benchmarks.formats import FORMATS, Record
 
 
 @FORMATS.register("squad")
-def read_squad(text: str) -> list[Record]:
-    """SQuAD's nesting, one record per answerable question."""
+def read_squad(text: str, *, language: str = "") -> list[Record]:
+    """SQuAD's nesting, one record per answerable question.
+
+    Args:
+        text: of the file.
+        language: only questions whose `id` begins with it, as in TyDiQA's file of all languages (`indonesian`).
+    """
     return [
         {
             "id": str(question["id"]),
@@ -21,5 +26,5 @@ def read_squad(text: str) -> list[Record]:
         for article in json.loads(text)["data"]
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
-        if question["answers"]
+        if question["answers"] and str(question["id"]).startswith(f"{language}-" if language else "")
     ]

@@ -84,7 +84,7 @@ def test_where_an_exam_comes_from_is_told(tmp_path: Path) -> None:
     ]  # fmt: skip
     told = origins(missing_files(config), config)
     assert len(told) == 2 and "not among M3Exam's languages" in told[0]
-    assert told[1] == "thai-questions-dev.json: https://github.com/DAMO-NLP-SG/M3Exam"
+    assert told[1].startswith("thai-questions-dev.json: https://cutt.ly/m3exam-data")
     without = HarnessConfig(tasks=config.tasks, data=config.data, fewshot={"m3exam_id": 0, "m3exam_th": 0})
     assert missing_files(without) == ["indonesian-questions-test.json"]
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tsugiki.evaluation.benchmarks.harness import _process, _task, check
+from tsugiki.evaluation.benchmarks.listing import every_benchmark, listing
 from tsugiki.evaluation.benchmarks.scores import find_score
-from tsugiki.evaluation.benchmarks.suites import data_files, missing_files
+from tsugiki.evaluation.benchmarks.suites import data_files, missing_files, suites
 from tsugiki.evaluation.benchmarks.task import own_tasks
 from tsugiki.evaluation.benchmarks.task_data import records_of, wanted_form
 from tsugiki.evaluation.config import HarnessConfig
@@ -207,3 +208,49 @@ def test_the_file_of_another_benchmark_is_an_error_before_a_model_is_loaded(tmp_
     (tmp_path / "jemhopqa-dev.json").write_text(json.dumps([{"premise": "p", "label": 1}]))
     with pytest.raises(DataError, match=r"another benchmark(.|\n)*'question' is undefined"):
         check(HarnessConfig(tasks=["jemhopqa"], data=str(tmp_path)))
+
+
+def test_files_as_their_authors_publish_them(tmp_path: Path) -> None:
+    """MATH is a folder of objects over several lines, TyDiQA one file of all languages."""
+    for place, number in (("algebra/10", 10), ("algebra/2", 2), ("geometry/1", 1)):
+        item = {"problem": f"p{number}", "solution": f"so $\\boxed{{{number}}}$"}
+        write_files(tmp_path, {f"MATH/test/{place}.json": json.dumps(item, indent=4)})
+    config = HarnessConfig(tasks=["math_local_en"], data=str(tmp_path))
+    records = records_of(tmp_path, wanted_form(tmp_path, own_tasks()["math_local_en"].data), {})
+    assert [record["problem"] for record in records] == ["p2", "p10", "p1"]
+    assert records[1]["answer"] == "so $\\boxed{10}$"
+    assert [path.name for path in data_files(config)] == ["2.json", "10.json", "1.json"]
+    questions = [
+        {"id": f"{language}-1-0", "question": "q", "answers": [{"text": language}]}
+        for language in ("indonesian", "thai")
+    ]
+    tydiqa = {"data": [{"paragraphs": [{"context": "c", "qas": questions}]}]}
+    write_files(tmp_path, {"tydiqa-goldp-v1.1-dev.json": json.dumps(tydiqa)})
+    data = own_tasks()["tydiqa_local_id"].data
+    assert [record["answers"] for record in records_of(tmp_path, wanted_form(tmp_path, data), {})] == [
+        ["indonesian"]
+    ]
+    write_files(
+        tmp_path, {"tydiqa_id_validation.jsonl": '{"context": "c", "question": "q", "answer": ["a", "b"]}\n'}
+    )
+    assert [record["answers"] for record in records_of(tmp_path, data.instead[0], {})] == [["a", "b"]]
+
+
+def test_the_list_says_what_is_wanted_where_from_and_whether_it_is_here(tmp_path: Path) -> None:
+    write_files(tmp_path, PROMPTS["jsquad"]["files"])
+    (tmp_path / "jsquad-train.json").unlink()
+    lines = list(listing(HarnessConfig(tasks=["swallow-ja/JSQuAD", "hellaswag"], data=str(tmp_path))))
+    assert lines[:4] == [
+        "swallow-ja/JSQuAD",
+        "  asked     jsquad, 4 examples; character_ratio",
+        "  file      jsquad-valid.json: here",
+        "  examples  jsquad-train.json (or jsquad.json): missing",
+    ]
+    assert lines[4].startswith("  from      https://github.com/yahoojapan/JGLUE")
+    assert lines[5] == "  licence   CC BY-SA 4.0"
+    assert lines[-1] == "  files     fetched from the hub by lm-evaluation-harness"
+    every = list(listing(every_benchmark(None)))
+    columns = [f"{name}/{column['title']}" for name, suite in suites().items() for column in suite["columns"]]
+    assert [line for line in every if not line.startswith(" ")][: len(columns)] == columns
+    assert "xquad_local_th" in every
+    assert sum(line.startswith("  differs") for line in every) > 20

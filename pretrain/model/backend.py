@@ -139,11 +139,17 @@ def prepare_megatron(acceleration: Acceleration) -> None:
     It decides both by what can be imported, whatever the layers are made of.
     """
     import megatron.core.optimizer as optimizers
+    import megatron.core.optimizer.distrib_optimizer as distributed
     import megatron.core.tensor_parallel.layers as layers
 
     adam, is_torch = _adam(acceleration.backend)
     optimizers.Adam = adam
     optimizers.USING_PYTORCH_OPTIMIZER = is_torch
+    # These say where Adam's step is kept, and which class may be divided over processes.
+    distributed.Adam = adam
+    distributed.HAVE_APEX_OR_TE = not is_torch
+    distributed.USING_TE_OPTIMIZER = acceleration.backend == "transformer_engine"
+    distributed.USING_APEX_OPTIMIZER = not is_torch and not distributed.USING_TE_OPTIMIZER
     if acceleration.accumulate:
         layers.fused_weight_gradient_mlp_cuda = _gradient_accumulation(acceleration.backend)
         layers._grad_accum_fusion_available = True

@@ -72,6 +72,8 @@ class Optimizer:
             )
         self.rows: RowControl | None = None
         self._keep_step_when_loading()
+        for optimizer in self.torch_optimizers():
+            optimizer.register_load_state_dict_pre_hook(_as_the_optimizer_keeps_it)
         self.prepare_state()
 
     def prepare_state(self) -> None:
@@ -160,3 +162,31 @@ class Optimizer:
         for model in models:
             model.zero_grad_buffer()
         self.megatron.zero_grad()
+
+
+def _as_the_optimizer_keeps_it(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved state for another implementation of Adam than the one that saved it.
+
+    torch counts steps for every parameter, as a tensor of its state; FusedAdam of apex and transformer-engine once for
+    a group, as an int, which their kernels insist on. Each also needs options in the groups that the other does not
+    have (`bias_correction`, `fused`).
+
+    Args:
+        optimizer: that loads.
+        saved: what :meth:`torch.optim.Optimizer.state_dict` gives, of any of them.
+    """
+    is_torch = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    counts = [item["step"] for item in [*saved["state"].values(), *saved["param_groups"]] if "step" in item]
+    groups = []
+    for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        kept = {name: value for name, value in group.items() if name in own}
+        groups.append({**{name: value for name, value in own.items() if name != "params"}, **kept})
+        groups[-1].pop("step", None)
+        if counts and not is_torch:
+            groups[-1]["step"] = int(counts[0])
+    states = {}
+    for number, state in saved["state"].items():
+        states[number] = {name: value for name, value in state.items() if name != "step"}
+        if counts and is_torch:
+            states[number]["step"] = torch.tensor(float(counts[0]))
+    return {**saved, "state": states, "param_groups": groups}

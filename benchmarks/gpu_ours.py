@@ -102,7 +102,7 @@ class Bench:
             micro_batch_size=self.options.micro_batch,
             forward_only=False,
         )
-        self.optimizer.step(1e-5, self.optimizer.gradient_norm())
+        self.optimizer.step(1e-5, float(self.optimizer.squared_norm()) ** 0.5)
         synchronize(self.options.device)
         return time.perf_counter() - start
 

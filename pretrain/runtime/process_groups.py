@@ -53,13 +53,17 @@ def initialise(
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
-def is_logging_rank() -> bool:
-    """Whether this rank reports: the first of the ranks that compute the loss."""
+def reports_loss() -> bool:
+    """Whether this rank's loss counts in a sum over all ranks: tensor-parallel ranks have the same."""
     return (
         parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         and parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     )
+
+
+def is_logging_rank() -> bool:
+    """Whether this rank reports: the first of the ranks that compute the loss."""
+    return reports_loss() and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
 
 
 def all_reduce_max(numbers: list[float]) -> list[float]:

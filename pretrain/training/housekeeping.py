@@ -27,13 +27,11 @@ class Signals(NamedTuple):
     """What any rank has seen during a step; the same on every rank.
 
     Attributes:
-        anomaly: the loss is not what it should be.
         stop: the run was asked to stop.
         ends_soon: the job's time ends before another step and its checkpoint would.
         writing: a checkpoint is still being written.
     """
 
-    anomaly: bool
     stop: bool
     ends_soon: bool
     writing: bool
@@ -73,6 +71,7 @@ class Housekeeping:
         self._steps_begun = 0
         self._logging_seconds = 0.0
         self._measuring_seconds = 0.0
+        self._began = 0.0
         self._norms: dict[str, float] = {}
 
     # --- signals ---------------------------------------------------------------------------------
@@ -86,25 +85,18 @@ class Housekeeping:
             self._log.say("stopped as asked before the first step")
         return bool(stopped)
 
-    def signals(self, trouble: str | None, step_seconds: float) -> Signals:
-        """What the ranks agree on after a step.
+    def signs(self) -> list[bool]:
+        """What this rank tells the others of itself in a step: `stop`, `ends_soon` and `writing` of `Signals`."""
+        return [self._stop.requested, self._deadline.save_now(), self._checkpoints.store.writing]
 
-        Every rank sees the same loss and norm; only the signals and clocks differ.
+    def signals(self, seen: list[bool]) -> Signals:
+        """What all ranks have told each other; the step's gradients are there.
 
         Args:
-            trouble: what this rank finds wrong with the loss.
-            step_seconds: time of the step.
+            seen: for each of :meth:`signs`, whether any rank has it.
         """
-        self._deadline.step_took(step_seconds)
-        seen = all_reduce_max(
-            [
-                float(trouble is not None),
-                float(self._stop.requested),
-                float(self._deadline.save_now()),
-                float(self._checkpoints.store.writing),
-            ]
-        )
-        return Signals(*(bool(value) for value in seen))
+        self._deadline.step_took(time.monotonic() - self._began)
+        return Signals(*seen)
 
     # --- at the beginning of a step ----------------------------------------------------------------
 
@@ -112,6 +104,7 @@ class Housekeeping:
         """A sign of life; the phase of the step, entered when it is another one."""
         self._steps_begun += 1
         self._watchdog.alive(patient=self._steps_begun == 1)  # the first one compiles
+        self._began = time.monotonic()
         phase = self._run.phase(self._progress.step)
         if phase is not self._phase:
             self._phase = phase

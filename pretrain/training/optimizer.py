@@ -7,9 +7,11 @@ import warnings
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from torch import Tensor
 
 from tsugiki.pretrain.config import OptimizerConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
@@ -119,25 +121,43 @@ class Optimizer:
         chained = getattr(self.megatron, "chained_optimizers", [self.megatron])
         return [item.optimizer for item in chained if getattr(item, "optimizer", None) is not None]
 
-    def gradient_norm(self) -> float:
-        """Make the reduced gradients ready and return their global norm (identical on all ranks)."""
+    def squared_norm(self) -> Tensor:
+        """Make the reduced gradients ready; this rank's part of the square of their global norm, fp64.
+
+        The parts of all ranks of the job add up to the square. The host waits for nothing.
+        """
         self.megatron.prepare_grads()
         if self.rows is not None:
             self.rows.mask_gradients()
-        return float(self.megatron.get_grad_norm())
+        gradients = [
+            gradient
+            for item in getattr(self.megatron, "chained_optimizers", [self.megatron])
+            for gradient in item.get_main_grads_for_grad_norm()
+        ]
+        # A plain optimizer's gradients are the same on all data-parallel ranks; one of them counts.
+        counts = (
+            self.config.distributed or parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+        )
+        if not (gradients and counts):
+            return torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+        return torch.nn.utils.get_total_norm(gradients).double().square()
 
     def step(self, learning_rate: float, gradient_norm: float) -> None:
-        """Clip and update; :meth:`gradient_norm` was called before."""
+        """Clip and update; :meth:`squared_norm` was called before.
+
+        Args:
+            learning_rate: of this step.
+            gradient_norm: the global norm.
+        """
         limit = self.config.clip_grad_norm
         factor = limit / (gradient_norm + _CLIP_EPSILON) if limit > 0 else 1.0
         for optimizer in self.torch_optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_mult", 1.0)
                 group["weight_decay"] = self.config.weight_decay * group.get("wd_mult", 1.0)
-                if factor < 1.0:
-                    for parameter in group["params"]:
-                        if parameter.grad is not None:
-                            parameter.grad.mul_(factor)
+                gradients = [item.grad for item in group["params"] if item.grad is not None]
+                if factor < 1.0 and gradients:
+                    torch._foreach_mul_(gradients, factor)
         self.megatron.step_with_ready_grads()
 
     def control_rows(self, rows: RowControl) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from tsugiki.pretrain.model.backend import acceleration_of
 from tsugiki.pretrain.model.gpt import build_model
 from tsugiki.pretrain.model.trainable import base_rows
 from tsugiki.pretrain.planning.schedule import Phase
-from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients
+from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients, reports_loss
 from tsugiki.pretrain.training.batches import Batch, iterators
 from tsugiki.pretrain.training.freeze import RowControl
 from tsugiki.pretrain.training.metrics.row_norms import RowNorms
@@ -32,11 +33,13 @@ class Gradients(NamedTuple):
         loss: mean cross entropy in nats.
         tokens: that count in it.
         norm: of the gradients, before clipping.
+        seen: for each sign, whether any rank has seen it.
     """
 
     loss: float
     tokens: float
     norm: float
+    seen: list[bool]
 
 
 class TrainingStep:
@@ -87,12 +90,28 @@ class TrainingStep:
 
     # --- a step ----------------------------------------------------------------------------------
 
-    def gradients(self, batches: list[Batch]) -> Gradients:
-        """Forward and backward over the micro batches of this rank."""
+    def gradients(self, batches: list[Batch], signs: Callable[[], list[bool]]) -> Gradients:
+        """Forward and backward over the micro batches of this rank.
+
+        Loss, norm and signs of all ranks are added up in one all-reduce, and the host waits for it: once a step.
+
+        Args:
+            batches: of this step.
+            signs: gives what this rank tells the others, asked when its work is under way.
+        """
         self.optimizer.zero_grad(self.wrapped)
-        sums = all_reduce_sum(self._run_micro_batches(batches, forward_only=False))
-        total, tokens = sums.tolist()  # the host waits for the GPU here and for the norm, once a step
-        return Gradients(total / max(tokens, 1.0), tokens, self.optimizer.gradient_norm())
+        sums = self._run_micro_batches(batches, forward_only=False)
+        own = torch.tensor([float(sign) for sign in signs()], dtype=torch.float64)
+        numbers = torch.cat(
+            [
+                sums if reports_loss() else torch.zeros_like(sums),
+                self.optimizer.squared_norm().view(1),
+                own.to(sums.device, non_blocking=True),
+            ]
+        )
+        torch.distributed.all_reduce(numbers)
+        total, tokens, square, *seen = numbers.tolist()
+        return Gradients(total / max(tokens, 1.0), tokens, math.sqrt(square), [sign > 0 for sign in seen])
 
     def update(self, learning_rate: float, gradients: Gradients) -> None:
         """Let the optimizer use the gradients."""

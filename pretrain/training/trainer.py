@@ -7,8 +7,6 @@ A step reads a batch and makes gradients (:mod:`~tsugiki.pretrain.training.step`
 
 from __future__ import annotations
 
-import time
-
 from tsugiki.pretrain.runtime.job import TrainJob
 from tsugiki.pretrain.runtime.peers import Peers
 from tsugiki.pretrain.runtime.process_groups import barrier
@@ -84,19 +82,17 @@ class Trainer:
             return False
         progress.window.begin()
         while progress.step < run.steps:
-            started = time.monotonic()
             phase = housekeeping.begin_step()
             batch = reader.step(progress.step)
             housekeeping.read_batch()
-            gradients = step.gradients(batch)
-
-            trouble = progress.guard.judge(gradients.loss, gradients.norm)
-            signals = housekeeping.signals(trouble, time.monotonic() - started)
+            gradients = step.gradients(batch, housekeeping.signs)
+            signals = housekeeping.signals(gradients.seen)
+            trouble = progress.guard.judge(gradients.loss, gradients.norm)  # alike on all ranks
             progress.step += 1
             housekeeping.finish_written_checkpoint(signals)
             learning_rate = phase.learning_rate(run.tokens(progress.step))
-            if signals.anomaly:
-                anomalies.handle(trouble or "another rank reports an anomaly", gradients.loss)
+            if trouble is not None:
+                anomalies.handle(trouble, gradients.loss)
                 housekeeping.discard()
             else:
                 progress.guard.accept(gradients.loss)
@@ -107,7 +103,7 @@ class Trainer:
             housekeeping.log(learning_rate, phase, reader.waited_seconds)
             housekeeping.validate()
             # After going back the weights are those of an earlier step: a kill must not bring the later ones back.
-            went_back = signals.anomaly and anomalies.rolls_back
+            went_back = trouble is not None and anomalies.rolls_back
             housekeeping.save(now=signals.stop or signals.ends_soon or went_back)
             if signals.stop and not housekeeping.is_last:
                 housekeeping.say_stopped()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -270,6 +271,7 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
 AS_A_RANK = """
 import os
 from pathlib import Path
+from typing import Any
 os.environ |= {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
@@ -315,3 +317,52 @@ def test_rank_0_of_a_job_sends_what_the_logging_rank_writes(
         expected = [(line["step"], line[key]) for line in lines(output) if key in line]
         assert sorted((point.step, point.value) for point in points) == expected and expected
     assert run.data.params["train/processes"] == str(size)
+
+
+COUNTED = """
+import collections, json, traceback
+from pathlib import Path
+from typing import Any
+import torch
+from tsugiki.pretrain.training.step import TrainingStep
+
+reads, steps = collections.Counter(), []
+
+def counted(name):
+    original = getattr(torch.Tensor, name)
+    def read(tensor, *arguments):
+        reads["".join(traceback.format_stack(limit=8)[-3:-1])] += 1
+        return original(tensor, *arguments)
+    setattr(torch.Tensor, name, read)
+
+for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy"):
+    counted(name)
+waits = []
+all_reduce = torch.distributed.all_reduce
+def reduced(tensor, *arguments, group=None, **options):
+    waits.append(group is None)
+    return all_reduce(tensor, *arguments, group=group, **options)
+torch.distributed.all_reduce = reduced
+gradients, update = TrainingStep.gradients, TrainingStep.update
+def begin(self, *arguments):
+    reads.clear()
+    waits.clear()
+    return gradients(self, *arguments)
+def end(self, *arguments):
+    update(self, *arguments)
+    steps.append([sum(reads.values()), sum(waits), list(reads)])
+    Path("PATH").write_text(json.dumps(steps))
+TrainingStep.gradients, TrainingStep.update = begin, end
+"""
+
+
+@pytest.mark.parametrize("layout", [{}, {"optimizer": {"distributed": False, "clip_grad_norm": 0.01}}])
+def test_the_host_waits_once_a_step(case: Path, tmp_path: Path, layout: dict[str, Any]) -> None:
+    """Loss, norm and what the ranks tell each other come in one all-reduce, whatever is clipped."""
+    path = tmp_path / "reads.json"
+    options = {"log_interval_steps": 100, **layout}
+    train(case, tmp_path / "out", fault=COUNTED.replace("PATH", str(path)), **options)
+    steps = json.loads(path.read_text())
+    assert len(steps) == STEPS
+    # The last step writes a log line, with norms of its own.
+    assert {(reads, waits) for reads, waits, _ in steps[:-1]} == {(1, 1)}, steps[-2]

@@ -291,6 +291,14 @@ class TrainConfig(StrictModel):
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over tokens."""
+    continue_from: Annotated[str | None, NotFingerprinted] = Field(default=None, pattern=r"^.+@[0-9]{1,18}$")
+    """`RUN@STEP`: start from a checkpoint of another run directory (`runs/NAME@25000`) instead of the graft, with this
+    run's schedule, mixture, batch and length. The checkpoint's content, not its place, decides whether a result is
+    still valid."""
+    continue_moments: Annotated[bool, OmittedIfDefault] = True
+    """With `continue_from`: take the optimizer's moments over; false = the weights alone."""
+    continue_repeats_data: Annotated[bool, OmittedIfDefault] = False
+    """With `continue_from`: begin every source anew; false = documents that were read come last."""
     phases: list[PhaseConfig] = []
     """Staged training; empty = everything trains from the start."""
     z_loss: float = Field(default=0.0, ge=0)
@@ -353,6 +361,8 @@ class TrainConfig(StrictModel):
                 f"keep_checkpoints_every_steps {self.keep_checkpoints_every_steps} must be a multiple of "
                 f"save_interval_steps {self.save_interval_steps}"
             )
+        if self.continue_from is None and (self.continue_repeats_data or not self.continue_moments):
+            raise ValueError("continue_moments and continue_repeats_data belong to continue_from: RUN@STEP")
         ends = [phase.until_tokens for phase in self.phases]
         if any(end is None for end in ends[:-1]):
             raise ValueError("phases: every phase but the last needs until_tokens")

@@ -19,6 +19,7 @@ from tsugiki.pretrain.planning.schedule import check_schedule
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
+from tsugiki.pretrain.training.continuing import check_origin, find_origin, run_and_step
 from tsugiki.pretrain.training.launch import run_here
 from tsugiki.pretrain.training.metrics.follower import MetricsFollower
 
@@ -62,6 +63,13 @@ def _train(
     world = World.from_environment()
     refuse(layout_problems(config, spec, processes=None if world is None else world.size))
     check_schedule(config, mixture.total_tokens)
+    continue_from = None
+    if config.continue_from is not None and not (output_dir / CHECKPOINTS_NAME / "latest.json").is_file():
+        origin = find_origin(config.continue_from)
+        check_origin(origin, config, spec, inputs.get("tokenizer"))
+    if config.continue_from is not None:
+        folder, step = run_and_step(config.continue_from)
+        continue_from = f"{folder.resolve()}@{step}"
     if config.backend != "auto" or config.precision == "fp8":
         from tsugiki.pretrain.model.backend import acceleration_of
 
@@ -72,6 +80,7 @@ def _train(
         tokens_dir=tokens.resolve(),
         output_dir=output_dir.resolve(),
         seed=context.seed,
+        continue_from=continue_from,
         tracking_runs=context.tracker.run_ids,
     )
     job.work_dir.mkdir(parents=True, exist_ok=True)

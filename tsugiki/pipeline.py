@@ -40,6 +40,7 @@ from tsugiki.pretrain.planning.layouts import Machine
 from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, extended_rows, make_plan
 from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.pretrain.training.continuing import check_origin, find_origin, run_and_step
 from tsugiki.results import Run, open_run
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.learning.word_lists import is_file, word_list_files
@@ -209,6 +210,11 @@ class Experiment:
         base = self.config.base.path
         if base is not None and any(stage.external for stage in stages) and not expand_path(base).exists():
             missing.append((("base", "path"), base))
+        continued = self.config.train.continue_from
+        if continued is not None and any(stage.name == "train" for stage in stages):
+            run, _ = run_and_step(continued)
+            if not run.is_dir():
+                missing.append((("train", "continue_from"), continued))
         harness = self.config.evaluate.harness
         if harness is not None and any(stage.name == "evaluate" for stage in stages):
             if not is_installed():
@@ -296,6 +302,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
     external: dict[str, Path] = {}
     harness = config.evaluate.harness
     extend = config.tokenizer.extend
+    continued = config.train.continue_from
     if config.base.path is not None:
         external["base"] = expand_path(config.base.path)
     graph = [
@@ -323,6 +330,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         ),
         Stage(
             "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",
+            sources=None if continued is None else lambda: {find_origin(continued).mark: Path("continue_from")},
             keep_partial=True, precious=True,
         ),
         Stage(
@@ -431,6 +439,10 @@ def _check_model(experiment: Experiment, any_layout: bool) -> None:
         return
     rows, _ = extended_rows(spec.vocabulary_size, experiment.config.tokenizer.extend, experiment.run_dir)
     spec = extended_context(spec.model_copy(update={"vocabulary_size": rows}), graft)
+    if train.continue_from is not None and run_and_step(train.continue_from)[0].is_dir():
+        origin = find_origin(train.continue_from)
+        own = experiment.run_dir / "tokenizer"
+        check_origin(origin, train, spec, own if own.is_dir() else None)
     problems = layout_problems(train, spec)
     if any_layout:
         problems = [problem for problem in problems if problem.where == "train.sequence_length"]

@@ -39,6 +39,13 @@ class MixtureSource(TokenSource):
     epochs: float = Field(description="planned_tokens / tokens")
 
 
+class MixtureChange(StrictModel):
+    """The shares of a stretch of the training."""
+
+    from_tokens: int = Field(ge=0, description="tokens of the training at which it begins")
+    shares: dict[str, float] = Field(description="by source; they sum to 1, the other sources have none")
+
+
 class Mixture(Contents):
     """Contents of ``tokens/mixture.json``."""
 
@@ -51,6 +58,11 @@ class Mixture(Contents):
     eod_id: int
     total_tokens: int
     sources: list[MixtureSource]
+    changes: list[MixtureChange] = Field(
+        default=[],
+        description="stretches, the first from token 0, of a mixture that changes; a source's share is then that "
+        "of the whole training",
+    )
     untrained: list[TokenSource] = Field(
         default=[], description="sources that no weight names: validated on, not trained on"
     )

@@ -56,6 +56,8 @@ class TrainJob(StrictModel):
     output_dir: Path
     """Where checkpoints and metrics go."""
     seed: int
+    continue_from: str | None = None
+    """RUN@STEP with a whole path, where the weights are another run's."""
     tracking_runs: dict[str, str] = {}
     """Id of the run in each tracker, for checkpoint.json."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,13 @@ from torch import Tensor
 
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.files import sha256_file
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
-from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.ledger import Passes
+from tsugiki.pretrain.training.run import Run, Stretch
+from tsugiki.pretrain.training.sample_order import OrderedSamples, document_count, passes_of
 
 _OPENING_THREADS = 1
 
@@ -76,6 +79,8 @@ class TrainingData:
         sequence_length: tokens per sample.
         samples: samples of the whole run.
         seed: decides the order.
+        stretches: of the run with one mixture each; None = the mixture's own shares all along.
+        passes: over the documents of each source before the run, by name; empty = nothing was read.
 
     Raises:
         DataError: a source is missing, unreadable or shorter than one sample.
@@ -90,23 +95,25 @@ class TrainingData:
         sequence_length: int,
         samples: int,
         seed: int,
+        stretches: Sequence[Stretch] | None = None,
+        passes: Passes | None = None,
     ) -> None:
         from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
         self.mixture = mixture
+        self.samples = samples
         _check_sources(mixture, tokens_dir, sequence_length)
         prefixes = [str(tokens_dir / source.prefix) for source in mixture.sources]
         weights = [source.share for source in mixture.sources]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
-            config = GPTDatasetConfig(
+
+        def configured(cache: Path) -> Any:
+            return GPTDatasetConfig(
                 random_seed=seed,
                 sequence_length=sequence_length,
                 # All of the training files: held-out text has files of its own.
                 blend_per_split=[(prefixes, weights), None, None],
-                path_to_cache=str(cache_dir),
+                path_to_cache=str(cache),
                 num_dataset_builder_threads=_OPENING_THREADS,
                 tokenizer=_DatasetTokenizer(mixture),
                 reset_position_ids=False,
@@ -114,12 +121,29 @@ class TrainingData:
                 eod_mask_loss=False,
                 create_attention_mask=False,
             )
-            builder = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config)
-            self._dataset: Any = builder.build()[0]
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
+            self._dataset: Any
+            if stretches is None and not passes:
+                builder = BlendedMegatronDatasetBuilder(
+                    GPTDataset, [samples, 0, 0], lambda: True, configured(cache_dir)
+                )
+                self._dataset = builder.build()[0]
+            else:
+                self._dataset = OrderedSamples(
+                    mixture,
+                    tokens_dir,
+                    stretches or [Stretch(samples, tuple(weights))],
+                    passes or {},
+                    lambda name: configured(cache_dir / name),
+                    sequence_length,
+                )
 
     @classmethod
-    def of(cls, run: Run) -> Self:
-        """The samples of a run."""
+    def of(cls, run: Run, passes: Passes) -> Self:
+        """The samples of a run, given what was read before; every rank calls this."""
         return cls(
             run.mixture,
             run.job.tokens_dir,
@@ -127,7 +151,28 @@ class TrainingData:
             sequence_length=run.config.sequence_length,
             samples=run.steps * run.config.global_batch,
             seed=run.job.seed,
+            stretches=run.stretches,
+            passes=passes,
         )
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What another run needs to know this order again, for checkpoint.json."""
+        return {
+            "mixture_sha256": sha256_file(run.job.tokens_dir / Mixture.file_name),
+            "samples": self.samples,
+            "sequence_length": run.config.sequence_length,
+            "global_batch": run.config.global_batch,
+        }
+
+    def passes(self, consumed: Mapping[str, int], tokens_dir: Path) -> dict[str, Any]:
+        """Passes over the documents of each source in its first samples, by name: [documents]."""
+        return {
+            source.name: passes_of(
+                self._dataset, number, consumed[source.name], document_count(tokens_dir / source.prefix)
+            )
+            for number, source in enumerate(self.mixture.sources)
+            if consumed.get(source.name)
+        }
 
     def sample(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and loss mask of one sample, each [S]."""

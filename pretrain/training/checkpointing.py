@@ -68,6 +68,7 @@ class Checkpointing:
             "consumed_samples": samples,
             "consumed_tokens": run.tokens(step),
             "consumed_samples_by_source": self._data.samples_by_source(0, samples),
+            "data": self._data.facts(run),
             "skipped_batches": sorted(self._progress.skipped),
             "phase": run.phase(max(step - 1, 0)).name,
             "seed": run.job.seed,

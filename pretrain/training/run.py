@@ -15,6 +15,19 @@ from tsugiki.pretrain.runtime.world import World
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Samples with the same mixture.
+
+    Attributes:
+        samples: how many.
+        shares: of each source of the mixture, in its order; they add up to 1, some may be 0.
+    """
+
+    samples: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """The facts of a run.
 
@@ -61,6 +74,16 @@ class Run:
         return self.job.config
 
     @property
+    def stretches(self) -> list[Stretch] | None:
+        """Stretches with one mixture each; None where the mixture stays as it is."""
+        return stretches_of(
+            self.mixture,
+            self.config.global_batch,
+            self.config.sequence_length,
+            self.steps * self.config.global_batch,
+        )
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a global batch."""
         return self.config.global_batch * self.config.sequence_length
@@ -90,3 +113,25 @@ def total_steps(mixture: Mixture, global_batch: int, sequence_length: int) -> in
             f"{global_batch * sequence_length:,}",
         )
     return steps
+
+
+def stretches_of(
+    mixture: Mixture, global_batch: int, sequence_length: int, samples: int
+) -> list[Stretch] | None:
+    """The stretches of a run with one mixture each; None where it does not change.
+
+    A change takes effect with the first step that begins at its token or after it.
+    """
+    if not mixture.changes:
+        return None
+    starts = [0]
+    for change in mixture.changes[1:]:
+        starts.append(-(-change.from_tokens // (global_batch * sequence_length)) * global_batch)
+    ends = [*starts[1:], samples]
+    return [
+        Stretch(
+            min(end, samples) - start, tuple(change.shares.get(item.name, 0.0) for item in mixture.sources)
+        )
+        for change, start, end in zip(mixture.changes, starts, ends, strict=True)
+        if start < min(end, samples)
+    ]

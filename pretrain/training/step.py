@@ -20,6 +20,7 @@ from tsugiki.pretrain.model.trainable import base_rows
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients, reports_loss
 from tsugiki.pretrain.training.batches import Batch, iterators
+from tsugiki.pretrain.training.continuing import find_origin
 from tsugiki.pretrain.training.freeze import RowControl
 from tsugiki.pretrain.training.metrics.row_norms import RowNorms
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
@@ -61,12 +62,14 @@ class TrainingStep:
             z_loss=config.z_loss,
             acceleration=acceleration_of(config),
         )
-        if checkpoint is None:
+        if checkpoint is None and run.job.continue_from is None:
             self._load_graft()
         self.wrapped = wrap_models(self.models, distributed_optimizer=config.optimizer.distributed)
         self.optimizer = Optimizer(config.optimizer, self.wrapped, config.precision)
         self.state = TrainingState(self.models, self.optimizer.megatron, run.spec.vocabulary_size)
         self.restored: dict[str, Any] = {} if checkpoint is None else self.load(checkpoint)
+        if checkpoint is None and run.job.continue_from is not None:
+            self._continue(run.job.continue_from)
         """What else the checkpoint keeps; empty at the start of a run."""
         rows = run.spec.vocabulary_size
         new_rows = (base_rows(run.job.graft_dir, rows), rows)
@@ -166,9 +169,26 @@ class TrainingStep:
         return common
 
     def start_over(self) -> None:
-        """The weights of the graft and no moments."""
+        """What the run began with: the graft and no moments, or another run's checkpoint."""
+        if self.run.job.continue_from is not None:
+            self._continue(self.run.job.continue_from)
+            return
         self._load_graft()
         self.optimizer.forget()
+
+    def _continue(self, setting: str) -> None:
+        """Another run's weights, and its moments where they are wanted; nothing of its progress."""
+        checkpoint = find_origin(setting).checkpoint
+        if not self.run.config.continue_moments:
+            self.state.load(checkpoint, weights_only=True)
+            self.optimizer.forget()
+            return
+        self.load(checkpoint)
+        # Megatron loads these with the moments; they are this run's own. Rate and decay are set at every step.
+        config = self.run.config.optimizer
+        for optimizer in self.optimizer.torch_optimizers():
+            for group in optimizer.param_groups:
+                group["betas"], group["eps"] = config.betas, config.epsilon
 
     def _load_graft(self) -> None:
         TrainingState(self.models, None, self.run.spec.vocabulary_size).load(

@@ -15,8 +15,10 @@ from tsugiki.pretrain.runtime.world import World
 from tsugiki.pretrain.training.anomalies import AnomalyHandler
 from tsugiki.pretrain.training.batches import BatchLayout, BatchReader, TrainingData
 from tsugiki.pretrain.training.checkpointing import Checkpointing, open_store
+from tsugiki.pretrain.training.continued_data import read_before
 from tsugiki.pretrain.training.guard import Deadline, Watchdog
 from tsugiki.pretrain.training.housekeeping import Housekeeping, leave_hang
+from tsugiki.pretrain.training.ledger import said
 from tsugiki.pretrain.training.metrics.log import open_log
 from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.metrics.throughput import Throughput
@@ -36,7 +38,7 @@ class Trainer:
 
     def __init__(self, job: TrainJob, world: World, stop: StopRequest, peers: Peers) -> None:
         self._run = run = Run.load(job, world)
-        self._data = TrainingData.of(run)
+        self._data = TrainingData.of(run, read_before(run))
         self._progress = progress = Progress(run.config.anomalies)
         self._watchdog = watchdog = Watchdog(
             run.config.watchdog_seconds, run.config.startup_watchdog_seconds, lambda _: peers.hangs()
@@ -57,6 +59,10 @@ class Trainer:
         """
         run = self._run
         log = open_log(run.job.metrics_path, self._progress.step, run.steps, self._problems)
+        if run.job.continue_from is not None and self._progress.step == 0:
+            log.say(f"continuing from {run.job.continue_from}")
+            for source, what in said(run.job.output_dir).items():
+                log.say(f"  {source}: {what}")
         reader = BatchReader(self._data, BatchLayout.of(run.config, run.mixture.eod_id), run.steps)
         deadline = Deadline()
         checkpoints = Checkpointing(

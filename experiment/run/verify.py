@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.progress import Progress
-from tsugiki.experiment.run.manifest import MANIFEST_NAME, Manifest
+from tsugiki.experiment.run.manifest import MANIFEST_NAME
 from tsugiki.experiment.run.status import read_status
-
-_CHECKPOINT_MARK = "checkpoint.json"
-_CHUNK_BYTES = 8 * 2**20
+from tsugiki.experiment.run.sums import CHECKPOINT_MARK, Sum, checkpoint_sums, file_sum, manifest_sums
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,6 @@ class Verification:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Expected:
-    bytes: int
-    sha256: str
-    recorded_in: str
-
-
 def verify_run(run_dir: Path, *, show: bool = True) -> Verification:
     """Compare all files of finished stages and of checkpoints with their recorded sizes and sha256.
 
@@ -91,21 +80,20 @@ def verify_run(run_dir: Path, *, show: bool = True) -> Verification:
         ConfigError: there is no run here.
     """
     read_status(run_dir)
-    expected: dict[str, list[_Expected]] = {}
+    expected: dict[str, list[Sum]] = {}
     damaged: list[DamagedFile] = []
     verified = []
     for record in _records(run_dir):
         name = record.relative_to(run_dir).as_posix()
         try:
-            files = _manifest_files(record) if record.name == MANIFEST_NAME else _checkpoint_files(record)
+            files = manifest_sums(record) if record.name == MANIFEST_NAME else checkpoint_sums(record)
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             damaged.append(DamagedFile(name, f"unreadable: {str(error).splitlines()[0]}", name))
             continue
         verified.append(name)
-        for file, (size, sha256) in files.items():
-            path = (record.parent / file).relative_to(run_dir).as_posix()
-            expected.setdefault(path, []).append(_Expected(size, sha256, name))
-    total = sum(records[0].bytes for records in expected.values())
+        for file, recorded in files.items():
+            expected.setdefault(file.relative_to(run_dir).as_posix(), []).append(recorded)
+    total = sum(records[0].bytes or 0 for records in expected.values())
     with Progress("verify", total / 1e6, "MB", None if show else _Nowhere()) as progress:  # type: ignore[arg-type]
         damaged += _compare(run_dir, expected, progress)
     return Verification(str(run_dir), tuple(verified), len(expected), total, tuple(damaged))
@@ -129,37 +117,26 @@ def _records(run_dir: Path) -> Iterator[Path]:
         # A manifest in an unfinished folder is about to be renamed with it.
         if (folder / MANIFEST_NAME).exists() and not folder.name.endswith(".partial"):
             yield folder / MANIFEST_NAME
-        yield from sorted(folder.glob(f"checkpoints/iter_*/{_CHECKPOINT_MARK}"))
+        yield from sorted(folder.glob(f"checkpoints/iter_*/{CHECKPOINT_MARK}"))
 
 
-def _manifest_files(path: Path) -> dict[str, tuple[int, str]]:
-    manifest = Manifest.model_validate_json(path.read_bytes())
-    if not manifest.lists_its_outputs:
-        raise ValueError("the list of outputs does not have the digest of the manifest")
-    return {name: (file.bytes, file.sha256) for name, file in manifest.outputs.items()}
-
-
-def _checkpoint_files(path: Path) -> dict[str, tuple[int, str]]:
-    files = json.loads(path.read_bytes())["files"]
-    return {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
-
-
-def _compare(
-    run_dir: Path, expected: dict[str, list[_Expected]], progress: Progress
-) -> Iterator[DamagedFile]:
+def _compare(run_dir: Path, expected: dict[str, list[Sum]], progress: Progress) -> Iterator[DamagedFile]:
     lock = threading.Lock()
 
     def advance(count: int) -> None:
         with lock:
             progress.advance(count / 1e6)
 
+    def named(record: Sum) -> str:
+        return record.recorded_in.relative_to(run_dir).as_posix()
+
     def compare(path: str) -> list[DamagedFile]:
         try:
-            size, digest = _read(run_dir / path, advance)
+            size, digest = file_sum(run_dir / path, advance)
         except FileNotFoundError:
-            return [DamagedFile(path, "missing", expected[path][0].recorded_in)]
+            return [DamagedFile(path, "missing", named(expected[path][0]))]
         except OSError as error:
-            return [DamagedFile(path, f"unreadable: {error.strerror}", expected[path][0].recorded_in)]
+            return [DamagedFile(path, f"unreadable: {error.strerror}", named(expected[path][0]))]
         found = []
         for record in expected[path]:
             if size != record.bytes:
@@ -168,20 +145,9 @@ def _compare(
                 problem = f"sha256 {digest[:16]}…, expected {record.sha256[:16]}…"
             else:
                 continue
-            found.append(DamagedFile(path, problem, record.recorded_in))
+            found.append(DamagedFile(path, problem, named(record)))
         return found
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for found in pool.map(compare, expected):
             yield from found
-
-
-def _read(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
-    """Size and sha256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-            advance(len(chunk))
-    return size, digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 from tsugiki.experiment.errors import CheckpointError, DataError
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model.model_spec import ModelSpec
+from tsugiki.experiment.run.sums import sums_compared
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.import_hf import DTYPES_KEY, for_each, require_space
 from tsugiki.pretrain.conversion.trained_model import (
@@ -77,6 +78,7 @@ def write_export(
         require_space(output_dir, writer.total_bytes)
         with (
             writer,
+            sums_compared(model.files, damaged=journal.forget),
             byte_progress("export", writer.total_bytes) as advance,
             ThreadPoolExecutor(max(1, workers)) as pool,
         ):
@@ -199,7 +201,7 @@ def _request(
     model: TrainedModel, planned: Sequence[tuple[str, tuple[int, ...], str]], shard_bytes: int
 ) -> dict[str, Any]:
     """What the weights of the result depend on, for resuming."""
-    files = [path for path in model.checkpoint.iterdir() if path.is_file()]
+    files = [path for path in model.files if path.parent == model.checkpoint]
     return {"format": 1, "files": file_states(files), "tensors": planned, "shard_bytes": shard_bytes}
 
 

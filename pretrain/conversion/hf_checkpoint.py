@@ -46,6 +46,14 @@ class HfCheckpoint:
             counts[self.dtype_of(name)] += self.reader.tensors[self.names[name]].size_bytes
         self.dtype = counts.most_common(1)[0][0]
 
+    @property
+    def files(self) -> list[Path]:
+        """What decides the weights: config.json and the files that hold them."""
+        return [
+            *{tensor.file: None for tensor in self.reader.tensors.values()},
+            self.directory / "config.json",
+        ]
+
     def dtype_of(self, name: str) -> str:
         """Our name of the type of a tensor."""
         return dtype_name(torch_dtype(self.reader.tensors[self.names[name]].dtype))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.files import write_json_atomically
 from tsugiki.experiment.model.model_spec import ModelSpec
+from tsugiki.experiment.run.sums import sums_compared
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.conversion.finite import require_finite, require_finite_rows
 from tsugiki.pretrain.conversion.hf_checkpoint import HfCheckpoint, row_blocks
@@ -94,7 +95,8 @@ def write_import(
             distilled = _distil(source.spec, folders, pieces, new_rows, config.distillation, seed, journal)
         with writer:
             journal.record(LAYOUT)
-            _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
+            with sums_compared(source.files, damaged=journal.forget):
+                _write_blocks(source, spec, new_rows, writer, blocks, journal, workers)
             writer.write_metadata()
 
     spec.save(output_dir)
@@ -228,12 +230,12 @@ def _request(
     source: HfCheckpoint, tokenizer_dir: Path | None, rows: int, config: GraftConfig, seed: int
 ) -> dict[str, Any]:
     """What the result depends on, for resuming."""
-    files = [tensor.file for tensor in source.reader.tensors.values()]
+    files = source.files
     if tokenizer_dir is not None and (tokenizer_dir / PIECES_NAME).is_file():
         files.append(tokenizer_dir / PIECES_NAME)
     return {
         "format": 1,
-        "files": file_states([*files, source.directory / "config.json"]),
+        "files": file_states(files),
         "rows": rows,
         "config": config.model_dump(),
         "seed": seed,

@@ -32,6 +32,7 @@ class TrainedModel:
         hf_config: the Hugging Face configuration it came with.
         iteration: step of a training checkpoint; None for an imported base.
         facts: ``checkpoint.json`` of a training checkpoint (tokens, layout), else empty.
+        home: the folder with the model's description.
     """
 
     checkpoint: Path
@@ -39,6 +40,13 @@ class TrainedModel:
     hf_config: dict[str, Any]
     iteration: int | None
     facts: dict[str, Any]
+    home: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """What the model is made of: the checkpoint's files and its description."""
+        described = [self.home / name for name in (SPEC_NAME, HF_CONFIG_NAME)]
+        return [*(path for path in self.checkpoint.iterdir() if path.is_file()), *described]
 
     def dtype_of(self, name: str, asked: WeightDtype | None) -> str | None:
         """Type to export a tensor in: as asked, or as the base had it; None when neither is known."""
@@ -91,7 +99,9 @@ def find_checkpoint(path: Path, iteration: int | None = None) -> TrainedModel:
         raise CheckpointError(
             "unreadable model configuration", where=home / HF_CONFIG_NAME, got=error
         ) from error
-    return TrainedModel(checkpoint, ModelSpec.load(home), hf_config, iteration_of(checkpoint.name), facts)
+    return TrainedModel(
+        checkpoint, ModelSpec.load(home), hf_config, iteration_of(checkpoint.name), facts, home
+    )
 
 
 def while_whole(path: Path, iteration: int | None, use: Callable[[TrainedModel], Result]) -> Result:

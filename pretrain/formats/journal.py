@@ -56,6 +56,10 @@ class Journal:
             self._stream.write(f"{unit}\n")
             self._stream.flush()
 
+    def forget(self) -> None:
+        """Let the next attempt begin anew: what was written is not to be used."""
+        self._path.unlink(missing_ok=True)
+
     def __enter__(self) -> Journal:
         return self
 

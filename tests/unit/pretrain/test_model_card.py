@@ -23,7 +23,7 @@ def card(folder: Path, config: ExportConfig, base: str = "", name: object = None
     (folder / "base").mkdir()
     (folder / "out").mkdir()
     (folder / "base" / "README.md").write_text(base, encoding="utf-8")
-    model = TrainedModel(folder, SPEC, {"_name_or_path": name}, None, {})
+    model = TrainedModel(folder, SPEC, {"_name_or_path": name}, None, {}, folder)
     write_card(folder / "out", config, model, {"base": folder / "base"}, "exp", {})
     return (folder / "out" / "README.md").read_text(encoding="utf-8")
 

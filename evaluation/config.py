@@ -90,7 +90,7 @@ class EvaluateConfig(StrictModel):
     device: Annotated[str | None, NotFingerprinted] = None
     """Torch device, e.g. `cuda:0`; null is the first GPU when there is one, else the CPU."""
     batch_bytes: Annotated[int, Field(gt=0), NotFingerprinted] = 100_000_000
-    """Memory for the logits of a batch: windows are batched until this is used."""
+    """Memory for logits on a GPU, and for those of a model whose output is more than a matrix (soft cap, scale)."""
 
     @model_validator(mode="after")
     def _stride_within_window(self) -> Self:

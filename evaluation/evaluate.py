@@ -93,12 +93,15 @@ def run(
     for name in MODELS:
         model = load_language_model(directories[name], dtype=config.dtype, device=config.device)
         plain = [items for key, items in set_documents.items() if not config.perplexity_sets[key].given]
-        scores = _score(model, name, [*documents.values(), *plain], window, stride, config)
+        scores = _score(model, name, [*documents.values(), *plain], window, stride, config, context.workers)
         set_scores: dict[str, list[Score]] = {}
         for key, items in set_documents.items():
             given = config.perplexity_sets[key].given
+            label = f"{name} ({key})"
             found = (
-                _score(model, f"{name} ({key})", [items], window, stride, config, given) if given else scores
+                _score(model, label, [items], window, stride, config, context.workers, given)
+                if given
+                else scores
             )
             set_scores[key] = [found[item] for item in items]
         continuations = continue_greedily(model, [prompt.text for prompt in prompts], config.samples)
@@ -196,6 +199,7 @@ def _score(
     window: int,
     stride: int,
     config: EvaluateConfig,
+    workers: int,
     given: float = 0.0,
 ) -> dict[Document, Score]:
     """Scores of all documents, those of several groups once; together, because long batches are faster."""
@@ -209,7 +213,9 @@ def _score(
             stride=stride,
             given=given,
             batch_bytes=config.batch_bytes,
+            workers=workers,
             advance=progress.advance,
+            expect=progress.expect,
         )
     return dict(zip(documents, scores, strict=True))
 

@@ -57,6 +57,12 @@ class Progress:
             self._last = now
             self._write(final=False)
 
+    def expect(self, seconds: float, what: str) -> None:
+        """Say at the start what there is to do and how long it will take by a first measurement."""
+        text = f"{self.label}: {what}, about {_clock(seconds)} in all"
+        self._stream.write(("\r\x1b[K" if self._terminal else "") + text + "\n")
+        self._stream.flush()
+
     def line(self) -> str:
         """The current state as one line of text."""
         elapsed = max(time.monotonic() - self._start, 1e-9)

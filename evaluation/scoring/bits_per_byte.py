@@ -11,12 +11,15 @@ the end of the document is not. A document longer than a window is read in windo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tsugiki.evaluation.scoring.heldout import Document
 from tsugiki.evaluation.scoring.language_model import LanguageModel
+from tsugiki.evaluation.scoring.token_nats import token_nats
 from tsugiki.experiment.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -88,7 +91,9 @@ def score_documents(
     stride: int,
     given: float = 0.0,
     batch_bytes: int = 100_000_000,
+    workers: int = 1,
     advance: Callable[[float], None] | None = None,
+    expect: Callable[[float, str], None] | None = None,
 ) -> list[Score]:
     """Score every document.
 
@@ -99,8 +104,11 @@ def score_documents(
         stride: tokens by which windows move on, below ``window``.
         given: share of a document's tokens, rounded down, that is read and not scored; it counts neither in
             the nats nor in the tokens of its score.
-        batch_bytes: memory for the logits of a batch.
+        batch_bytes: memory for the logits of a batch, see :class:`EvaluateConfig`.
+        workers: batches computed at a time on a CPU, each by one core: what is in a batch does not depend on
+            it, so scores are the same to the bit. A GPU computes one batch at a time.
         advance: called with the UTF-8 bytes finished.
+        expect: called once, behind the first batch, with the seconds that all will take and what they are.
 
     Raises:
         CheckpointError: the tokenizer makes ids that the model has no row for, or the loss is not finite.
@@ -123,10 +131,16 @@ def score_documents(
         for position, ids in enumerate(encoded)
         for item in windows(position, len(ids) - 1, window, stride, int(given * (len(ids) - 1)))
     ]
+    scorer = _Scorer(model, encoded, batch_bytes)
+    batches = scorer.batches(planned)
     nats = [0.0] * len(documents)
-    for batch in _batches(planned, batch_bytes // (4 * _COPIES * model.vocabulary_size)):
-        for item, value in zip(batch, _score_batch(model, encoded, batch), strict=True):
+    found = scorer.scores(batches, workers)
+    begun = time.monotonic()
+    for number, batch in enumerate(batches):
+        values = next(found)
+        for item, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
+                found.close()
                 raise CheckpointError(
                     "the loss is not finite",
                     where=model.directory,
@@ -134,6 +148,11 @@ def score_documents(
                     fix="evaluate in float32 or bfloat16, and check the weights",
                 )
             nats[item.document] += value
+        if expect is not None and number == 0:
+            share = scorer.work(batch) / sum(scorer.work(each) for each in batches)
+            rounds = max(1.0, 1 / share / min(max(workers, 1), len(batches)))
+            tokens = sum(item.scored for item in planned)
+            expect((time.monotonic() - begun) * rounds, f"{tokens:,} tokens in {len(planned):,} windows")
         if advance is not None:
             advance(
                 sum(
@@ -141,6 +160,7 @@ def score_documents(
                     for item in batch
                 )
             )
+    found.close()
     unknown = -1 if model.unknown_id is None else model.unknown_id
     return [
         Score(
@@ -155,46 +175,123 @@ def score_documents(
 
 _COPIES = 3
 """Logits, their float32 copy and the log-probabilities are alive together."""
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens read at a time: enough to fill the device; more is no faster and holds more activations."""
+_PADDING = 1.15
+"""Windows in a batch are at most this much longer than its shortest: what is read behind a window is wasted."""
 
 
-def _batches(planned: list[Window], positions: int) -> list[list[Window]]:
-    """Group windows of like length so that rows x scored width stays within ``positions``."""
-    ordered = sorted(planned, key=lambda item: (item.end - item.begin, item.scored), reverse=True)
-    batches: list[list[Window]] = []
-    first = 0
-    for item in ordered:
-        length = item.end - item.begin
-        if batches:
-            width = batches[-1][0].end - batches[-1][0].begin
-            kept = width - min(first, length - item.scored)
-            if (len(batches[-1]) + 1) * kept <= positions:
-                first = min(first, length - item.scored)
+class _Scorer:
+    """Windows of documents under one model.
+
+    Args:
+        model: the model.
+        encoded: a document's ids behind the start token.
+        batch_bytes: memory for logits.
+    """
+
+    def __init__(self, model: LanguageModel, encoded: list[torch.Tensor], batch_bytes: int) -> None:
+        self._model = model
+        self._encoded = encoded
+        self._bytes = batch_bytes
+        self._weight = model.output_weight()
+        outer = model.vocabulary_size * model.model.get_output_embeddings().weight.shape[1]
+        embeddings = sum(
+            matrix.weight.numel()
+            for matrix in {model.model.get_input_embeddings(), model.model.get_output_embeddings()}
+        )
+        everything = sum(parameter.numel() for parameter in model.model.parameters())
+        self._costs = (max(1, everything - embeddings), outer)
+
+    def work(self, batch: list[Window]) -> float:
+        """Multiplications, to tell how long a batch takes beside another."""
+        inner, outer = self._costs
+        return float(sum((item.end - item.begin) * inner + item.scored * outer for item in batch))
+
+    def batches(self, planned: list[Window]) -> list[list[Window]]:
+        """Windows of like length, the longest first; the same whatever computes them."""
+        tokens = _BATCH_TOKENS.get(self._model.device.type, _BATCH_TOKENS["cuda"])
+        positions = self._bytes // (4 * _COPIES * self._model.vocabulary_size)
+        ordered = sorted(planned, key=lambda item: (item.end - item.begin, item.scored), reverse=True)
+        batches: list[list[Window]] = []
+        for item in ordered:
+            if batches and self._fits(batches[-1], item, tokens, positions):
                 batches[-1].append(item)
-                continue
-        first = length - item.scored
-        batches.append([item])
-    return batches
+            else:
+                batches.append([item])
+        return batches
 
+    def _fits(self, batch: list[Window], item: Window, tokens: int, positions: int) -> bool:
+        width, length = batch[0].end - batch[0].begin, item.end - item.begin
+        if self._model.reads_by_length:
+            return False
+        if self._weight is not None:
+            return (len(batch) + 1) * width <= tokens and width <= _PADDING * length
+        first = min(each.end - each.begin - each.scored for each in [*batch, item])
+        return (len(batch) + 1) * (width - first) <= positions
 
-def _score_batch(model: LanguageModel, encoded: list[torch.Tensor], batch: list[Window]) -> list[float]:
-    """Nats of the scored tokens of each window."""
-    import torch
-    import torch.nn.functional as F
+    def scores(self, batches: list[list[Window]], workers: int) -> Generator[list[float]]:
+        """Nats of the scored tokens of each window, a batch at a time and in order."""
+        import torch
 
-    width = batch[0].end - batch[0].begin
-    first = min(item.end - item.begin - item.scored for item in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)  # [B, S]
-    targets = torch.full((len(batch), width - first), -100, dtype=torch.long)  # [B, S - first]
-    for row, item in enumerate(batch):
-        length = item.end - item.begin
-        document = encoded[item.document]
-        ids[row, :length] = document[item.begin : item.end]
-        targets[row, length - item.scored - first : length - first] = document[
-            item.end + 1 - item.scored : item.end + 1
-        ]
-    logits = model.logits(ids.to(model.device), first)  # [B, S - first, V]
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.to(model.device).flatten(), ignore_index=-100, reduction="none"
-    )
-    sums: list[float] = losses.view_as(targets).double().sum(dim=1).tolist()
-    return sums
+        if self._model.device.type != "cpu" or not batches:
+            yield from map(self._score, batches)
+            return
+        # transformers writes such a model's frequencies anew for every input: one thread.
+        at_a_time = 1 if self._model.reads_by_length else min(max(workers, 1), len(batches))
+        before = torch.get_num_threads()
+        # Threads that wait for one another within every product lose most of their time beside other work.
+        pool = ThreadPoolExecutor(at_a_time, "score", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from pool.map(self._score, batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+    def _score(self, batch: list[Window]) -> list[float]:
+        import torch
+
+        with torch.inference_mode():
+            if self._weight is None:
+                return self._score_logits(batch)
+            hidden = self._model.hidden_states(self._inputs(batch))  # [B, S, h]
+            parts = [
+                hidden[row, item.end - item.begin - item.scored : item.end - item.begin]
+                for row, item in enumerate(batch)
+            ]
+            targets = torch.cat([self._targets(item) for item in batch]).to(hidden.device)
+            nats = token_nats(torch.cat(parts), self._weight, targets, self._bytes).double()
+            return [float(part.sum()) for part in nats.cpu().split([item.scored for item in batch])]
+
+    def _inputs(self, batch: list[Window]) -> torch.Tensor:
+        """Ids [B, S], zeros behind a window: a causal model never looks there."""
+        import torch
+
+        ids = torch.zeros((len(batch), batch[0].end - batch[0].begin), dtype=torch.long)
+        for row, item in enumerate(batch):
+            ids[row, : item.end - item.begin] = self._encoded[item.document][item.begin : item.end]
+        return ids.to(self._model.device)
+
+    def _targets(self, item: Window) -> torch.Tensor:
+        return self._encoded[item.document][item.end + 1 - item.scored : item.end + 1]
+
+    def _score_logits(self, batch: list[Window]) -> list[float]:
+        """For a model whose logits are more than a product."""
+        import torch
+        import torch.nn.functional as F
+
+        width = batch[0].end - batch[0].begin
+        first = min(item.end - item.begin - item.scored for item in batch)
+        targets = torch.full((len(batch), width - first), -100, dtype=torch.long)  # [B, S - first]
+        for row, item in enumerate(batch):
+            length = item.end - item.begin
+            targets[row, length - item.scored - first : length - first] = self._targets(item)
+        logits = self._model.logits(self._inputs(batch), first)  # [B, S - first, V]
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets.to(logits.device).flatten(),
+            ignore_index=-100,
+            reduction="none",
+        )
+        sums: list[float] = losses.view_as(targets).double().sum(dim=1).tolist()
+        return sums

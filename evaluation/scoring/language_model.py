@@ -71,6 +71,53 @@ class LanguageModel:
             full: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
             return full[:, first:]
 
+    def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the output matrix is applied to, for models that :attr:`output_weight` says have one.
+
+        Args:
+            ids: token ids [B, S] padded on the right.
+
+        Returns:
+            [B, S, h].
+        """
+        import torch
+
+        with torch.inference_mode():
+            hidden: torch.Tensor = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return hidden
+
+    def output_weight(self) -> torch.Tensor | None:
+        """The output matrix [V, h] where logits are its product with the hidden states and nothing else.
+
+        None where a model does more (a bias, a scale, a soft cap, heads of another kind): found by watching
+        its output layer over a few tokens, since transformers has no name for it.
+        """
+        import torch
+
+        layer = self.model.get_output_embeddings()
+        if type(layer) is not torch.nn.Linear or layer.bias is not None:
+            return None
+        seen: list[torch.Tensor] = []
+        hook = layer.register_forward_hook(lambda _, given, output: seen.extend([given[0], output]))
+        ids = torch.arange(min(8, self.vocabulary_size), device=self.device)[None]
+        try:
+            logits = self.logits(ids, 0)
+            hidden = self.hidden_states(ids)
+        except (AttributeError, TypeError):
+            return None
+        finally:
+            hook.remove()
+        same = len(seen) == 2 and torch.equal(seen[0], hidden) and torch.equal(seen[1].to(logits), logits)
+        return layer.weight.detach() if same else None
+
+    @property
+    def reads_by_length(self) -> bool:
+        """Whether positions are scaled by the length of the input, so that it matters what is in a batch."""
+        settings = _text_config(self.model.config.to_dict())
+        scaling = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type"))
+        return kind in ("dynamic", "longrope")
+
     @property
     def _keeps_logits(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters

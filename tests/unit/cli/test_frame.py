@@ -40,11 +40,14 @@ def test_error_says_all_parts_and_survives_pickling() -> None:
 def test_progress_line() -> None:
     stream = io.StringIO()
     with Progress("encode ja", total=2000, unit="docs", stream=stream) as progress:
+        progress.expect(75, "2,000 docs in 3 files")
         progress.advance(500, note="loss 3.2")
         assert progress.line().startswith("encode ja: 500/2,000 docs  ")
         assert progress.line().endswith("left  loss 3.2")
         progress.advance(1500)
-    assert stream.getvalue().startswith("encode ja: 2,000/2,000 docs")
+    assert stream.getvalue().startswith(
+        "encode ja: 2,000 docs in 3 files, about 1:15 in all\nencode ja: 2,000/2,000 docs"
+    )
     assert "\r" not in stream.getvalue(), "no control characters outside a terminal"
 
 

@@ -11,7 +11,7 @@ import torch
 from evaluation_material import fixture_documents, write_model
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tsugiki.evaluation.scoring.bits_per_byte import (
     Score,
@@ -22,6 +22,7 @@ from tsugiki.evaluation.scoring.bits_per_byte import (
 )
 from tsugiki.evaluation.scoring.heldout import Document
 from tsugiki.evaluation.scoring.language_model import LanguageModel, common_window, load_language_model
+from tsugiki.evaluation.scoring.token_nats import token_nats
 from tsugiki.experiment.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 
 
@@ -119,14 +120,91 @@ def test_batching_does_not_change_a_score(model: LanguageModel) -> None:
         assert (one.tokens, one.bytes) == (other.tokens, other.bytes)
 
 
-def test_models_that_cannot_skip_logits_score_the_same(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("keeps_logits", [True, False])
+def test_models_of_which_only_logits_can_be_had_score_the_same(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, keeps_logits: bool
 ) -> None:
     texts = documents("ja", count=2)
     expected = score_documents(model, texts, window=32, stride=16)
-    monkeypatch.setattr(LanguageModel, "_keeps_logits", property(lambda self: False))
+    monkeypatch.setattr(LanguageModel, "output_weight", lambda self: None)
+    monkeypatch.setattr(LanguageModel, "_keeps_logits", property(lambda self: keeps_logits))
     for one, other in zip(score_documents(model, texts, window=32, stride=16), expected, strict=True):
         assert one.nats == pytest.approx(other.nats, rel=1e-6)
+
+
+def test_scores_are_the_same_to_the_bit_whatever_the_number_of_workers(model: LanguageModel) -> None:
+    texts = documents("en", "ja")
+    threads = torch.get_num_threads()
+    assert score_documents(model, texts, window=64, stride=32, workers=3) == score_documents(
+        model, texts, window=64, stride=32, workers=1
+    )
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(7, torch.float32), (4096, torch.float32), (9000, torch.bfloat16)]
+)
+def test_nats_over_blocks_of_the_vocabulary(rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(700, 8).to(dtype), (4 * torch.randn(rows, 8)).to(dtype)
+    targets = torch.randint(0, rows, (700,))
+    targets[:2] = torch.tensor([0, rows - 1])
+    logits = (hidden @ weight.t()).double()
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(
+        token_nats(hidden, weight, targets, 1_000_000).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def _language_model(network: torch.nn.Module, like: LanguageModel) -> LanguageModel:
+    return LanguageModel(**{**vars(like), "model": network.eval(), "vocabulary_size": 32000})
+
+
+_TINY = {
+    "vocab_size": 32000, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+
+
+def test_what_a_model_does_behind_its_output_matrix_is_done(model: LanguageModel) -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(**_TINY, head_dim=8, final_logit_softcapping=0.5, initializer_range=0.3)
+    capped = _language_model(Gemma2ForCausalLM(config), model)
+    assert capped.output_weight() is None and model.output_weight() is not None
+    (score,) = score_documents(capped, [Document("a", "A cup of tea.")], window=64, stride=32)
+    ids = torch.tensor([[1, *model.tokenizer.encode("A cup of tea.")]])
+    with torch.no_grad():
+        loss = float(capped.model(input_ids=ids, labels=ids).loss)
+    assert score.nats == pytest.approx(loss * score.tokens, rel=1e-6)
+
+
+def test_a_short_document_is_not_read_with_the_positions_of_a_long_one(model: LanguageModel) -> None:
+    torch.manual_seed(0)
+    scaling = {
+        "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    network = LlamaForCausalLM(
+        LlamaConfig(**_TINY, max_position_embeddings=64, rope_parameters=scaling, initializer_range=0.3)
+    )
+    scaled = _language_model(network, model)
+    short, long = Document("a", "A cup of tea and a cake."), Document("b", "A cup of tea, please. " * 3)
+    assert len(model.tokenizer.encode(short.text)) < 16 < len(model.tokenizer.encode(long.text))
+    alone = score_documents(scaled, [short], window=64, stride=32)[0]
+    for workers in (1, 4):
+        beside = score_documents(scaled, [long, short] * 4, window=64, stride=32, workers=workers)
+        assert beside[1::2] == [alone] * 4
+
+
+def test_the_time_is_foretold_once(model: LanguageModel) -> None:
+    said: list[tuple[float, str]] = []
+    texts = documents("en", "ja")
+    scores = score_documents(
+        model, texts, window=64, stride=32, expect=lambda seconds, what: said.append((seconds, what))
+    )
+    ((seconds, what),) = said
+    assert 0 < seconds < 60
+    assert what.startswith(f"{sum(score.tokens for score in scores):,} tokens in ")
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token(tmp_path: Path) -> None:

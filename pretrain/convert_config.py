@@ -155,4 +155,4 @@ class ExportConfig(StrictModel):
     """Licence for the model card (an SPDX id or a name); null takes the base model's, if it says."""
     base_model: str | None = None
     """Name of the base model for the model card, e.g. mistralai/Mistral-7B-v0.1; null is what the
-    base's config.json says, or its directory name."""
+    base's config.json says, or the name of its folder."""

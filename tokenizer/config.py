@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tsugiki.experiment.config.fingerprint import NotFingerprinted
+from tsugiki.experiment.config.fingerprint import NotFingerprinted, OmittedIfDefault
 from tsugiki.experiment.config.strict import StrictModel
 
 GateName = Literal[
@@ -57,9 +57,9 @@ class ExtendConfig(StrictModel):
     protect_bytes: int = Field(default=20_000_000, ge=0)
     """UTF-8 bytes of protected text that candidates are tested on."""
     protect_unseen: bool = True
-    """Also test Latin pieces on the words that the protected languages use at large (wordfreq), and refuse
+    """Also test Latin pieces on the words and names that the protected languages use at large (wordfreq), and refuse
     those from inside of words that occur in any protected word, and names: for English that the stage has
-    not seen. Indonesian, Malay and Tagalog then need 3-7 % more tokens."""
+    not seen. Indonesian, Malay and Tagalog then need 8-12 % more tokens."""
     protect_code: bool = True
     """Also protect program code and numbers (a built-in sample plus any protected source)."""
     multiple_of: int = Field(default=128, ge=8)
@@ -101,6 +101,9 @@ class ExtendConfig(StrictModel):
     logarithms, which goes on serving languages that are already short."""
     maximum_piece_characters: int = Field(default=16, ge=2)
     """Longest piece in characters."""
+    maximum_piece_bytes: Annotated[int, OmittedIfDefault] = Field(default=32, ge=4, le=48)
+    """Longest piece in UTF-8 bytes of the text it stands for. llama-cpp-python decodes each token into 32 bytes and
+    silently drops a longer one, so more (16 Thai or Khmer characters are 48) is for models that it never serves."""
     minimum_count: int = Field(default=5, ge=1)
     """A piece must occur at least this often in the sample."""
     pretokenise: dict[str, Pretokeniser] = Field(default_factory=dict)

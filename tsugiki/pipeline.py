@@ -335,7 +335,7 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         ),
         Stage(
             "export", config.export, ("train", "base", "tokenizer", "tokens", "corpus"),
-            "tsugiki.pretrain.export:run", external, keep_partial=True,
+            "tsugiki.pretrain.export:run", external, keep_partial=True, version=2,
         ),
         Stage(
             "evaluate", config.evaluate, ("base", "export", "corpus"), "tsugiki.evaluation.evaluate:run", external,

@@ -15,6 +15,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError, EnvironmentError_
 from tsugiki.experiment.files import write_json_atomically
+from tsugiki.experiment.text.tokenizer_settings import merge_pair, portable_settings, written_merges
 
 SPACE = "▁"
 """U+2581: how SentencePiece writes a space."""
@@ -212,7 +213,7 @@ def tokenizer_document(proto: Any) -> dict[str, Any]:
             "byte_fallback": any(p.type == _BYTE for p in proto.pieces),
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": [list(merge) for merge in merges],
+            "merges": written_merges(merges),
         },
     }
 
@@ -294,11 +295,7 @@ def tokenizer_config(proto: Any, inherit_from: Path | None) -> dict[str, Any]:
     }
     if inherit_from is not None:
         config.update(read_json(inherit_from / "tokenizer_config.json") or {})
-    # The architecture's own class (LlamaTokenizer) would rebuild normaliser and decoder on loading.
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("auto_map", "tokenizer_file", "vocab_file", "name_or_path", "backend", "is_local"):
-        config.pop(key, None)
-    return config
+    return portable_settings(config, source_class="LlamaTokenizer")
 
 
 def _extend_document(base: dict[str, Any], proto: Any, where: str) -> dict[str, Any]:
@@ -328,17 +325,13 @@ def _extend_document(base: dict[str, Any], proto: Any, where: str) -> dict[str, 
     old.update((piece.piece, index) for index, piece in enumerate(proto.pieces))
     parts = mergeable(proto)
     new_merges = merges_of(((p.piece, p.score) for _, p in fresh if p.type == _NORMAL), parts)
-    merges = [_merge_pair(merge) for merge in model.get("merges") or []]
+    merges = [merge_pair(merge) for merge in model.get("merges") or []]
     model["vocab"] = old
     merges += [list(merge) for merge in new_merges]
     # With dropout, merges that never happen otherwise do.
-    model["merges"] = merges if model.get("dropout") or not new_merges else effective_merges(merges)
+    kept = merges if model.get("dropout") or not new_merges else effective_merges(merges)
+    model["merges"] = written_merges(kept)
     return {**base, "model": model}
-
-
-def _merge_pair(merge: str | list[str]) -> list[str]:
-    # tokenizers before 0.20 wrote "left right"; later ones [left, right].
-    return merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

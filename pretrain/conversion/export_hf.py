@@ -206,11 +206,20 @@ def _request(
 
 
 def exported_config(model: TrainedModel, dtype: str) -> dict[str, Any]:
-    """config.json of the result: the base's, with the vocabulary and the type of the weights."""
+    """config.json of the result: the base's, with the vocabulary and the type of the weights.
+
+    Rotary positions and the type are written under the names of transformers 4 and of 5: a reader takes the names
+    that it knows, and its own default (a base of 10,000) where there is none.
+    """
     config = {key: value for key, value in model.hf_config.items() if key != DTYPES_KEY}
     config["vocab_size"] = model.spec.vocabulary_size
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    config[key] = str(torch_dtype(dtype)).removeprefix("torch.")
+    config["torch_dtype"] = config["dtype"] = str(torch_dtype(dtype)).removeprefix("torch.")
+    base, scaling = model.spec.rope_theta, model.spec.rope_scaling
+    config["rope_theta"], config["rope_scaling"] = base, scaling
+    whole_heads = {
+        k: v for k, v in (config.get("rope_parameters") or {}).items() if k == "partial_rotary_factor"
+    }
+    config["rope_parameters"] = {**whole_heads, "rope_type": "default", **(scaling or {}), "rope_theta": base}
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import yaml
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.artefacts.mixture import Mixture
+from tsugiki.experiment.run.manifest import Manifest
 from tsugiki.pretrain.conversion.trained_model import TrainedModel
 from tsugiki.pretrain.convert_config import ExportConfig
 
 CARD_NAME = "README.md"
 _FRONT_MATTER_CHARACTERS = 64_000
 _NAME_CHARACTERS = 200
+_PATH_BEGINS = ("/", ".", "~", "\\")
 
 
 def write_card(
@@ -41,15 +44,15 @@ def write_card(
     base = _front_matter(inputs["base"] / CARD_NAME) if "base" in inputs else {}
     mixture = Mixture.load(inputs["tokens"]) if "tokens" in inputs else None
     licence = _stated(config.license, base.get("license"))
-    base_name = _stated(config.base_model, model.hf_config.get("_name_or_path"), base.get("base_model"))
+    origin = _origin(config, model, inputs.get("base"), _stated(base.get("base_model")))
     languages = list(dict.fromkeys(source.language for source in mixture.sources)) if mixture else []
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if languages:
         metadata["language"] = languages
     if licence:
         metadata["license"] = licence
-    if base_name and not base_name.startswith(("/", ".")):
-        metadata["base_model"] = base_name
+    if origin.hub_name:
+        metadata["base_model"] = origin.hub_name
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
@@ -58,7 +61,7 @@ def write_card(
         f"# {_markdown(title)}",
         "",
     ]
-    lines += _facts(model, base_name, licence, mixture)
+    lines += _facts(model, origin.shown, licence, mixture)
     if "corpus" in inputs and mixture is not None:
         lines += _data_table(mixture, CorpusIndex.load(inputs["corpus"]))
     if "tokenizer" in inputs:
@@ -67,6 +70,45 @@ def write_card(
         lines += _evaluation_table(inputs["train"] / "metrics.jsonl", model.iteration)
     lines += _verification(verification)
     (output_dir / CARD_NAME).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the model was made from, as far as it is known.
+
+    Attributes:
+        shown: for people.
+        hub_name: its name on a hub, where one was given; None otherwise, as the hub makes a link of it.
+    """
+
+    shown: str
+    hub_name: str | None = None
+
+
+def _origin(
+    config: ExportConfig, model: TrainedModel, base_dir: Path | None, bases_own: str | None
+) -> _Origin:
+    """The base by the name that the configuration or its own files give it, else by its folder; nothing is guessed."""
+    name = _stated(config.base_model, model.hf_config.get("_name_or_path"))
+    if name and not name.startswith(_PATH_BEGINS):
+        return _Origin(name, name)
+    if base_dir is None:
+        return _Origin(_folder(Path(name)).shown if name else "not stated")
+    manifest = Manifest.load(base_dir)
+    if manifest is not None and manifest.stage == "base":
+        return _Origin("none: trained from random weights in this experiment")
+    found = _folder(base_dir.resolve())
+    if bases_own and found.hub_name is None:
+        return _Origin(f"{found.shown}, whose own base is {bases_own}")
+    return found
+
+
+def _folder(path: Path) -> _Origin:
+    """A folder's name; in the cache of the hub the name of the repository (``models--owner--name/snapshots/…``)."""
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        name = path.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return _Origin(name, name)
+    return _Origin(f"{path.name} (a local folder)")
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -107,13 +149,11 @@ def _markdown(text: str) -> str:
     return re.sub(r"[\\`*<>\[\]|&]", lambda found: "\\" + found[0], _one_line(text))
 
 
-def _facts(
-    model: TrainedModel, base_name: str | None, licence: str | None, mixture: Mixture | None
-) -> list[str]:
+def _facts(model: TrainedModel, base: str, licence: str | None, mixture: Mixture | None) -> list[str]:
     spec = model.spec
     kind = f"{spec.family}, {spec.layers} layers, width {spec.hidden_size}, {spec.heads} heads"
     rows: list[tuple[str, str]] = [
-        ("Base model", base_name or "trained from scratch"),
+        ("Base model", base),
         ("Licence", licence or "not stated by the base model"),
         ("Architecture", f"{kind} ({spec.kv_heads} key/value)"),
         ("Parameters", f"{spec.parameters:,}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tsugiki.tokenizer.base.base import BaseTokenizer
@@ -64,6 +64,10 @@ class ByteLevelEncoder:
     def surfaces(self, pretoken: str) -> list[str]:
         """Base token surfaces of a pre-token."""
         return [token.value for token in self._model.tokenize(pretoken)]
+
+    def text_surfaces(self, texts: Sequence[str]) -> list[list[str]]:
+        """Base token surfaces of each text."""
+        return [item.tokens for item in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def surfaces_of(base: BaseTokenizer) -> list[str]:

@@ -16,6 +16,7 @@ from tsugiki.tokenizer.gates.gate import (
     gate,
     ids_or_error,
     protected_note,
+    readers_note,
     unforeign,
 )
 
@@ -127,7 +128,7 @@ class ByteLevelChecks:
             failures.append(f"AutoTokenizer: {type(self._auto).__name__}: {self._auto}")
         elif len(self._auto) != self._inputs.final_size:
             failures.append(f"len(tokenizer) is {len(self._auto)}, not {self._inputs.final_size}")
-        return gate("loads", 1, failures)
+        return gate("loads", 1, failures, readers_note(self._fast))
 
 
 def _ids(tokenizer: Any, lines: Sequence[str]) -> list[list[int]]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
+from tsugiki.experiment.text.tokenizer_settings import merge_pair, not_for_strings
 from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.code_sample import code_lines
 from tsugiki.tokenizer.config import GateName
@@ -104,6 +106,17 @@ def fast_tokenizer(directory: Path) -> Any:
     fast = open_tokenizer(directory).fast
     fast.encode_special_tokens = True
     return fast
+
+
+def readers_note(fast: Any) -> str:
+    """Which releases of transformers cannot read the merges, and why; empty where all can."""
+    merges = json.loads(fast.to_str())["model"]["merges"]
+    pair = next((merge for merge in map(merge_pair, merges) if not_for_strings(merge)), None)
+    return (
+        f"transformers before 4.45 cannot read the merges, for one is {pair[0]!r} and {pair[1]!r}"
+        if pair
+        else ""
+    )
 
 
 def ids_or_error(tokenizer: Any, line: str) -> list[int] | str:

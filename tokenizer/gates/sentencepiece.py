@@ -17,6 +17,7 @@ from tsugiki.tokenizer.gates.gate import (
     gate,
     ids_or_error,
     protected_note,
+    readers_note,
     unforeign,
 )
 
@@ -159,7 +160,7 @@ class SentencePieceChecks:
             for line, theirs in wrong[:3]:
                 said = f": {theirs}" if isinstance(theirs, str) else ""
                 failures.append(f"{name}: {line[:100]!r}{said}")
-        return gate("loads", len(loaders), failures)
+        return gate("loads", len(loaders), failures, readers_note(self._fast))
 
 
 def _disagreements(slow: Any, fast: Any, lines: Sequence[str]) -> list[str]:

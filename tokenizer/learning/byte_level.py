@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.hf_tokenizer import read_json
+from tsugiki.experiment.text.tokenizer_settings import merge_pair, portable_settings, written_merges
 from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder, byte_surface, surfaces_of
 from tsugiki.tokenizer.base.merge import RESERVED
@@ -107,13 +109,11 @@ def merged_document(base: BaseTokenizer, pieces: Sequence[LearnedPiece], final_s
     vocabulary = dict(model["vocab"])
     # An added token that the vocabulary lacks would be numbered anew on loading, behind the new pieces.
     vocabulary |= {token["content"]: token["id"] for token in base.document.get("added_tokens") or []}
-    merges = list(model["merges"])
-    strings = bool(merges) and isinstance(merges[0], str)
+    merges = [merge_pair(merge) for merge in model["merges"]]
     for piece in pieces:
-        left, right = (surfaces[part] for part in piece.parts)
+        merges.append([surfaces[part] for part in piece.parts])
         vocabulary[piece.piece] = len(surfaces)
         surfaces.append(piece.piece)
-        merges.append(f"{left} {right}" if strings else [left, right])
     number = 0
     while len(surfaces) < final_size:
         name = RESERVED.format(number)
@@ -121,7 +121,7 @@ def merged_document(base: BaseTokenizer, pieces: Sequence[LearnedPiece], final_s
         if name not in vocabulary:
             vocabulary[name] = len(surfaces)
             surfaces.append(name)
-    model["vocab"], model["merges"] = vocabulary, merges
+    model["vocab"], model["merges"] = vocabulary, written_merges(merges)
     return {**base.document, "model": model}
 
 
@@ -129,11 +129,7 @@ def write_byte_level(document: Mapping[str, Any], base: BaseTokenizer, output_di
     """Write ``tokenizer.json`` and a ``tokenizer_config.json`` that loads it as it stands."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
     (output_dir / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-    file = base.directory / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("auto_map", "tokenizer_file", "vocab_file", "merges_file", "name_or_path", "backend"):
-        config.pop(key, None)
+    config = portable_settings(read_json(base.directory / "tokenizer_config.json") or {})
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (output_dir / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     for name in ("special_tokens_map.json", "chat_template.jinja"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.experiment.text.hf_tokenizer import SPACE
 from tsugiki.tokenizer.base.base import NORMAL, BaseTokenizer
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder, byte_surface, whole_characters
 from tsugiki.tokenizer.base.scripts import ScriptRule
+from tsugiki.tokenizer.config import ExtendConfig
 
 
 class LatinGuard:
@@ -18,7 +20,8 @@ class LatinGuard:
     exactly elsewhere; that is enough for a piece that begins a word. What it misses by chance in one word
     turns up inside another, so a piece from inside of words must not occur in any protected word at all; of a
     phrase, one of its words must not. And names travel between languages (▁LibreOffice, ▁Jakarta): a capital
-    is allowed only at the beginning of a word that the target languages write in small letters too.
+    is allowed only at the beginning of a word that the target languages write in small letters too, and a piece
+    from inside of words ("upyter", "brahim") only where such a word holds it.
 
     Args:
         protected: words of protected text.
@@ -41,6 +44,8 @@ class LatinGuard:
             word in self._protected or word.lower() in self._protected for word in words
         ):
             return "protected"
+        if not begins_word and len(words) == 1 and surface not in self._common:
+            return "name"
         for word in words:
             if word == word.lower():
                 continue
@@ -55,6 +60,28 @@ def _searchable(words: Iterable[str]) -> str:
     return SPACE + SPACE.join(sorted(set(words))) + SPACE
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Longest piece.
+
+    Attributes:
+        characters: of its text.
+        bytes: of its text in UTF-8.
+    """
+
+    characters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, extend: ExtendConfig) -> Limits:
+        """What a configuration allows."""
+        return cls(extend.maximum_piece_characters, extend.maximum_piece_bytes)
+
+    def exceeded(self, text: str) -> bool:
+        """Whether a piece of this text is too long."""
+        return len(text) > self.characters or len(text.encode()) > self.bytes
+
+
 class CandidateFilter:
     """Decides about candidate pieces while merges are learned.
 
@@ -62,7 +89,7 @@ class CandidateFilter:
         base: the base.
         rules: one per target language; a piece has to satisfy one of them.
         forbidden: concatenations that would change protected text.
-        maximum_characters: longest piece.
+        limits: longest piece.
         guard: decides about pieces of letters that protected languages have; None takes them all.
         is_foreign: whether a piece has letters that they have not.
     """
@@ -72,7 +99,7 @@ class CandidateFilter:
         base: BaseTokenizer,
         rules: Sequence[ScriptRule],
         forbidden: set[str],
-        maximum_characters: int,
+        limits: Limits,
         guard: LatinGuard | None = None,
         is_foreign: Callable[[str], bool] = lambda text: False,
     ) -> None:
@@ -82,12 +109,12 @@ class CandidateFilter:
         self._known = {piece.piece for piece in base.proto.pieces if piece.type == NORMAL}
         self._rules = [rule.matcher() for rule in rules]
         self._forbidden = forbidden
-        self._maximum = maximum_characters
+        self._limits = limits
         self._rank: dict[str, int] = {}
 
     def __call__(self, surface: str, left: int, right: int) -> str | None:
         """None and the piece is counted as learned, or the reason to refuse it."""
-        if len(surface) > self._maximum:
+        if self._limits.exceeded(surface.replace(SPACE, " ")):
             return "long"
         if not any(rule(surface) for rule in self._rules):
             return "script"
@@ -145,7 +172,7 @@ class ByteCandidateFilter:
         surfaces: Sequence[str],
         rules: Sequence[ScriptRule],
         forbidden: set[str],
-        maximum_characters: int,
+        limits: Limits,
         guard: LatinGuard | None = None,
         is_foreign: Callable[[str], bool] = lambda text: False,
     ) -> None:
@@ -153,14 +180,14 @@ class ByteCandidateFilter:
         self._encoder = encoder
         self._rules = [rule.matcher() for rule in rules]
         self._forbidden = forbidden
-        self._maximum = maximum_characters
+        self._limits = limits
         self._surfaces = list(surfaces)
         self._rank: dict[tuple[str, str], int] = {}
 
     def __call__(self, surface: str, left: int, right: int) -> str | None:
         """None and the piece is counted as learned, or the reason to refuse it."""
         text = whole_characters(byte_surface(surface))
-        if len(text) > self._maximum:
+        if self._limits.exceeded(text) or len(byte_surface(surface)) > self._limits.bytes:
             return "long"
         if surface in self._forbidden:
             return "protected"

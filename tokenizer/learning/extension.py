@@ -10,6 +10,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.text.hf_tokenizer import SPACE
 from tsugiki.tokenizer.base.base import BaseTokenizer
 from tsugiki.tokenizer.base.byte_level import ByteLevelEncoder, byte_surface
 from tsugiki.tokenizer.base.merge import select_reachable
@@ -20,11 +21,12 @@ from tsugiki.tokenizer.base.words import keep_everything, pretokeniser
 from tsugiki.tokenizer.config import ExtendConfig
 from tsugiki.tokenizer.learning.bpe_trainer import BpeTrainer, Learned, LearnedPiece
 from tsugiki.tokenizer.learning.byte_level import build_byte_segments, byte_neighbours, count_pretokens
-from tsugiki.tokenizer.learning.candidates import ByteCandidateFilter, CandidateFilter
+from tsugiki.tokenizer.learning.candidates import ByteCandidateFilter, CandidateFilter, Limits
 from tsugiki.tokenizer.learning.protected import (
     count_small_words,
     forbidden_pieces,
     latin_guard,
+    pieces_of_unseen_words,
     protected_texts,
     protected_words,
 )
@@ -164,7 +166,7 @@ def _by_merges(
     )
     del runs
     candidates = CandidateFilter(
-        base, list(rules.values()), forbidden, extend.maximum_piece_characters, guard, every.is_foreign
+        base, list(rules.values()), forbidden, Limits.of(extend), guard, every.is_foreign
     )
     trainer = BpeTrainer(
         segments,
@@ -210,7 +212,9 @@ def _by_sentencepiece(
     allowed = [
         piece
         for piece in candidates
-        if piece not in forbidden and any(rule.allows(piece) for rule in rules.values())
+        if piece not in forbidden
+        and any(rule.allows(piece) for rule in rules.values())
+        and not Limits.of(extend).exceeded(piece.replace(SPACE, " "))
     ]
     return [LearnedPiece(piece, (), "", 0.0) for piece in select_reachable(base, allowed, count)]
 
@@ -241,6 +245,7 @@ def _by_byte_merges(
     words_at_large = (f"{space}{word}" for word in protected_words(extend, small) for space in ("", " "))
     texts = protected_texts(extend, corpus, every.is_foreign)
     forbidden = byte_neighbours(encoder, chain(texts, words_at_large), every.is_foreign)
+    forbidden |= pieces_of_unseen_words(extend, every, small, encoder.text_surfaces)
     guard = latin_guard(extend, corpus, small, every.is_foreign)
     for language, (_, frequencies) in words.items():
         counter = runs[language]
@@ -254,7 +259,7 @@ def _by_byte_merges(
         surfaces,
         list(rules.values()),
         forbidden,
-        extend.maximum_piece_characters,
+        Limits.of(extend),
         guard,
         every.is_foreign,
     )

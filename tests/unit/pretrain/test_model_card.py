@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tsugiki.experiment.model.model_spec import ModelSpec
+from tsugiki.experiment.run.manifest import Manifest
 from tsugiki.pretrain.conversion.model_card import write_card
 from tsugiki.pretrain.conversion.trained_model import TrainedModel
 from tsugiki.pretrain.convert_config import ExportConfig
@@ -19,12 +20,17 @@ SPEC = ModelSpec(
 HOSTILE = "mit\n---\n# Owned\n| a | b |\n<script>x</script> [x](http://y) | z"
 
 
-def card(folder: Path, config: ExportConfig, base: str = "", name: object = None) -> str:
-    (folder / "base").mkdir()
+def card(
+    folder: Path, config: ExportConfig, base: str = "", name: object = None, base_dir: str | None = "base"
+) -> str:
     (folder / "out").mkdir()
-    (folder / "base" / "README.md").write_text(base, encoding="utf-8")
+    inputs = {}
+    if base_dir is not None:
+        inputs["base"] = folder / base_dir
+        inputs["base"].mkdir(parents=True, exist_ok=True)
+        (inputs["base"] / "README.md").write_text(base, encoding="utf-8")
     model = TrainedModel(folder, SPEC, {"_name_or_path": name}, None, {}, folder)
-    write_card(folder / "out", config, model, {"base": folder / "base"}, "exp", {})
+    write_card(folder / "out", config, model, inputs, "exp", {})
     return (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,3 +62,43 @@ def test_a_base_card_that_cannot_be_used_says_nothing(tmp_path: Path, front: str
 def test_usual_names_are_shown_as_they_are(tmp_path: Path) -> None:
     text = card(tmp_path, ExportConfig(), "---\nlicense: [apache-2.0]\n---\n", "meta-llama/Llama-2-7b_hf")
     assert "| Base model | meta-llama/Llama-2-7b_hf |" in text and "| Licence | apache-2.0 |" in text
+
+
+def base_shown(text: str) -> tuple[str, str | None]:
+    """The row and the metadata."""
+    row = next(line for line in text.splitlines() if line.startswith("| Base model"))
+    return row.split("|")[2].strip(), yaml.safe_load(text.split("\n---\n")[0][4:]).get("base_model")
+
+
+@pytest.mark.parametrize(
+    ("base_dir", "name", "expected"),
+    [
+        ("my-llama", None, ("my-llama (a local folder)", None)),
+        ("my-llama", "/scratch/someone/llama", ("my-llama (a local folder)", None)),
+        ("models--ab--Cd-7b/snapshots/0f1e", None, ("ab/Cd-7b", "ab/Cd-7b")),
+        (None, "/scratch/someone/llama", ("llama (a local folder)", None)),
+        (None, None, ("not stated", None)),
+        ("my-llama", "ab/Cd-7b", ("ab/Cd-7b", "ab/Cd-7b")),
+    ],
+)
+def test_the_origin_is_what_is_known_and_never_made_up(
+    tmp_path: Path, base_dir: str | None, name: str | None, expected: tuple[str, str | None]
+) -> None:
+    assert base_shown(card(tmp_path, ExportConfig(), "", name, base_dir)) == expected
+
+
+def test_the_base_of_the_base_is_not_the_base(tmp_path: Path) -> None:
+    text = card(tmp_path, ExportConfig(), "---\nbase_model: ab/Cd-7b\n---\n")
+    assert base_shown(text) == ("base (a local folder), whose own base is ab/Cd-7b", None)
+
+
+def test_a_base_made_in_the_experiment_is_said_to_be_from_scratch(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    Manifest(
+        stage="base", key="", key_parts={}, config=None, inputs={}, outputs={}, digest="", versions={},
+        git_revision=None, counts={}, metrics={}, started="", seconds=0,
+    ).save(tmp_path / "base")  # fmt: skip
+    assert (
+        base_shown(card(tmp_path, ExportConfig()))[0]
+        == "none: trained from random weights in this experiment"
+    )

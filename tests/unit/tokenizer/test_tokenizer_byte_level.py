@@ -89,7 +89,10 @@ def directories(request, tmp_path_factory):
     (root / "out").mkdir()
     config = TokenizerConfig.model_validate(
         {
-            "extend": {"size": 200, "languages": dict.fromkeys(LANGUAGES, 1.0), "minimum_count": 2},
+            "extend": {
+                **{"size": 200, "languages": dict.fromkeys(LANGUAGES, 1.0), "minimum_count": 2},
+                "protect_unseen": False,  # test_tokenizer_word_lists.py has it
+            },
             "report_bytes_per_language": 3000,
         }
     )

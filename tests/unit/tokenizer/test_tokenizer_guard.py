@@ -49,7 +49,8 @@ def test_vietnamese_names_are_told_from_french_ones():
 
 
 guard = LatinGuard(
-    protected=["data", "sanatorium", "tin", "Kandinsky", "no"], common=["yang", "tidak", "di", "dapat"]
+    protected=["data", "sanatorium", "tin", "Kandinsky", "no"],
+    common=["yang", "tidak", "di", "dapat", "bukan"],
 )
 
 
@@ -66,6 +67,7 @@ guard = LatinGuard(
         ("▁Jakarta", "name"),
         ("▁TIDAK", "name"),
         ("Yang", "name"),
+        ("brahim", "name"),  # inside names only
         ("▁di▁dapat", None),
         ("▁data▁tin", "protected"),  # both words are protected
         ("▁data▁yang", None),

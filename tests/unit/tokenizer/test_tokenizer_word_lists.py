@@ -19,6 +19,7 @@ from tsugiki.pipeline import load_experiment, stages
 from tsugiki.tokenizer.base.sample import normalise
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.extend import run
+from tsugiki.tokenizer.learning.candidates import Limits
 from tsugiki.tokenizer.learning.protected import protected_words
 from tsugiki.tokenizer.learning.text import script_rules, word_lists
 from tsugiki.tokenizer.learning.word_lists import default_list, load_word_list, read_word_list, word_runs
@@ -204,6 +205,57 @@ def test_words_of_english_at_large_are_protected():
     assert not {"dan", "Dan", "banana"} & found
     assert wordfreq.word_frequency("sesquipedalian", "en") < 1e-6 and "sesquipedalian" not in found
     assert protected_words(config(languages={"id": 1.0}, protect_unseen=False).extend, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("piece", "english", "indonesian", "refused"),
+    [
+        ("utan", {"bhutan": 1e-6}, {}, True),  # a name that the corpus need not hold
+        ("utan", {"bhutan": 1e-8}, {}, False),  # too rare to count alone
+        (
+            "utan",
+            {f"{first}hutan": 1e-8 for first in "abcdefghijklmnopqrstuvwxyz"},
+            {},
+            True,
+        ),  # but not in many
+        ("utan", {"bhutan": 1e-6}, {"bhutan": 1e-4}, False),  # quoted from Indonesian
+        ("utan", {"bhutan": 1e-6}, {"bhutan": 1e-5}, True),  # as often as names are
+        ("▁workflows", {"workflows": 1e-8}, {}, True),  # an English word, however rare
+        ("▁workflows", {"workflows": 1e-8}, {"workflows": 2e-8}, False),
+        ("ắbắc", {"hutắbắc": 1e-3}, {}, False),  # not English
+    ],
+)
+def test_what_a_piece_may_change_of_english_that_nobody_has_seen(
+    monkeypatch, piece, english, indonesian, refused
+):
+    from tsugiki.tokenizer.learning import protected
+
+    lists = {"en": english, "id": indonesian, "vi": {}}
+    monkeypatch.setattr(protected, "load_word_list", lambda language, name: lists[language])
+    extend = config(languages={"id": 1.0, "vi": 1.0}).extend
+    every = script_rules(extend, phrases=True)[1]
+
+    def cut(texts):
+        halves = [text.replace(" ", "▁") for text in texts]
+        return [
+            [t[: len(t) - 4], t[-4:-2], t[-2:]] if not t.endswith("workflows") else [t[:4], t[4:]]
+            for t in halves
+        ]
+
+    found = protected.pieces_of_unseen_words(extend, every, {}, cut)
+    assert (piece in found) == refused
+    assert not protected.pieces_of_unseen_words(
+        extend, script_rules(config().extend, phrases=True)[1], {}, cut
+    )
+
+
+@pytest.mark.parametrize(("limit", "longest"), [(32, 32), (48, 48)])
+def test_no_piece_is_longer_than_the_decoders_of_others_hold(limit, longest):
+    limits = Limits.of(config(languages={"th": 1.0}, maximum_piece_bytes=limit).extend)
+    assert not limits.exceeded("ก" * (longest // 3)) and limits.exceeded("ก" * (longest // 3 + 1))
+    assert Limits.of(config().extend).bytes == 32
+    with pytest.raises(ValueError, match="less than or equal to 48"):
+        config(maximum_piece_bytes=49)
 
 
 @pytest.mark.slow

@@ -394,6 +394,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--first", type=int, default=1, help="number of the first round, to divide them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "chaos")
     arguments = parser.parse_args()
@@ -408,7 +409,7 @@ def main() -> int:
     lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
     rounds = [json.loads(line) for line in lines]
     known = {item["seed"] for item in rounds}
-    for number in range(1, arguments.rounds + 1):
+    for number in range(arguments.first, arguments.rounds + 1):
         seed = f"{arguments.seed}-{number}"
         if seed in known:
             continue

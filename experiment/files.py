@@ -34,6 +34,20 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_unfinished(directory: Path, *, below: bool = True) -> None:
+    """Remove what kills have left of files that :func:`atomic_file` was writing.
+
+    Only when nothing writes there: the next writer of the same name would replace it, but there may be none.
+
+    Args:
+        directory: where to look.
+        below: also in its folders.
+    """
+    for path in directory.glob("**/*.partial" if below else "*.partial"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
+
+
 def write_text_atomically(path: Path, text: str, *, shared: bool = False) -> None:
     """Write UTF-8 text; see :func:`atomic_file`."""
     with atomic_file(path, shared=shared) as file:

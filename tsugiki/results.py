@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from pydantic import TypeAdapter
 
+from tsugiki.experiment.config.load import read_yaml
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.run.manifest import Manifest
 from tsugiki.experiment.run.stage_names import STAGE_NAMES
@@ -60,16 +62,11 @@ class CorpusReport:
         Raises:
             DataError: it is not there or unreadable.
         """
-        values = _json(directory / "report.json", "corpus")
-        sources = {
-            item["name"]: SourceReport(
-                item["name"], item["language"], item["kind"],
-                **{key: _amount(item[key]) for key in ("read", "kept", "train", "heldout")},
-                dropped={rule: _amount(count) for rule, count in item["dropped"].items()},
-            )
-            for item in values["sources"]
-        }  # fmt: skip
-        return cls(sources, values)
+        path = directory / "report.json"
+        values = _json(path, "corpus")
+        with _fields_of(path):
+            sources = TypeAdapter(list[SourceReport]).validate_python(values["sources"])
+            return cls({source.name: source for source in sources}, values)
 
     def table(self) -> DataFrame:
         """A row a source."""
@@ -128,24 +125,29 @@ class VocabularyReport:
         Raises:
             DataError: it is not there or unreadable, e.g. because the vocabulary was not extended.
         """
-        values = _json(directory / "report.json", "tokenizer")
-        relative = values["tokens_relative_to_base"]
-        return cls(
-            directory, values["base_vocabulary"], values["vocabulary_size"], values["pieces"],
-            values["pieces_by_language"], {gate["name"]: gate["passed"] for gate in values["gates"]},
-            {language: value for language, value in relative.items() if value is not None}, values,
-        )  # fmt: skip
+        path = directory / "report.json"
+        values = _json(path, "tokenizer")
+        with _fields_of(path):
+            relative = values["tokens_relative_to_base"].items()
+            found = {
+                **{key: values[key] for key in ("base_vocabulary", "vocabulary_size", "pieces")},
+                "pieces_by_language": values["pieces_by_language"],
+                "gates": {gate["name"]: gate["passed"] for gate in values["gates"]},
+                "tokens_relative_to_base": {name: value for name, value in relative if value is not None},
+            }
+            return TypeAdapter(cls).validate_python({"directory": directory, "values": values, **found})
 
     def table(self) -> DataFrame:
         """A row a tokenizer and language: tokens, fertility, byte fallback, …"""
         import pandas
 
-        rows = [
-            {"tokenizer": name, "language": language, **measured}
-            for name, languages in self.values["tokenizers"].items()
-            for language, measured in languages.items()
-        ]
-        return pandas.DataFrame(rows).set_index(["tokenizer", "language"])
+        with _fields_of(self.directory / "report.json"):
+            rows = [
+                {"tokenizer": name, "language": language, **measured}
+                for name, languages in self.values["tokenizers"].items()
+                for language, measured in languages.items()
+            ]
+            return pandas.DataFrame(rows).set_index(["tokenizer", "language"])
 
     def __repr__(self) -> str:
         passed = sum(self.gates.values())
@@ -186,16 +188,21 @@ class Evaluation:
         Raises:
             DataError: they are not there or unreadable.
         """
-        values = _json(directory / "results.json", "evaluate")
-        languages = {}
-        for language, base in values["base"]["bits_per_byte"].items():
-            difference = values["difference"][language]
-            interval = difference.get("interval")
-            languages[language] = LanguageResult(
-                language, values["documents"][language], base, values["result"]["bits_per_byte"][language],
-                difference["bits_per_byte"], None if interval is None else (interval[0], interval[1]),
-            )  # fmt: skip
-        return cls(languages, values)
+        path = directory / "results.json"
+        values = _json(path, "evaluate")
+        with _fields_of(path):
+            languages = {
+                language: {
+                    "language": language,
+                    "documents": values["documents"][language],
+                    "base": base,
+                    "result": values["result"]["bits_per_byte"][language],
+                    "difference": values["difference"][language]["bits_per_byte"],
+                    "interval": values["difference"][language].get("interval"),
+                }
+                for language, base in values["base"]["bits_per_byte"].items()
+            }
+            return cls(TypeAdapter(dict[str, LanguageResult]).validate_python(languages), values)
 
     def table(self) -> DataFrame:
         """A row a language."""
@@ -251,8 +258,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that the run was last started with; ``load_experiment(run.config_file)`` opens it."""
-        values: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return values
+        return read_yaml(self.config_file).values
 
     @property
     def config_file(self) -> Path:
@@ -274,12 +280,14 @@ class Run:
         if path is None:
             raise _missing(self.directory / "train" / "metrics.jsonl", "train")
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # the line that is being written
-        frame = pandas.DataFrame([record for record in records if "step" in record])
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+        frame = pandas.DataFrame(records)
         if frame.empty:
             raise _missing(path, "train")
         # A step may stand on several lines: its log, its validation, and again after a restart; the last one counts.
@@ -342,11 +350,26 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise _missing(path, stage) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("unreadable report", where=path, got=error) from error
     if not isinstance(values, dict):
         raise DataError("unreadable report", where=path, got=type(values).__name__, expected="a JSON object")
     return values
+
+
+@contextmanager
+def _fields_of(path: Path) -> Iterator[None]:
+    """What a report lacks, or has of another type, as an error that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            "unreadable report",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+            expected="the fields that the stage writes",
+            fix="run the stage anew with --force",
+        ) from error
 
 
 def _missing(path: Path, stage: str) -> DataError:
@@ -355,10 +378,6 @@ def _missing(path: Path, stage: str) -> DataError:
         where=path,
         fix=f"run it: experiment.run(until='{stage}')",
     )
-
-
-def _amount(values: Mapping[str, int]) -> Amount:
-    return Amount(values["documents"], values["bytes"])
 
 
 def _frame(rows: Mapping[str, Mapping[str, Any]], index: str) -> DataFrame:

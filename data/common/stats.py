@@ -7,6 +7,7 @@ killed and continued is the same as that of one that was not.
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,6 +27,16 @@ class RuleCount:
 
     documents: int = 0
     bytes: int = 0
+
+
+@dataclass(order=True)
+class _Sample:
+    """A dropped record by what decides whether it is kept; the content breaks ties."""
+
+    order: int
+    key: str
+    content: str
+    record: dict[str, Any] = field(compare=False)
 
 
 @dataclass
@@ -54,7 +65,7 @@ class DocumentStats:
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     hits: list[dict[str, Any]] = field(default_factory=list)
-    _samples: dict[str, list[tuple[int, str, dict[str, Any]]]] = field(default_factory=dict)
+    _samples: dict[str, list[_Sample]] = field(default_factory=dict)
 
     def drop(
         self, rule: str, document: Document, detail: str | None = None, *, size_bytes: int | None = None
@@ -96,10 +107,14 @@ class DocumentStats:
             return
         heap = self._samples.setdefault(rule, [])
         # A heap of the smallest hashes: the root is the largest of them, hence the negation.
-        entry = (-name_hash(rule, key), key, record)
+        order = -name_hash(rule, key)
+        if len(heap) == self.sample_limit and order < heap[0].order:
+            return
+        # Records may share an identifier; their content decides then, as their order depends on the shards.
+        entry = _Sample(order, key, json.dumps(record, sort_keys=True, default=str), record)
         if len(heap) < self.sample_limit:
             heapq.heappush(heap, entry)
-        elif entry[:2] > heap[0][:2]:
+        elif entry > heap[0]:
             heapq.heapreplace(heap, entry)
 
     def count(self, name: str, amount: int = 1) -> None:
@@ -119,13 +134,15 @@ class DocumentStats:
     def samples(self) -> list[dict[str, Any]]:
         """Samples by rule, then by hash."""
         return [
-            entry[2] for rule in sorted(self._samples) for entry in sorted(self._samples[rule], reverse=True)
+            sample.record
+            for rule in sorted(self._samples)
+            for sample in sorted(self._samples[rule], reverse=True)
         ]
 
     def change_samples(self, change: Callable[[str], str]) -> None:
         """Rewrite the texts of the samples."""
         for heap in self._samples.values():
-            for _, _, record in heap:
+            for record in (sample.record for sample in heap):
                 record |= {key: change(record[key]) for key in ("text", "detail") if key in record}
 
     def merge(self, other: DocumentStats) -> None:

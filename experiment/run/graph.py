@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from tsugiki.experiment.config.fingerprint import fingerprint
 from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError, os_error
-from tsugiki.experiment.files import sha256_json, write_json_atomically
+from tsugiki.experiment.files import remove_unfinished, sha256_json, write_json_atomically
 from tsugiki.experiment.run.digest import ExternalDigests
 from tsugiki.experiment.run.folders import (
     KEY_NAME,
@@ -278,6 +278,7 @@ class Graph:
         self._refuse_foreign(stages)
         with self.lock():
             check_installed(self._tracking)
+            remove_unfinished(self.run_dir, below=False)
             if begin is not None:
                 begin()
             self._external.keep = True
@@ -401,6 +402,9 @@ class Graph:
         self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
     ) -> None:
         partial, directory = self.partial(stage.name), self.directory(stage.name)
+        remove_unfinished(
+            partial
+        )  # of an earlier attempt, killed while it sealed: the manifest would list it
         # Until the manifest is there everything stays that an interrupted stage needs to continue: hashing the
         # checkpoints of a large model takes minutes.
         outputs, digest = describe_outputs(partial, left_out=(KEY_NAME,))

@@ -87,8 +87,9 @@ def verify_run(run_dir: Path, *, show: bool = True) -> Verification:
         name = record.relative_to(run_dir).as_posix()
         try:
             files = manifest_sums(record) if record.name == MANIFEST_NAME else checkpoint_sums(record)
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            damaged.append(DamagedFile(name, f"unreadable: {str(error).splitlines()[0]}", name))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            damaged.append(DamagedFile(name, f"unreadable: {why}", name))
             continue
         verified.append(name)
         for file, recorded in files.items():

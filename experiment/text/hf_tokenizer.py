@@ -344,7 +344,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("unreadable tokenizer file", where=path, got=error) from error
     if not isinstance(value, dict):
         raise DataError(

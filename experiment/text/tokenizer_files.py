@@ -19,6 +19,7 @@ for which the model has no row.
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -243,13 +244,20 @@ def tokenizer_size(path: Path) -> int:
         return _sentencepiece(file).get_piece_size()
     document = read_tokenizer_json(file)
     assert document is not None
+    try:
+        return _count(document)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _corrupt(file, error) from error
+
+
+def _count(document: Mapping[str, Any]) -> int:
     vocabulary: Any = document["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: [surface, score] in the order of the ids
         vocabulary = {surface: index for index, (surface, _) in enumerate(vocabulary)}
     added = (token["content"] for token in document.get("added_tokens") or [])
     # The library numbers an added token that the vocabulary lacks anew, behind it, whatever id the file gives.
     fresh = dict.fromkeys(content for content in added if content not in vocabulary)
-    return 1 + max(vocabulary.values(), default=-1) + len(fresh)
+    return 1 + max(map(operator.index, vocabulary.values()), default=-1) + len(fresh)
 
 
 def read_tokenizer_json(path: Path) -> dict[str, Any] | None:
@@ -263,11 +271,13 @@ def read_tokenizer_json(path: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(path.read_bytes())
         document["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            "corrupt tokenizer.json", where=path, got=f"{type(error).__name__}: {error}", fix=_AGAIN
-        ) from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _corrupt(path, error) from error
     return dict(document)
+
+
+def _corrupt(path: Path, error: Exception) -> DataError:
+    return DataError("corrupt tokenizer.json", where=path, got=f"{type(error).__name__}: {error}", fix=_AGAIN)
 
 
 def _file(path: Path) -> Path | None:
@@ -378,11 +388,11 @@ def _through_transformers(directory: Path) -> _Engine:
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file leads to there
         raise DataError(
             "no tokenizer here",
             where=directory,
-            got=str(error).splitlines()[0],
+            got=(str(error) or type(error).__name__).splitlines()[0],
             expected=f"{JSON_NAME}, {MODEL_NAME} or another tokenizer that transformers loads",
         ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

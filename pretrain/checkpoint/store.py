@@ -257,7 +257,14 @@ class CheckpointStore:
                     return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}", True
                 if sha256_file(path) != expected["sha256"]:
                     return f"{name} does not have its checksum", True
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (
+            FileNotFoundError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             return f"{type(error).__name__}: {error}", True
         except OSError as error:  # EIO, ESTALE, EACCES: the files may be complete
             return f"{type(error).__name__}: {error}", False

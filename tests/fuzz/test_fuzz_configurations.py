@@ -17,7 +17,11 @@ from tsugiki.experiment.errors import TsugikiError
 from tsugiki.pipeline import Experiment, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = [ROOT / "configs/smoke.yaml", ROOT / "configs/quickstart.yaml", *sorted((ROOT / "configs/recipes").glob("*.yaml"))]
+SHIPPED = [
+    ROOT / "configs/smoke.yaml",
+    ROOT / "configs/quickstart.yaml",
+    *sorted((ROOT / "configs/recipes").glob("*.yaml")),
+]
 WHOLE = yaml.safe_load(dump_yaml(load_experiment(ROOT / "configs/smoke.yaml").config))
 
 
@@ -64,7 +68,7 @@ def accepted_again(experiment: Experiment | TsugikiError, folder: Path) -> None:
     """What is accepted can be shown, and the file that a run writes of it says the same."""
     if isinstance(experiment, TsugikiError):
         return
-    repr(experiment), experiment.run_dir  # noqa: B018
+    repr(experiment), experiment.run_dir
     (folder / "config.yaml").write_text(dump_yaml(experiment.config), encoding="utf-8")
     again = load_experiment(folder / "config.yaml")
     assert again.config.model_dump() == experiment.config.model_dump()
@@ -91,7 +95,9 @@ def test_files(folder: Path, text: bytes) -> None:
 @fuzz(200)
 @given(
     changes=st.lists(
-        st.tuples(st.one_of(st.sampled_from(paths(WHOLE)), st.text(max_size=10)), VALUES), min_size=1, max_size=3
+        st.tuples(st.one_of(st.sampled_from(paths(WHOLE)), st.text(max_size=10)), VALUES),
+        min_size=1,
+        max_size=3,
     )
 )
 def test_set(folder: Path, changes: list[tuple[str, str]]) -> None:

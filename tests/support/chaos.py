@@ -117,7 +117,9 @@ class Chaos:
             if code == 0:
                 break
             if not attempt.killed:
-                done.problems.append(f"ended with {code} though nothing was killed: {attempt.errors()[-800:]}")
+                done.problems.append(
+                    f"ended with {code} though nothing was killed: {attempt.errors()[-800:]}"
+                )
             if len(done.exits) > len(done.kills) + 2:
                 done.problems.append("does not come to an end")
         if not done.problems:
@@ -183,7 +185,12 @@ class Attempt:
                 process.kill()
         if "Traceback (most recent call last)" in self.errors():
             found.append("a traceback: " + self.errors()[-1500:])
-        if code != 0 and code != -signal.SIGKILL and "error: " not in self.errors() and code not in (75, 130, -2, -15):
+        if (
+            code != 0
+            and code != -signal.SIGKILL
+            and "error: " not in self.errors()
+            and code not in (75, 130, -2, -15)
+        ):
             found.append(f"ended with {code} without a word: {self.errors()[-500:]}")
         return found
 
@@ -277,7 +284,9 @@ class Known:
     def of(cls, run_dir: Path) -> Known:
         latest = run_dir / "train.partial" / "checkpoints" / "latest.json"
         reached = json.loads(latest.read_bytes())["iteration"] if latest.is_file() else 0
-        return cls(frozenset(name for name in STAGES if (run_dir / name / "manifest.json").is_file()), reached)
+        return cls(
+            frozenset(name for name in STAGES if (run_dir / name / "manifest.json").is_file()), reached
+        )
 
     def complaints(self, run_dir: Path, output: str) -> list[str]:
         """Work that was lost."""
@@ -323,7 +332,10 @@ def compare_training(reference: Path, output: Path) -> list[str]:
     from training_case import curve, weights
 
     problems = []
-    steps = [sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("iter_*")) for folder in (reference, output)]
+    steps = [
+        sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("iter_*"))
+        for folder in (reference, output)
+    ]
     if steps[0] != steps[1]:
         return [f"train: checkpoints {steps[1]}, expected {steps[0]}"]
     for step in steps[0]:
@@ -337,7 +349,9 @@ def compare_training(reference: Path, output: Path) -> list[str]:
 
 def git_status() -> str:
     """Changes of the checkout, as git tells them."""
-    answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return answer.stdout
 
 
@@ -348,7 +362,8 @@ def small_experiment(base_tokenizer: Path) -> list[str]:
     """The smoke run with three languages, a vocabulary of 600 pieces and eight steps of two ranks."""
     text = "tests/fixtures/text"
     sources = ", ".join(
-        f"{{name: {name}, language: {name}, format: jsonl, path: {text}/{name}.jsonl}}" for name in ("en", "ja", "th")
+        f"{{name: {name}, language: {name}, format: jsonl, path: {text}/{name}.jsonl}}"
+        for name in ("en", "ja", "th")
     )
     changes = [
         f"corpus.sources=[{sources}]", "workers=2",
@@ -386,13 +401,19 @@ def summary(rounds: Sequence[dict[str, Any]]) -> str:
         lines.append(f"  by {key}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     failed = [item for item in rounds if item["problems"]]
     lines.append(f"  same artefacts: {len(rounds) - len(failed)}, with problems: {len(failed)}")
-    lines += [f"  round {item['number']}: {problem.splitlines()[0]}" for item in failed for problem in item["problems"]]
+    lines += [
+        f"  round {item['number']}: {problem.splitlines()[0]}"
+        for item in failed
+        for problem in item["problems"]
+    ]
     return "\n".join(lines)
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--first", type=int, default=1, help="number of the first round, to divide them")
     parser.add_argument("--seed", type=int, default=0)
@@ -422,7 +443,9 @@ def main() -> int:
         rounds.append(done)
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done, ensure_ascii=False) + "\n")
-        kills = ", ".join(f"{kill['signal'][3:]} {kill['victim']} in {kill['stage']}" for kill in done["kills"])
+        kills = ", ".join(
+            f"{kill['signal'][3:]} {kill['victim']} in {kill['stage']}" for kill in done["kills"]
+        )
         verdict = "; ".join(problem.splitlines()[0] for problem in done["problems"]) or "same"
         print(f"round {number}/{arguments.rounds}  {done['seconds']:.0f} s  {kills}: {verdict}", flush=True)
         if not done["problems"]:

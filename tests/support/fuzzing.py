@@ -10,7 +10,8 @@ import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from tsugiki.experiment.errors import TsugikiError
 
 T = TypeVar("T")
-SECONDS, BYTES = 20.0, 3 * 2**29
-"""What one call may take beyond what the process has; a loaded machine is slower than a user's, by far."""
+SECONDS, RESIDENT_BYTES, ADDRESS_BYTES = 20.0, 2**30, 2**33
+"""What one call may take: processor time, memory that it uses, and memory that it may ask for at all."""
 NASTY = [
     None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 10**25, 0.0, -0.5, 1e308, float("inf"), float("nan"), "", " ", "0",
     "-1", "1e999", "nan", "../x", "/", "~nosuchuser/x", "a\0b", "a\nb", "\ud800", "é" * 300, "日本語", [], [[]], [None],
@@ -60,29 +61,37 @@ def fuzz(examples: int) -> Callable[[T], T]:
 
 
 @contextmanager
-def bounded(seconds: float = SECONDS, size: int = BYTES) -> Iterator[None]:
-    """End what takes longer, and refuse it more memory.
-
-    Args:
-        seconds: of processor time of this process.
-        size: address space in bytes.
-    """
+def bounded() -> Iterator[None]:
+    """End what takes longer, and fail on what uses more memory, than :data:`SECONDS` and the like say."""
 
     def late(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise TakesTooLong(f"over {seconds} s")
+        raise TakesTooLong(f"over {SECONDS} s")
 
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    before = _memory()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     previous = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (before["VmSize"] + ADDRESS_BYTES, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, previous)
+    used = _memory()["VmHWM"] - before["VmRSS"]
+    assert used < RESIDENT_BYTES, f"{used:,} bytes of memory"
+
+
+def _memory() -> dict[str, int]:
+    """Bytes: address space, resident, peak of the latter."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return {
+        name: int(value.split()[0]) * 1024
+        for name, _, value in (line.partition(":") for line in lines)
+        if name in ("VmSize", "VmRSS", "VmHWM")
+    }
 
 
 def right_or_refused(call: Callable[[], T]) -> T | TsugikiError:
@@ -119,7 +128,9 @@ def mutated_bytes(draw: st.DrawFn, original: bytes, most: int = 6) -> bytes:
         elif how == "end":
             del data[place:]
         elif how == "number":
-            data[place : place + 4] = draw(st.sampled_from((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f")))
+            data[place : place + 4] = draw(
+                st.sampled_from((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"))
+            )
     return bytes(data)
 
 

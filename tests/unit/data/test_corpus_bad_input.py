@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datatrove.data import Document
 from test_corpus_readers import dropped, parts_of, read
 from test_corpus_stage import config, documents, run
 
 from tsugiki.data.common.charset import UndecodableInput, decode_page
 from tsugiki.data.common.executor import ProcessExecutor, _run_task
+from tsugiki.data.common.stats import DocumentStats
 from tsugiki.data.common.streams import open_stream
 from tsugiki.data.config import CorpusConfig, ReaderConfig, SourceConfig
 from tsugiki.data.formatters.extraction import normalise
@@ -504,3 +506,17 @@ def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
         read(folder / name)
     with pytest.raises(OSError, match="not a regular file"), open_stream(str(folder / name)):
         pass
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_dropped_records_that_share_an_identifier(order: int) -> None:
+    """Whatever their order, and in whatever shards they were: the same samples."""
+    texts = [f"text {number}" for number in range(4)][::order]
+    together, first, second = DocumentStats(2), DocumentStats(2), DocumentStats(2)
+    for number, text in enumerate(texts):
+        for stats in (together, (first, second)[number % 2]):
+            stats.drop("quality.words", Document(text, "same", metadata={"url": None}))
+    first.merge(second)
+    assert [item["text"] for item in together.samples()] == ["text 3", "text 2"]
+    assert first.samples() == together.samples()
+    assert first.dropped["quality.words"].documents == 4

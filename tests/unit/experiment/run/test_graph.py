@@ -231,3 +231,25 @@ def test_partial_key_is_json(tmp_path: Path) -> None:
         run_all(build(run_dir, fail=True))
     stored = json.loads((run_dir / "third.partial" / ".key.json").read_text())
     assert set(stored) == {"key", "parts"}
+
+
+@pytest.mark.parametrize(
+    "left", ["manifest.json.partial", "report.json.4711.partial", "checkpoints/latest.json.partial"]
+)
+def test_killed_while_a_small_file_was_written(tmp_path: Path, left: str) -> None:
+    """What a kill leaves of a file that appears complete or not at all is no part of the result.
+
+    Listed in the manifest, `manifest.json.partial` became the manifest: a file of the finished stage was missing, and
+    its training began anew.
+    """
+    run_dir = tmp_path / "runs" / "x"
+    graph = _countdown_graph(run_dir)
+    stage = graph.stages["train"]
+    (graph.prepare(stage) / left).parent.mkdir(exist_ok=True)
+    (graph.partial("train") / left).write_text("{")
+    (run_dir / "config.yaml.4711.partial").write_text("na")
+    assert graph.decide(stage).action == "resume"
+    run_all(graph)
+    assert graph.complete("train") is not None
+    assert graph.decide(stage).action == "skip"
+    assert not list(run_dir.rglob("*.partial"))

@@ -93,7 +93,9 @@ def test_a_command_that_finds_nothing_ends_with_0(graph: Graph) -> None:
         Run(graph.run_dir.parent).verify()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', '{"files": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"files": 3}', '{"files": {"a": {}}}', "[" * 100_000], ids=range(5)
+)
 def test_an_unreadable_record_is_damage(graph: Graph, text: str) -> None:
     shard = checkpoint(graph.run_dir / "train.partial" / "checkpoints" / "iter_0000008")
     (shard.parent / "checkpoint.json").write_text(text)

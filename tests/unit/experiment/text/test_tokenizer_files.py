@@ -247,3 +247,23 @@ def test_sizes_without_opening(tmp_path: Path) -> None:
     assert tokenizer_size(tmp_path) == loaded.get_vocab_size() == 4
     with pytest.raises(DataError, match="no tokenizer here"):
         tokenizer_size(tmp_path / "nowhere")
+
+
+WRONG: dict[str, object] = {
+    "no vocabulary": {"model": {"vocab": None}},
+    "a number": {"model": {"vocab": 5}},
+    "ids that are text": {"model": {"vocab": {"a": 1, "b": "2"}}},
+    "scores without pieces": {"model": {"vocab": [5]}},
+    "added tokens": {"model": {"vocab": {"a": 1}}, "added_tokens": [5]},
+    "added tokens without content": {"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 3}]},
+    "added content": {"model": {"vocab": {"a": 1}}, "added_tokens": [{"content": []}]},
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, "deep"])
+def test_a_tokenizer_json_that_cannot_be_counted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text("[" * 100_000 if name == "deep" else json.dumps(WRONG[name]))
+    with pytest.raises(DataError, match=r"corrupt tokenizer\.json") as caught:
+        tokenizer_size(tmp_path)
+    assert str(path) in str(caught.value)

@@ -28,6 +28,8 @@ from typing import Any
 
 import psutil
 
+from tsugiki.experiment.run.manifest import git_revision
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("corpus", "base", "tokenizer", "tokens", "graft", "train", "export", "evaluate", "report")
 START = "start"
@@ -65,6 +67,7 @@ class Round:
 
     number: int
     seed: str
+    revision: str
     kills: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
     exits: list[int] = field(default_factory=list)
@@ -102,7 +105,7 @@ class Chaos:
     def play(self, number: int, seed: str, folder: Path, moments: list[Moment] | None = None) -> Round:
         """A round; the folder is left as it is at the end."""
         generator = random.Random(seed)
-        done = Round(number, seed)
+        done = Round(number, seed, str(git_revision()))
         pending = draw(generator) if moments is None else list(moments)
         clock = time.monotonic()
         status_before = git_status()

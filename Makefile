@@ -16,7 +16,10 @@ PYTEST ?= $(BIN)/python -m pytest -n $(or $(WORKERS),$(PYTEST_WORKERS)) --dist l
 # Containers often set it. Every process of the tests, some hundreds, would compile the package and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: .types quickstart smoke test test-fast test-unit check format install clean help
+ROUNDS ?= 100
+FUZZ_MINUTES ?= 5
+
+.PHONY: .types quickstart smoke test test-fast test-unit chaos fuzz check format install clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +39,12 @@ test-fast: $(VENV)/.installed  ## unit tests that take seconds, in under two min
 
 test-unit: $(VENV)/.installed  ## unit and distributed tests only
 	$(PYTEST) tests/unit tests/distributed
+
+chaos: $(VENV)/.installed  ## whole runs under random kills, ROUNDS=100 of them; goes on where it was ended
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/chaos.py --rounds $(ROUNDS) --out runs/chaos
+
+fuzz: $(VENV)/.installed  ## fuzzers on other examples than those of make test, FUZZ_MINUTES=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --fuzz-minutes $(FUZZ_MINUTES)
 
 check: $(VENV)/.installed .types  ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -52,6 +53,7 @@ class Moment:
         whole_tree: all processes at once.
         signal: number.
         after_checkpoint: first wait for a checkpoint of the stage's training.
+        others: first wait for processes of the stage besides the command; one of them gets the signal.
     """
 
     stage: str
@@ -59,6 +61,7 @@ class Moment:
     whole_tree: bool
     signal: int
     after_checkpoint: bool = False
+    others: bool = False
 
 
 @dataclass
@@ -81,7 +84,11 @@ def draw(generator: random.Random) -> list[Moment]:
     for _ in range(generator.choice((1, 2, 2, 3, 4))):
         stage = generator.choice((START, *STAGES, "train", "train", "corpus"))
         number = generator.choices(list(SIGNALS), list(SIGNALS.values()))[0]
-        moments.append(Moment(stage, generator.uniform(0, 1.05), generator.random() < 0.15, int(number)))
+        # Workers and ranks live for a part of their stage only.
+        others = stage in ("corpus", "base", "tokens", "train") and generator.random() < 0.6
+        late = stage == "train" and generator.random() < 0.5
+        fraction = generator.uniform(0, 0.3 if others or late else 1.05)
+        moments.append(Moment(stage, fraction, generator.random() < 0.15, int(number), late, others))
     order = (START, *STAGES)
     return sorted(moments, key=lambda moment: (order.index(moment.stage), moment.fraction))
 
@@ -217,6 +224,11 @@ class Attempt:
             latest = self.run_dir / f"{moment.stage}.partial" / "checkpoints" / "latest.json"
             while self._process.poll() is None and self._left() > 0 and not latest.is_file():
                 time.sleep(0.05)
+        while moment.others and self._process.poll() is None and self._stage() == moment.stage:
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(self._process.pid).children():
+                    break
+            time.sleep(0.02)
         until = time.monotonic() + moment.fraction * self.chaos.durations[moment.stage]
         while self._process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
@@ -256,8 +268,10 @@ class Attempt:
         command = [process for process in tree if process.pid == self._process.pid]
         others = [process for process in tree if process.pid != self._process.pid]
         victims = tree if moment.whole_tree else command
-        if not moment.whole_tree and others and generator.random() < 0.5:
-            victims = [generator.choice(others)]
+        if not moment.whole_tree and others and (moment.others or generator.random() < 0.5):
+            roles = sorted({self._role(process) for process in others})
+            role = generator.choice(roles)  # as many ranks as launchers, however many there are
+            victims = [generator.choice([process for process in others if self._role(process) == role])]
         roles = "all" if moment.whole_tree else ", ".join(self._role(process) for process in victims)
         kill = {
             "stage": self._stage(), "victim": roles, "signal": signal.Signals(moment.signal).name,

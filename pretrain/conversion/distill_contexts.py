@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.text.batches import text_batches
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
 from tsugiki.pretrain.conversion.new_rows import Piece
 from tsugiki.pretrain.convert_config import DistillationConfig
@@ -108,7 +109,7 @@ def find_contexts(
             _draw(index, corpus_dir, language, size, sizes[language], seed)
             for language, size in wanted.items()
         )
-        for batch in _batches(texts):
+        for batch in text_batches(texts, _BATCH_CHARACTERS):
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 search.read(np.array(encoding.ids, np.int32))
             size = sum(len(text.encode()) for text in batch)
@@ -172,19 +173,6 @@ def _draw(
         text = record["text"]
         if text and key * size < wanted * _HASH_RANGE:
             yield text
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    held = 0
-    for text in texts:
-        batch.append(text)
-        held += len(text)
-        if held >= _BATCH_CHARACTERS:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def collate(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.text.batches import text_batches
 from tsugiki.experiment.text.cached_bpe import CachedBPE, Encoder, PlainEncoder, can_be_cut
 from tsugiki.experiment.text.hf_tokenizer import read_json
 from tsugiki.experiment.text.tokenizer_files import open_tokenizer
@@ -21,7 +22,7 @@ from tsugiki.tokenizer.base.base import is_byte_level
 from tsugiki.tokenizer.base.byte_level import byte_surface
 from tsugiki.tokenizer.base.words import word_splitter
 
-_BATCH_BYTES = 1_000_000
+_BATCH_CHARACTERS = 1_000_000
 _WORD_SAMPLE_BYTES = 100_000
 """Words are counted on so much of a text: segmenters are far slower than tokenizers."""
 
@@ -118,7 +119,7 @@ def measure(
     words = words or sample_words(lines, language)
     usage = np.zeros(tokenizer.size, dtype=np.int64)
     per_line: list[NDArray[np.int64]] = []
-    for batch in _batches(lines):
+    for batch in text_batches(lines, _BATCH_CHARACTERS):
         ids, counts = tokenizer.ids(batch)
         per_line.append(counts)
         usage += np.bincount(ids, minlength=tokenizer.size)
@@ -137,19 +138,6 @@ def measure(
     }
     tokens_per_line = np.concatenate(per_line).astype(np.int32)
     return Measured(metrics | _word_metrics(tokenizer, words), tokens_per_line, usage, words.segmenter)
-
-
-def _batches(lines: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_hostile_text_is_shown_and_not_obeyed(base, tmp_path):
     hostile = "<script>alert('x')</script>"
     document = json.loads((base / "tokenizer.json").read_text())
     document["model"]["vocab"]["<img"] = 32000
-    document["model"]["merges"].append(["<", "img"])
+    document["model"]["merges"].append("< img")
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     (tmp_path / "t.txt").write_text("<img <img src=x>\nplain words\n", encoding="utf-8")
     tokenizers = {hostile: base, f"new {hostile}": tmp_path / "tokenizer.json"}
@@ -161,7 +161,7 @@ def test_unused_and_longest_added_pieces(base, tmp_path):
     document = json.loads((base / "tokenizer.json").read_text())
     vocabulary = document["model"]["vocab"]
     vocabulary |= {"東京": 32000, "京都": 32001, "<reserved_0>": 32002}
-    document["model"]["merges"] += [["東", "京"], ["京", "都"]]
+    document["model"]["merges"] += ["東 京", "京 都"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     (tmp_path / "t.txt").write_text("東京 東京\n", encoding="utf-8")
     found = run_report(

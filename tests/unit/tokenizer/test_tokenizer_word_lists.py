@@ -16,10 +16,11 @@ from tokenizer_material import fixture_texts, mistral_base, write_corpus
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.run.stage import StageContext
 from tsugiki.pipeline import load_experiment, stages
+from tsugiki.tokenizer.base.base import load_base
 from tsugiki.tokenizer.base.sample import normalise
 from tsugiki.tokenizer.config import TokenizerConfig
 from tsugiki.tokenizer.extend import run
-from tsugiki.tokenizer.learning.candidates import Limits
+from tsugiki.tokenizer.learning.candidates import CandidateFilter, Limits
 from tsugiki.tokenizer.learning.protected import protected_words
 from tsugiki.tokenizer.learning.text import script_rules, word_lists
 from tsugiki.tokenizer.learning.word_lists import default_list, load_word_list, read_word_list, word_runs
@@ -250,10 +251,12 @@ def test_what_a_piece_may_change_of_english_that_nobody_has_seen(
 
 
 @pytest.mark.parametrize(("limit", "longest"), [(32, 32), (48, 48)])
-def test_no_piece_is_longer_than_the_decoders_of_others_hold(limit, longest):
+def test_no_piece_is_longer_than_the_decoders_of_others_hold(inputs, limit, longest):
     limits = Limits.of(config(languages={"th": 1.0}, maximum_piece_bytes=limit).extend)
     assert not limits.exceeded("ก" * (longest // 3)) and limits.exceeded("ก" * (longest // 3 + 1))
     assert Limits.of(config().extend).bytes == 32
+    refuse = CandidateFilter(load_base(inputs["base"]), [rule("ja")], set(), Limits.of(config().extend))
+    assert refuse("あ" * 11, 0, 0) == "long" != refuse("あ" * 10, 0, 0)
     with pytest.raises(ValueError, match="less than or equal to 48"):
         config(maximum_piece_bytes=49)
 

@@ -18,6 +18,8 @@ from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomic
 
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
+RECORD_NAME = "checkpoint.json"
+"""Beside the files of a checkpoint: ``{"files": {name: {"bytes": …, "sha256": …}}}``."""
 _LENGTH, _EARLIER_LENGTH = 6, 3
 """Of what is remembered of a file; earlier versions kept size, modification time and hash only."""
 VOLATILE_SUFFIXES = (".html", ".png", ".svg", ".log")
@@ -42,10 +44,35 @@ def list_files(directory: Path) -> list[str]:
 
 
 def digest_files(directory: Path, relative: Iterable[str]) -> dict[str, str]:
-    """sha256 of files, read in parallel (hashing releases the interpreter lock)."""
+    """sha256 of files, read in parallel (hashing releases the interpreter lock), or from a record beside them."""
     names = list(relative)
+    known = _recorded(directory, names)
+    unknown = [name for name in names if name not in known]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: sha256_file(directory / name), names), strict=True))
+        known.update(zip(unknown, pool.map(lambda name: sha256_file(directory / name), unknown), strict=True))
+    return {name: known[name] for name in names}
+
+
+def _recorded(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Sums of checkpoints' files from their `checkpoint.json`, where they were written down when the files were.
+
+    All ranks took them; reading terabytes again, on one, would keep the whole job waiting. A file that has changed in
+    size since, or is newer than the record, is not known.
+    """
+    known: dict[str, str] = {}
+    for mark in names:
+        if mark.rsplit("/", 1)[-1] != RECORD_NAME:
+            continue
+        try:
+            written = (directory / mark).stat().st_mtime_ns
+            files = json.loads((directory / mark).read_text(encoding="utf-8"))["files"]
+            for name, entry in files.items():
+                status = (directory / mark).with_name(name).stat()
+                if status.st_size == entry["bytes"] and status.st_mtime_ns <= written:
+                    known[mark.removesuffix(RECORD_NAME) + name] = str(entry["sha256"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no record of ours, or a damaged one: the files are read
+    return known
 
 
 def digest_outputs(digests: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ written, at the end of a step.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -80,7 +81,8 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self.asynchronous = asynchronous
-        self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if asynchronous else None
+        self._timeout = timeout
+        self._group: Any = None
         self._unfinished: Write | None = None
 
     def path(self, iteration: int) -> Path:
@@ -121,6 +123,11 @@ class CheckpointStore:
             except OSError as error:
                 problem = str(error)
         _raise_anywhere(problem, target)
+        if self.asynchronous and self._group is None:
+            # All ranks write. The group connects each to the first only, which collects their plans: with all of
+            # them at once a process would hold a socket for every other.
+            os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+            self._group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         try:
             write = state.save(target, common, copy=self.asynchronous, group=self._group)
         except OSError as error:

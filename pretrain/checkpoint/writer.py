@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.exchange_utils import determine_main_replica_uniform_distribution
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    distribute_main_replicas_with_precomputed_distribution,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -39,7 +44,15 @@ class Shards(TorchDistSaveShardedStrategy):
         self._shards: dict[str, Any] = {}
 
     def save(self, sharded_state_dict: ShardedState, checkpoint_dir: Path) -> None:
-        """Take the shards; objects are serialised here."""
+        """Take this rank's share of the shards; objects are serialised here.
+
+        Data-parallel ranks hold the same tensors, and Megatron has the first of them write all unless it is told how
+        to divide them; that takes an exchange of their descriptions within the group.
+        """
+        alike = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        distribute_main_replicas_with_precomputed_distribution(
+            sharded_state_dict, alike, determine_main_replica_uniform_distribution(sharded_state_dict, alike)
+        )
         flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )

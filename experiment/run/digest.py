@@ -18,8 +18,6 @@ from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomic
 
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
-RECORD_NAME = "checkpoint.json"
-"""Beside the files of a checkpoint: ``{"files": {name: {"bytes": …, "sha256": …}}}``."""
 _LENGTH, _EARLIER_LENGTH = 6, 3
 """Of what is remembered of a file; earlier versions kept size, modification time and hash only."""
 VOLATILE_SUFFIXES = (".html", ".png", ".svg", ".log")
@@ -59,17 +57,18 @@ def _recorded(directory: Path, names: Iterable[str]) -> dict[str, str]:
     All ranks took them; reading terabytes again, on one, would keep the whole job waiting. A file that has changed in
     size since, or is newer than the record, is not known.
     """
+    from tsugiki.experiment.run.sums import CHECKPOINT_MARK, checkpoint_sums  # which imports this module
+
     known: dict[str, str] = {}
     for mark in names:
-        if mark.rsplit("/", 1)[-1] != RECORD_NAME:
+        if mark.rsplit("/", 1)[-1] != CHECKPOINT_MARK:
             continue
         try:
             written = (directory / mark).stat().st_mtime_ns
-            files = json.loads((directory / mark).read_text(encoding="utf-8"))["files"]
-            for name, entry in files.items():
-                status = (directory / mark).with_name(name).stat()
-                if status.st_size == entry["bytes"] and status.st_mtime_ns <= written:
-                    known[mark.removesuffix(RECORD_NAME) + name] = str(entry["sha256"])
+            for path, entry in checkpoint_sums(directory / mark).items():
+                status = path.stat()
+                if status.st_size == entry.bytes and status.st_mtime_ns <= written:
+                    known[path.relative_to(directory).as_posix()] = entry.sha256
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # no record of ours, or a damaged one: the files are read
     return known

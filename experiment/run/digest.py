@@ -15,6 +15,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.files import sha256_file, sha256_json, write_json_atomically
+from tsugiki.experiment.run.checkpoint_record import CHECKPOINT_MARK, checkpoint_sums
 
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -57,8 +58,6 @@ def _recorded(directory: Path, names: Iterable[str]) -> dict[str, str]:
     All ranks took them; reading terabytes again, on one, would keep the whole job waiting. A file that has changed in
     size since, or is newer than the record, is not known.
     """
-    from tsugiki.experiment.run.sums import CHECKPOINT_MARK, checkpoint_sums  # which imports this module
-
     known: dict[str, str] = {}
     for mark in names:
         if mark.rsplit("/", 1)[-1] != CHECKPOINT_MARK:

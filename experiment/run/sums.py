@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.experiment.errors import CheckpointError
+from tsugiki.experiment.run.checkpoint_record import CHECKPOINT_MARK, Sum, checkpoint_sums
 from tsugiki.experiment.run.manifest import MANIFEST_NAME, Manifest
 
-CHECKPOINT_MARK = "checkpoint.json"
 _CHUNK_BYTES = 8 * 2**20
 _HOMES = 3
 """``train/checkpoints/iter_…/file`` stands in the manifest of ``train``."""
-
-
-@dataclass(frozen=True)
-class Sum:
-    """What a file was when it was written.
-
-    Attributes:
-        sha256: of its content.
-        recorded_in: file that says so.
-        bytes: its size; None where only the sum is known.
-    """
-
-    sha256: str
-    recorded_in: Path
-    bytes: int | None = None
 
 
 def manifest_sums(path: Path) -> dict[Path, Sum]:
@@ -47,14 +30,6 @@ def manifest_sums(path: Path) -> dict[Path, Sum]:
     if not manifest.lists_its_outputs:
         raise ValueError("the list of outputs does not have the digest of the manifest")
     return {path.parent / name: Sum(file.sha256, path, file.bytes) for name, file in manifest.outputs.items()}
-
-
-def checkpoint_sums(path: Path) -> dict[Path, Sum]:
-    """Sums in the ``checkpoint.json`` of a training checkpoint."""
-    files = json.loads(path.read_bytes())["files"]
-    return {
-        path.parent / name: Sum(str(file["sha256"]), path, int(file["bytes"])) for name, file in files.items()
-    }
 
 
 def recorded_sums(files: Iterable[Path]) -> dict[Path, Sum]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.progress import Progress
+from tsugiki.experiment.run.checkpoint_record import CHECKPOINT_MARK, Sum, checkpoint_sums
 from tsugiki.experiment.run.manifest import MANIFEST_NAME
 from tsugiki.experiment.run.status import read_status
-from tsugiki.experiment.run.sums import CHECKPOINT_MARK, Sum, checkpoint_sums, file_sum, manifest_sums
+from tsugiki.experiment.run.sums import file_sum, manifest_sums
 
 
 @dataclass(frozen=True)

@@ -438,7 +438,9 @@ def main() -> int:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    base, reference, results = out / "base.model", out / "reference" / "run", out / "rounds.jsonl"
+    base, results = out / "base.model", out / "rounds.jsonl"
+    # Another state of the code may make other bytes.
+    reference = out / f"reference-{str(git_revision())[:12]}" / "run"
     if not base.is_file():
         write_base_tokenizer(base)
     command = small_experiment(base)

@@ -10,11 +10,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import Chaos, Moment
 from pages import run_section, sections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,33 +207,23 @@ def test_mlflow_store(run_dir: Path) -> None:
 
 
 def test_kill_9_during_training_then_rerun_gives_the_same_model(run_dir: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "runs" / "smoke"
+    """A round of the kill loop: all processes at once after a checkpoint; the comparison of the whole run is its own."""
+    copy = tmp_path / "runs" / "run"
     shutil.copytree(run_dir, copy)
     for stage in ("train", "export", "evaluate", "report"):
         shutil.rmtree(copy / stage)
-    process = subprocess.Popen(
-        command(copy, "--until", "export"), cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    latest = copy / "train.partial" / "checkpoints" / "latest.json"
-    deadline = time.monotonic() + 900
-    while not latest.is_file() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    assert process.poll() is None, "training ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert latest.is_file()
-    assert not (copy / "train").exists()
-    answer = tsugiki(copy, "--until", "export")
-    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
-    assert "train: interrupted earlier, continues" in answer.stdout
-    for name in ("model.safetensors",):
-        assert (copy / "export" / name).read_bytes() == (run_dir / "export" / name).read_bytes()
-    losses = [
-        {record["step"]: record["train/loss"] for record in map(json.loads, (path / "train" / "metrics.jsonl").read_text().splitlines()) if "train/loss" in record}
-        for path in (run_dir, copy)
-    ]  # fmt: skip
-    assert losses[0] == losses[1], "the very same loss curve"
+    chaos = Chaos([sys.executable, "-m", "tsugiki", "run", "configs/smoke.yaml"], run_dir)
+    moment = Moment("train", 0, whole_tree=True, signal=signal.SIGKILL, after_checkpoint=True)
+    done = chaos.play(1, "smoke", copy.parent, [moment])
+    assert done.problems == []
+    assert [(kill["stage"], kill["victim"]) for kill in done.kills] == [("train", "all")]
+    assert done.exits == [-signal.SIGKILL, 0]
+    assert (
+        "train: interrupted earlier, continues" in (copy.parent.with_name("runs.logs") / "1.out").read_text()
+    )
+    assert (copy / "export" / "model.safetensors").read_bytes() == (
+        run_dir / "export" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

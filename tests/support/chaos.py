@@ -99,13 +99,13 @@ class Chaos:
     Args:
         command: everything but the run directory.
         reference: run directory of an uninterrupted run.
-        say: receives lines.
+        checkout: nobody else works in it: what is new there was left by the command.
     """
 
-    def __init__(self, command: Sequence[str], reference: Path, say: Any = print) -> None:
+    def __init__(self, command: Sequence[str], reference: Path, *, checkout: bool = False) -> None:
         self.command = command
         self.reference = reference
-        self.say = say
+        self.checkout = checkout
         self.durations = {name: float(manifest["seconds"]) for name, manifest in manifests(reference).items()}
         self.durations[START] = 6.0
 
@@ -134,7 +134,7 @@ class Chaos:
                 done.problems.append("does not come to an end")
         if not done.problems:
             done.problems += compare(self.reference, run_dir)
-        if git_status() != status_before:
+        if self.checkout and git_status() != status_before:
             done.problems.append(f"the working tree changed: {git_status()}")
         done.seconds = round(time.monotonic() - clock, 1)
         return done
@@ -454,7 +454,7 @@ def main() -> int:
         if seed in known:
             continue
         # Every fourth round with MLflow, whose store is then created amid kills; it is no part of the artefacts.
-        chaos = Chaos(command if number % 4 == 0 else [*command, *untracked], reference)
+        chaos = Chaos(command if number % 4 == 0 else [*command, *untracked], reference, checkout=True)
         folder = out / f"round-{number:03d}"
         for left in (folder, folder.with_name(folder.name + ".logs")):
             shutil.rmtree(left, ignore_errors=True)

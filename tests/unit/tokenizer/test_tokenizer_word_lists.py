@@ -150,7 +150,7 @@ def test_a_word_that_the_text_lacks_becomes_a_piece(inputs, tmp_path, language):
     for setting in ("none", str(tmp_path / "words.tsv")):
         out = tmp_path / setting.replace("/", "-")
         out.mkdir()
-        settings = config(languages={language: 1.0}, word_lists={language: setting})
+        settings = config(languages={language: 1.0}, word_lists={language: setting}, protect_unseen=False)
         run(settings, inputs, out, StageContext(workers=1))
         processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
         tokens.append(processor.encode(f"x {NEW_WORDS[language]}", out_type=str)[1:])
@@ -173,7 +173,8 @@ def test_a_byte_level_base_takes_word_lists_too(inputs, tmp_path):
     (tmp_path / "words.tsv").write_text(f"{NEW_WORDS['vi']}\t10\n", encoding="utf-8")
     out = tmp_path / "out"
     out.mkdir()
-    settings = config(languages={"vi": 1.0}, word_lists={"vi": str(tmp_path / "words.tsv")})
+    lists = {"vi": str(tmp_path / "words.tsv")}
+    settings = config(languages={"vi": 1.0}, word_lists=lists, protect_unseen=False)
     run(settings, {**inputs, "base": tmp_path / "base"}, out, StageContext(workers=1))
     old, new = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("base", "out"))
     text = f" {NEW_WORDS['vi']}"

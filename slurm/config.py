@@ -86,6 +86,9 @@ class Resources(StrictModel):
     """Reservation."""
     nodes: int = Field(default=1, ge=1)
     """Nodes; only training uses more than one."""
+    spare_nodes: int = Field(default=0, ge=0)
+    """Nodes more than ``nodes`` that the training job holds. One takes the place of a node that is lost or left
+    out, without queueing again; after any other failure training goes on at once on the nodes it has."""
     tasks_per_node: int | None = Field(default=None, ge=1)
     """Processes per node; null = one per GPU, or one where there is no GPU."""
     cpus_per_task: int | None = Field(default=None, ge=1)

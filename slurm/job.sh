@@ -9,6 +9,7 @@
 #   TSUGIKI_TORCHRUN  processes per node, to start one torchrun per node instead of one task per process
 #   TSUGIKI_RUN_DIR   run directory; found with `tsugiki run --dry-run` when unset
 #   TSUGIKI_CHAIN     name of the submission; restarts are counted within it
+#   TSUGIKI_SPARE_NODES  nodes of the job that are not used until another one fails
 #   TSUGIKI_MAX_IDLE_RESTARTS, TSUGIKI_EXCLUDE_AFTER, TSUGIKI_NODE_CHECK, TSUGIKI_MASTER_BASE_PORT
 #
 # Files in $TSUGIKI_RUN_DIR/slurm:
@@ -95,6 +96,22 @@ leave_out() { # JOB: the bad nodes as well as those it leaves out already, if th
   fi
   say "leaving out $bad"
   scontrol update JobId="$1" ExcNodeList="$all" && record excluded "$bad"
+}
+
+choose_nodes() { # sets nodes (how many) and chosen: those of the job that are in service and not bad; 1: too few
+  # A node that was lost stays in the allocation, which has --no-kill; one that failed its check or failed first too
+  # often is bad.
+  local usable
+  nodes=$((SLURM_JOB_NUM_NODES - ${TSUGIKI_SPARE_NODES:-0}))
+  usable=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  if [ "${TSUGIKI_SPARE_NODES:-0}" -gt 0 ]; then
+    local bad lost
+    bad=$(bad_nodes)
+    lost=$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -o '%N %t' | awk '$2 ~ /^(down|fail|unk|futr)|\*/ { print $1 }' | paste -sd,)
+    usable=$(grep -vxFf <(tr , '\n' <<<"$bad,$lost" | sed '/^$/d') <<<"$usable")
+  fi
+  chosen=$(head -n "$nodes" <<<"$usable" | paste -sd,)
+  [ "$(grep -c . <<<"$usable")" -ge "$nodes" ]
 }
 
 next_link() { # the job of the chain that waits for this one to end; nothing when this is the last
@@ -206,6 +223,11 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   trap 'on_stop USR1' USR1
   trap 'on_stop TERM' TERM
 
+  attempt=0
+  start_stage "$@"
+}
+
+start_stage() { # [--set A.B=C]...: one attempt, and with spare nodes further ones; stage, config, job are set
   local now idle earlier
   if [ "$(cut -f1 "$state/$stage.stop" 2>/dev/null)" = "$TSUGIKI_CHAIN" ]; then
     say "not started: $(cut -f2 "$state/$stage.stop")"
@@ -226,26 +248,31 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   record start "progress $now"
   say "stage $stage on ${SLURM_JOB_NODELIST:-?}, job $job, restart $restart, progress $now"
 
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
-  MASTER_PORT=$(free_port "${TSUGIKI_MASTER_BASE_PORT:-20000}" $((SLURM_JOB_ID + 1009 * restart)))
+  tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+  [ "$tasks" -le 1 ] || check_nodes || [ "${TSUGIKI_SPARE_NODES:-0}" -gt 0 ] || again "a node failed its check"
+  choose_nodes || again "fewer than $nodes usable nodes are left"
+  tasks=$((tasks / SLURM_JOB_NUM_NODES * nodes))
+  local place=()
+  [ "${TSUGIKI_SPARE_NODES:-0}" = 0 ] || place=(--nodes="$nodes" --nodelist="$chosen")
+
+  MASTER_ADDR=${chosen%%,*}
+  MASTER_PORT=$(free_port "${TSUGIKI_MASTER_BASE_PORT:-20000}" $((SLURM_JOB_ID + 1009 * restart + 101 * attempt)))
   export MASTER_ADDR MASTER_PORT
   # The end of this start's time, for training to save ahead of it even where no signal comes.
   local end
   end=$(scontrol show job "$SLURM_JOB_ID" -o | sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p')
   if [ -n "$end" ] && end=$(date -d "$end" +%s 2>/dev/null); then export TSUGIKI_DEADLINE=$end; fi
-  tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
-  [ "$tasks" -le 1 ] || check_nodes || again "a node failed its check"
   [ -z "$stopping" ] || again "asked to stop ($stopping) before the stage began"
 
   local launcher=()
   if [ -n "${TSUGIKI_TORCHRUN:-}" ]; then # its agents would die of USR1 unless told to hand it on
-    launcher=(torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$TSUGIKI_TORCHRUN" --max-restarts=0
+    launcher=(torchrun --nnodes="$nodes" --nproc-per-node="$TSUGIKI_TORCHRUN" --max-restarts=0
       --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id="$token"
       "--signals-to-handle=SIGUSR1,SIGTERM,SIGINT" --no-python)
   fi
   # srun does not inherit --cpus-per-task from sbatch since Slurm 22.05, and where the site submits with
   # --export=NONE it would hand none of our variables on.
-  srun --export=ALL --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  srun --export=ALL "${place[@]}" --ntasks="$tasks" --kill-on-bad-exit=1 --input=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "${SRUN_FLAGS[@]}" bash "$TSUGIKI_SCRIPTS/rank.sh" \
     "${CONTAINER[@]}" "${launcher[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" --from "$stage" --until "$stage" "$@" &
   step=$!
@@ -277,6 +304,16 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   if [ "${first_status:-$status}" = 2 ]; then give_up "the request was wrong: ${failure:-status 2}" 2; fi
   if [ "$tasks" = 1 ] && [ "$status" -lt 128 ] && [ "$status" != 75 ]; then
     give_up "${failure:-status $status}" "$status"
+  fi
+  if [ "${TSUGIKI_SPARE_NODES:-0}" -gt 0 ] && owned && choose_nodes; then
+    # The nodes are still ours: go on without waiting in the queue. The guard at the start ends what gets nowhere.
+    attempt=$((attempt + 1)) token=$SLURM_JOB_ID.$restart.$attempt
+    export TSUGIKI_TOKEN=$token
+    record again-here "${failure:-srun ended with status $status}; on $chosen"
+    say "${failure:-srun ended with status $status}; going on at once on $chosen"
+    failure="" first_status=""
+    start_stage "$@"
+    return
   fi
   again "${failure:-srun ended with status $status}"
 }

@@ -78,7 +78,7 @@ def sbatch_options(resources: Resources, job_name: str) -> dict[str, str]:
         "qos": resources.qos,
         "constraint": resources.constraint,
         "reservation": resources.reservation,
-        "nodes": resources.nodes,
+        "nodes": resources.nodes + resources.spare_nodes,
         "ntasks-per-node": resources.processes_per_node,
         "cpus-per-task": resources.cpus_per_task,
         "gpus-per-node": gpus if resources.gpus_per_node else None,
@@ -88,6 +88,8 @@ def sbatch_options(resources: Resources, job_name: str) -> dict[str, str]:
         "chdir": Path.cwd(),
         "open-mode": "append",
         "exclusive": "" if resources.exclusive else None,
+        # the loss of one node must not end the job that has another
+        "no-kill": "" if resources.spare_nodes else None,
     }
     return {name: _quoted(str(value)) for name, value in options.items() if value is not None}
 
@@ -173,6 +175,7 @@ def _site(cluster: ClusterConfig, resources: Resources, run_dir: Path, chain: st
     ]
     if training:
         lines += [
+            f"export TSUGIKI_SPARE_NODES={resources.spare_nodes}",
             "# shellcheck disable=SC2016  # expanded on the node",
             f"export TSUGIKI_NODE_CHECK={shlex.quote(restart.node_check or '')}",
         ]

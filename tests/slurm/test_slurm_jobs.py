@@ -290,6 +290,28 @@ def test_requeue_by_the_administrator_and_signal_to_the_step(tmp_path: Path) -> 
     assert run.events() == ["start", "requeue", "start", "ended", "start", "complete"]
 
 
+def test_a_spare_node_takes_over_within_the_job(tmp_path: Path) -> None:
+    run = Run(tmp_path, "spare", train={"steps": 40, "fault": {"kind": "kill", "rank": 3, "step": 23}})
+    environment = site().environment
+    variables = {**environment.variables, "TSUGIKI_LAST_WORDS_SECONDS": 1, "TSUGIKI_STALE_SECONDS": 1}
+    run.submit(
+        site(
+            restart={"exclude_node_after_failures": 1},
+            train={"nodes": 2, "tasks_per_node": 2, "spare_nodes": 1},
+            environment={"command": environment.command, "variables": variables},
+        )
+    )
+    assert run.finish()["x"] == toy.expected_state(40)
+    assert run.events() == ["start", "again-here", "start", "complete"]
+    hosts = [
+        [line.split()[0] for line in (run.dir / "train" / f"ranks-{rank}.log").read_text().splitlines()]
+        for rank in range(4)
+    ]
+    bad = hosts[3][0]
+    assert bad not in {attempts[1] for attempts in hosts}
+    assert len({attempts[1] for attempts in hosts}) == 2
+
+
 def test_one_torchrun_per_node(tmp_path: Path) -> None:
     run = Run(tmp_path, "torchrun", train={"steps": 400, "step_seconds": 0.05, "save_every": 10_000})
     variables = {

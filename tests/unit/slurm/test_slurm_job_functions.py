@@ -124,6 +124,30 @@ def test_bad_nodes_are_left_out_where_enough_others_remain(
     assert (tmp_path / "slurm" / "history.tsv").is_file() == (update is not None)
 
 
+@pytest.mark.parametrize(
+    ("failures", "spare", "chosen", "status"),
+    [
+        ([], "1", "n1,n2", 0),
+        (["c1 9.1 100.5 3 n1 137"], "1", "n2,n3", 0),  # the spare one takes its place
+        (["c1 9.1 100.5 check n2 1"], "1", "n1,n3", 0),
+        (["c1 9.1 100.5 3 n1 76"], "1", "n1,n2", 0),  # another rank had failed
+        (["c1 9.1 100.5 3 n1 137", "c1 9.2 100.5 3 n2 137"], "1", "n3", 1),
+        (["c1 9.1 100.5 3 n1 137"], "0", "n1,n2,n3", 0),  # without spare ones all are needed
+    ],
+)
+def test_a_spare_node_takes_the_place_of_a_bad_or_lost_one(
+    failures: list[str], spare: str, chosen: str, status: int, tmp_path: Path
+) -> None:
+    commands(tmp_path, scontrol=SCONTROL, sinfo="echo n1 alloc; echo n2 mix; echo n3 alloc; echo n4 'down*'")
+    table(tmp_path, "train.failures", *failures)
+    said = call(
+        'f() { choose_nodes; s=$?; echo "$nodes $chosen"; return $s; }; f', tmp_path, status=status,
+        TSUGIKI_EXCLUDE_AFTER="1", TSUGIKI_SPARE_NODES=spare, SLURM_JOB_NODELIST="n1,n4,n2,n3" if spare == "1" else "n1,n2,n3",
+        SLURM_JOB_NUM_NODES="3",
+    )  # fmt: skip
+    assert said == f"{3 - int(spare)} {chosen}"
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_where_requeue_is_forbidden_the_next_link_leaves_bad_nodes_out(last: bool, tmp_path: Path) -> None:
     squeue = "echo '13 afterany:99(unfulfilled)'" if last else SQUEUE

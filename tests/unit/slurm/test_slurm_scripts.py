@@ -55,6 +55,13 @@ def header(script: Script) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in script.text.splitlines() if line.startswith("#SBATCH")]
 
 
+def test_spare_nodes_are_asked_for_and_kept() -> None:
+    script = make({**EVERYTHING, "train": {**EVERYTHING["train"], "spare_nodes": 1}})
+    assert {"--nodes=5", "--no-kill"} <= set(header(script))
+    assert "export TSUGIKI_SPARE_NODES=1" in script.text.splitlines()
+    assert not any("no-kill" in line for line in header(make(EVERYTHING)))
+
+
 def test_every_resource_reaches_the_header() -> None:
     lines = header(make(EVERYTHING))
     for expected in (

@@ -195,14 +195,10 @@ def test_sus_chat() -> None:
 
 
 def test_published_rows_of_the_report_exist() -> None:
-    import yaml
+    from tsugiki.evaluation.benchmarks.suites import published_perplexities, suites
 
-    suites = yaml.safe_load((ROOT / "evaluation" / "benchmarks" / "suites.yaml").read_text(encoding="utf-8"))
-    rows = {row for suite in suites.values() for row in suite.get("published") or {}}
-    perplexities = yaml.safe_load(
-        (ROOT / "evaluation" / "benchmarks" / "perplexities.yaml").read_text(encoding="utf-8")
-    )
-    rows |= set(perplexities["published"])
+    rows = {row for suite in suites().values() for row in suite.get("published") or {}}
+    rows |= set(published_perplexities()["published"])
     for path in RECIPES:
         assert set(recipe(path.stem).report.published) <= rows, path.stem
     assert recipe("swallow-70b").report.published == ["Llama 2 70B", "Swallow 70B"]

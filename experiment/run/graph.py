@@ -402,9 +402,8 @@ class Graph:
         self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
     ) -> None:
         partial, directory = self.partial(stage.name), self.directory(stage.name)
-        remove_unfinished(
-            partial
-        )  # of an earlier attempt, killed while it sealed: the manifest would list it
+        # Of an earlier attempt that was killed while it sealed; the manifest would list it.
+        remove_unfinished(partial)
         # Until the manifest is there everything stays that an interrupted stage needs to continue: hashing the
         # checkpoints of a large model takes minutes.
         outputs, digest = describe_outputs(partial, left_out=(KEY_NAME,))

@@ -6,6 +6,7 @@ and memory. Everything else (another exception, a call that does not end, memory
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import signal
@@ -152,7 +153,10 @@ def mutated_json(draw: st.DrawFn, original: Any, most: int = 3) -> Any:
     value = json.loads(json.dumps(original))
     for _ in range(draw(st.integers(1, most))):
         location = draw(st.sampled_from(places(value)))
-        new = draw(st.one_of(st.sampled_from(NASTY), st.text(max_size=8), st.integers(), st.floats()))
+        # A copy: what is added to a nasty value must not stay in it.
+        new = copy.deepcopy(
+            draw(st.one_of(st.sampled_from(NASTY), st.text(max_size=8), st.integers(), st.floats()))
+        )
         if not location:
             if draw(st.integers(0, 9)) == 0:
                 return new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from tsugiki.experiment.artefacts.mixture import Mixture
@@ -82,6 +83,12 @@ class Run:
             self.config.sequence_length,
             self.steps * self.config.global_batch,
         )
+
+    @property
+    def token_files(self) -> list[Path]:
+        """The files of token ids that training reads."""
+        prefixes = [source.prefix for source in self.mixture.sources]
+        return [self.job.tokens_dir / (prefix + suffix) for prefix in prefixes for suffix in (".bin", ".idx")]
 
     @property
     def tokens_per_step(self) -> int:

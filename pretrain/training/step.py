@@ -13,6 +13,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from tsugiki.pretrain.checkpoint.intact import require_intact
 from tsugiki.pretrain.checkpoint.state import TrainingState
 from tsugiki.pretrain.model.backend import acceleration_of
 from tsugiki.pretrain.model.gpt import build_model
@@ -68,9 +69,9 @@ class TrainingStep:
         self.optimizer = Optimizer(config.optimizer, self.wrapped, config.precision)
         self.state = TrainingState(self.models, self.optimizer.megatron, run.spec.vocabulary_size)
         self.restored: dict[str, Any] = {} if checkpoint is None else self.load(checkpoint)
+        """What else the checkpoint keeps; empty at the start of a run."""
         if checkpoint is None and run.job.continue_from is not None:
             self._continue(run.job.continue_from)
-        """What else the checkpoint keeps; empty at the start of a run."""
         rows = run.spec.vocabulary_size
         new_rows = (base_rows(run.job.graft_dir, rows), rows)
         self._control_rows(new_rows)
@@ -179,6 +180,7 @@ class TrainingStep:
     def _continue(self, setting: str) -> None:
         """Another run's weights, and its moments where they are wanted; nothing of its progress."""
         checkpoint = find_origin(setting).checkpoint
+        self._require_intact(checkpoint)
         if not self.run.config.continue_moments:
             self.state.load(checkpoint, weights_only=True)
             self.optimizer.forget()
@@ -191,9 +193,13 @@ class TrainingStep:
                 group["betas"], group["eps"] = config.betas, config.epsilon
 
     def _load_graft(self) -> None:
-        TrainingState(self.models, None, self.run.spec.vocabulary_size).load(
-            self.run.job.graft_dir / "checkpoint", weights_only=True
-        )
+        checkpoint = self.run.job.graft_dir / "checkpoint"
+        self._require_intact(checkpoint)
+        TrainingState(self.models, None, self.run.spec.vocabulary_size).load(checkpoint, weights_only=True)
+
+    @staticmethod
+    def _require_intact(checkpoint: Path) -> None:
+        require_intact(path for path in checkpoint.iterdir() if path.is_file())
 
     def _control_rows(self, new_rows: tuple[int, int]) -> None:
         """Let the phases decide what moves, where any of them or a multiplier asks for it."""

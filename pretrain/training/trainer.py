@@ -7,6 +7,7 @@ A step reads a batch and makes gradients (:mod:`~tsugiki.pretrain.training.step`
 
 from __future__ import annotations
 
+from tsugiki.pretrain.checkpoint.intact import require_intact
 from tsugiki.pretrain.runtime.job import TrainJob
 from tsugiki.pretrain.runtime.peers import Peers
 from tsugiki.pretrain.runtime.process_groups import barrier
@@ -38,6 +39,7 @@ class Trainer:
 
     def __init__(self, job: TrainJob, world: World, stop: StopRequest, peers: Peers) -> None:
         self._run = run = Run.load(job, world)
+        require_intact(run.token_files)
         self._data = TrainingData.of(run, read_before(run))
         self._progress = progress = Progress(run.config.anomalies)
         self._watchdog = watchdog = Watchdog(

@@ -373,6 +373,15 @@ class CorpusConfig(StrictModel):
         return self
 
 
+class MixtureChangeConfig(StrictModel):
+    """Other weights from a token of the training on."""
+
+    from_tokens: int = Field(gt=0)
+    """Tokens, counted from the start of training, at which they begin: at the first step from there on."""
+    weights: dict[str, float] = Field(min_length=1)
+    """Weights by language or source name; what is not named is not read from there on."""
+
+
 class MixtureConfig(StrictModel):
     """The training mixture, in tokens of the final tokenizer."""
 
@@ -384,18 +393,26 @@ class MixtureConfig(StrictModel):
     """`temperature`: share of a language is proportional to tokens^(1/temperature)."""
     max_epochs: float | dict[str, float] = 4.0
     """Most repetitions of a source; a mapping by source or language (others: 4)."""
+    changes: Annotated[list[MixtureChangeConfig], OmittedIfDefault] = []
+    """Other weights later in the training, as the best data at the end."""
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
-        if isinstance(self.weights, dict):
-            if not self.weights:
-                raise ValueError("at least one weight, or null")
-            for name, weight in self.weights.items():
+        if isinstance(self.weights, dict) and not self.weights:
+            raise ValueError("at least one weight, or null")
+        first = self.weights if isinstance(self.weights, dict) else {}
+        for weights in (first, *(change.weights for change in self.changes)):
+            for name, weight in weights.items():
                 if not weight > 0:
                     raise ValueError(f"weights above 0; leave '{name}' out instead of {weight}")
         limits = self.max_epochs.values() if isinstance(self.max_epochs, dict) else [self.max_epochs]
         if any(not limit > 0 for limit in limits):
             raise ValueError("max_epochs above 0")
+        starts = [change.from_tokens for change in self.changes]
+        if starts != sorted(set(starts)) or any(start >= self.total_tokens for start in starts):
+            raise ValueError(f"changes: from_tokens grow and stay below total_tokens, got {starts}")
+        if self.changes and self.weights == "unimax":
+            raise ValueError("changes go with weights that are given, null or temperature, not with unimax")
         return self
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tsugiki.data.common.executor import ShardProgress
 from tsugiki.data.config import TokensConfig
-from tsugiki.data.tokenise.mixture_plan import Available, plan_tokens
+from tsugiki.data.tokenise.mixture_plan import Available, plan_stretches, plan_tokens
 from tsugiki.data.tokenise.tokenise_shards import (
     SPLITS,
     Tokenisation,
@@ -27,7 +27,13 @@ from tsugiki.data.tokenise.tokenise_shards import (
 )
 from tsugiki.experiment.artefacts.corpus_index import CorpusSource
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate
-from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource, TokenSource, save_document_bytes
+from tsugiki.experiment.artefacts.mixture import (
+    Mixture,
+    MixtureChange,
+    MixtureSource,
+    TokenSource,
+    save_document_bytes,
+)
 from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.files import atomic_file
@@ -89,7 +95,7 @@ class _Dataset:
 def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
     """Find a misspelt weight before hours of tokenisation."""
     weights = config.mixture.weights
-    if isinstance(weights, dict):
+    if isinstance(weights, dict) or config.mixture.changes:
         tokens = config.mixture.total_tokens
         pretend = [Available(item.name, item.language, item.weight, tokens) for item in sources]
         relaxed = config.mixture.model_copy(update={"max_epochs": 1e9})
@@ -173,6 +179,12 @@ def _plan(
         eod_id=vocabulary.eod_id,
         total_tokens=total,
         sources=entries,
+        changes=[
+            MixtureChange(from_tokens=start, shares=shares)
+            for start, _, shares in (
+                plan_stretches(config.mixture, available) if config.mixture.changes else ()
+            )
+        ],
         untrained=untrained,
     )
 

@@ -407,14 +407,19 @@ def _check_languages(experiment: Experiment) -> None:
     if conversations and config.tokens.chat is None:
         got = f"instruction source {conversations[0]} and no chat template"
         _fail(experiment, ("tokens",), "conversations need a chat template", got, "a section tokens.chat")
-    weights = config.tokens.mixture.weights
-    for key in weights if isinstance(weights, dict) else ():
-        if key not in languages and key not in names:
-            expected = f"a source ({', '.join(names)}) or a language ({', '.join(languages)})"
-            _fail(
-                experiment, ("tokens", "mixture", "weights", key),
-                "weight for something the corpus does not have", key, expected,
-            )  # fmt: skip
+    mixture = config.tokens.mixture
+    given: list[tuple[tuple[str | int, ...], dict[str, float]]] = [
+        (("tokens", "mixture", "weights"), mixture.weights if isinstance(mixture.weights, dict) else {})
+    ]
+    for number, change in enumerate(mixture.changes):
+        given.append((("tokens", "mixture", "changes", number, "weights"), change.weights))
+    for place, weights in given:
+        for key in weights:
+            if key not in languages and key not in names:
+                expected = f"a source ({', '.join(names)}) or a language ({', '.join(languages)})"
+                _fail(
+                    experiment, (*place, key), "weight for something the corpus does not have", key, expected
+                )  # fmt: skip
 
 
 def _check_lengths(experiment: Experiment) -> None:
@@ -427,6 +432,16 @@ def _check_lengths(experiment: Experiment) -> None:
             total, f"at least train.global_batch x train.sequence_length = {step_tokens:,}",
         )  # fmt: skip
     check_schedule(config.train, total)
+    starts = [0, *(change.from_tokens for change in config.tokens.mixture.changes)]
+    for number, (start, end) in enumerate(
+        zip(starts, [*starts[1:], total // step_tokens * step_tokens], strict=True)
+    ):
+        if -(-start // step_tokens) * step_tokens >= end:
+            _fail(
+                experiment, ("tokens", "mixture", "changes", max(number - 1, 0), "from_tokens"),
+                "no step falls into a stretch of the mixture", f"tokens {start:,} to {end:,}",
+                f"a multiple of train.global_batch x train.sequence_length = {step_tokens:,} among them",
+            )  # fmt: skip
 
 
 def _check_model(experiment: Experiment, any_layout: bool) -> None:

@@ -37,13 +37,34 @@ def plan_tokens(config: MixtureConfig, sources: Sequence[Available]) -> dict[str
     Raises:
         ConfigError: a weight that names nothing, or more epochs than allowed.
     """
-    if config.weights == "unimax":
+    if config.changes:
+        amounts: dict[str, float] = {}
+        for start, end, shares in plan_stretches(config, sources):
+            for name, share in shares.items():
+                amounts[name] = amounts.get(name, 0.0) + share * (end - start)
+    elif config.weights == "unimax":
         amounts = _unimax(config, sources)
     else:
         amounts = {name: share * config.total_tokens for name, share in _shares(config, sources).items()}
     planned = _rounded(amounts, config.total_tokens)
     _check_epochs(config, sources, planned)
     return planned
+
+
+def plan_stretches(
+    config: MixtureConfig, sources: Sequence[Available]
+) -> list[tuple[int, int, dict[str, float]]]:
+    """First token, end and shares of each stretch of a mixture that changes.
+
+    Raises:
+        ConfigError: a weight that names nothing.
+    """
+    starts = [0, *(change.from_tokens for change in config.changes)]
+    weights = [config.weights, *(change.weights for change in config.changes)]
+    return [
+        (start, end, _shares(config.model_copy(update={"weights": given}), sources))
+        for start, end, given in zip(starts, [*starts[1:], config.total_tokens], weights, strict=True)
+    ]
 
 
 def maximum_epochs(config: MixtureConfig, source: Available) -> float:

@@ -56,6 +56,8 @@ class Mixture:
     total_tokens: int
     vocabulary_size: int
     sources: Table
+    stretches: Table | None = None
+    """Shares by stretch of the training; None where they stay the same."""
 
 
 def mixture(artefacts: Artefacts) -> Mixture | Missing:
@@ -94,6 +96,27 @@ def mixture(artefacts: Artefacts) -> Mixture | Missing:
         artefacts.mixture["total_tokens"],
         artefacts.mixture["vocabulary_size"],
         Table("Sources of the training mixture", columns, rows),
+        _stretches(artefacts.mixture),
+    )
+
+
+def _stretches(mixture: dict[str, Any]) -> Table | None:
+    """Share of every source in each stretch of a mixture that changes."""
+    changes = mixture.get("changes", [])
+    if not changes:
+        return None
+    starts = [change["from_tokens"] for change in changes]
+    ends = [*starts[1:], mixture["total_tokens"]]
+    rows: list[list[Cell]] = [
+        [source["name"], *(Number(change["shares"].get(source["name"], 0.0), ".1%") for change in changes)]
+        for source in mixture["sources"]
+    ]
+    headings = [f"tokens {start:,} to {end:,}" for start, end in zip(starts, ends, strict=True)]
+    return Table(
+        "Share of each source along the training",
+        [*text_columns("source"), *headings],
+        rows,
+        caption_shown=True,
     )
 
 

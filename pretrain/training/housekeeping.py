@@ -111,7 +111,21 @@ class Housekeeping:
             self._step.enter(phase)
             if len(self._run.phases) > 1:
                 self._log.say(f"phase {phase.name}: training {', '.join(phase.trains)}")
+        self._say_mixture()
         return phase
+
+    def _say_mixture(self) -> None:
+        """Where the mixture changes with this step."""
+        samples = self._progress.step * self._run.config.global_batch
+        for number, stretch in enumerate(self._run.stretches or [], start=1):
+            if samples == 0 and len(self._run.stretches or []) > 1:
+                shares = ", ".join(
+                    f"{source.name} {share:.1%}"
+                    for source, share in zip(self._run.mixture.sources, stretch.shares, strict=True)
+                    if share
+                )
+                self._log.say(f"mixture {number}: {shares}")
+            samples -= stretch.samples
 
     def read_batch(self) -> None:
         """A sign of life between what a rank does alone and what all do together."""

@@ -19,7 +19,9 @@ from training_case import (
     write_tokens,
 )
 
-STEPS, KILLED = 6, 3
+from tsugiki.experiment.artefacts.mixture import Mixture, MixtureChange
+
+STEPS = 6
 FIRST = {"schedule": {"kind": "constant"}, "save_interval_steps": 1, "keep_last_checkpoints": 99}
 SECOND = {**FIRST, "schedule": {"kind": "cooldown", "decay_shape": "1-sqrt"}}
 WITHOUT_MOVING = {
@@ -144,3 +146,36 @@ def test_moments_are_taken_over_or_not(case: Path, tmp_path: Path, moments: bool
         key = f"optimizer.state.{number}.{EMBEDDING}"
         expected = checkpoint_tensor(before, key) * (beta if moments else 0.0)
         torch.testing.assert_close(checkpoint_tensor(after, key), expected, rtol=0, atol=1e-29)
+
+
+def test_a_mixture_that_changes(case: Path, tmp_path: Path) -> None:
+    """English alone until token 500, which is in the second step of 256; then a quarter of it. Stopped on both
+    sides of the change, the run ends in the same bits; no document is read twice because of it."""
+    shutil.copytree(case / "tokens", tmp_path / "tokens")
+    (tmp_path / "graft").symlink_to(case / "graft")
+    stretches = [
+        {"from_tokens": 0, "shares": {"en": 1.0}},
+        {"from_tokens": 500, "shares": {"en": 0.25, "ja": 0.75}},
+    ]
+    mixture = Mixture.load(tmp_path / "tokens")
+    mixture.model_copy(update={"changes": [MixtureChange.model_validate(item) for item in stretches]}).save(
+        tmp_path / "tokens"
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(tmp_path, whole, fault=RECORDER.format(path=str(tmp_path / "read")), **FIRST)
+    counted = [
+        json.loads((whole / "checkpoints" / f"iter_{step:07d}" / "checkpoint.json").read_text())[
+            "consumed_samples_by_source"
+        ]
+        for step in (2, STEPS)
+    ]
+    assert counted == [{"en": 16, "ja": 0}, {"en": 24, "ja": 24}]
+    first, then = (documents(tmp_path / "read", steps) for steps in (range(2), range(2, STEPS)))
+    assert all(pair < (13, 0) for pair in first) and any(pair > (13, 0) for pair in then)
+    assert "mixture 1: en 100.0%" in console(whole) and "mixture 2: en 25.0%, ja 75.0%" in console(whole)
+    train(tmp_path, stopped, **FIRST)
+    for newest in (4, 1):
+        for step in range(newest + 1, STEPS + 1):
+            shutil.rmtree(stopped / "checkpoints" / f"iter_{step:07d}")
+        train(tmp_path, stopped, **FIRST)
+        assert weights(stopped, STEPS) == weights(whole, STEPS)

@@ -54,6 +54,28 @@ def test_temperature() -> None:
     assert planned == {"a": 200, "b": 800}
 
 
+def test_weights_that_change() -> None:
+    """600 tokens of ja, as 2 : 1 like above, then 200 of wiki-ja and 200 of web-en; epochs are those of both."""
+    changes = [{"from_tokens": 600, "weights": {"wiki-ja": 1, "en": 1}}]
+    mixture = {"total_tokens": 1000, "weights": {"ja": 1}, "changes": changes}
+    assert plan(**mixture) == {"web-ja": 400, "wiki-ja": 400, "web-en": 200}
+    with pytest.raises(ConfigError, match=r"wiki-ja: 400 tokens = 2\.67 epochs"):
+        plan(**mixture, max_epochs=2.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"from_tokens": 1000, "weights": {"ja": 1}}], "stay below total_tokens"),
+        ([{"from_tokens": 5, "weights": {"ja": 1}}, {"from_tokens": 5, "weights": {"en": 1}}], "grow"),
+        ([{"from_tokens": 5, "weights": {"ja": 0}}], "weights above 0"),
+    ],
+)
+def test_wrong_changes(changes: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(total_tokens=1000, changes=changes)
+
+
 def test_unimax_by_hand() -> None:
     # Budget 1000, at most 2 epochs. Ascending: c has room for 100 (< 1000 / 3): takes 100; b has room
     # for 400 (< 900 / 2): takes 400; a takes the rest, 500.

@@ -39,6 +39,7 @@ DUMP_SECONDS = 8.0
 """How long ranks may take to write their stacks."""
 LEAD_SECONDS = 1.5
 """The rank that is named leaves this much ahead of the others: Slurm ends all when the first one leaves."""
+_LONGEST_MESSAGE = 65536  # bytes; ours have tens
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a node without power: 25 s
 _COMMUNICATION = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket|store->get", re.IGNORECASE
@@ -109,15 +110,17 @@ class _Line:
     said_goodbye: bool = False
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Whole messages that have arrived; None at the end."""
+        """Whole messages that have arrived; None at the end, or when this is no rank: ports are scanned."""
         try:
             data = self.connection.recv(65536)
-        except OSError:
+            *lines, self.buffer = (self.buffer + data).split(b"\n")
+            messages = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
             return None
-        if not data:
-            return None
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        talks = (
+            data and len(self.buffer) <= _LONGEST_MESSAGE and all(isinstance(item, dict) for item in messages)
+        )
+        return messages if talks else None
 
     def send(self, **message: object) -> None:
         with contextlib.suppress(OSError):
@@ -153,6 +156,7 @@ class Hub:
                         selector.register(line.connection, selectors.EVENT_READ, line)
                     elif (messages := key.data.receive()) is None:
                         selector.unregister(key.fileobj)
+                        key.data.connection.close()
                         self._closed(key.data)
                     else:
                         for message in messages:
@@ -164,7 +168,7 @@ class Hub:
 
     def _heard(self, line: _Line, message: dict[str, Any]) -> None:
         if "hello" in message:
-            if message["secret"] == self.secret:
+            if message.get("secret") == self.secret:
                 line.rank = int(message["hello"])
                 self._ranks[line.rank] = Seen()
             return

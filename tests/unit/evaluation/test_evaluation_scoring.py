@@ -188,8 +188,9 @@ def test_a_short_document_is_not_read_with_the_positions_of_a_long_one(model: La
         LlamaConfig(**_TINY, max_position_embeddings=64, rope_parameters=scaling, initializer_range=0.3)
     )
     scaled = _language_model(network, model)
-    short, long = Document("a", "A cup of tea and a cake."), Document("b", "A cup of tea, please. " * 3)
-    assert len(model.tokenizer.encode(short.text)) < 16 < len(model.tokenizer.encode(long.text))
+    # Of like length, so that nothing but the scaling keeps them apart: 16 tokens of input and 17.
+    short, long = Document("a", "tea" + " tea" * 15), Document("b", "tea" + " tea" * 16)
+    assert [len(model.tokenizer.encode(item.text)) for item in (short, long)] == [16, 17]
     alone = score_documents(scaled, [short], window=64, stride=32)[0]
     for workers in (1, 4):
         beside = score_documents(scaled, [long, short] * 4, window=64, stride=32, workers=workers)

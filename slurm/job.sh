@@ -251,7 +251,7 @@ start_stage() { # [--set A.B=C]...: one attempt, and with spare nodes further on
   tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
   [ "$tasks" -le 1 ] || check_nodes || [ "${TSUGIKI_SPARE_NODES:-0}" -gt 0 ] || again "a node failed its check"
   choose_nodes || again "fewer than $nodes usable nodes are left"
-  tasks=$((tasks / SLURM_JOB_NUM_NODES * nodes))
+  tasks=$((tasks * nodes / SLURM_JOB_NUM_NODES))
   local place=()
   [ "${TSUGIKI_SPARE_NODES:-0}" = 0 ] || place=(--nodes="$nodes" --nodelist="$chosen")
 

@@ -41,6 +41,12 @@ def wrap_models(models: list[Any], *, distributed_optimizer: bool) -> list[Distr
     return wrapped
 
 
+def _gradients_of_norm(optimizer: Any) -> Any:
+    """Megatron's function for this rank's gradients that count in the global norm, as 0.19 or 0.16 call it."""
+    newer = getattr(optimizer, "get_grads_for_grad_norm", None)
+    return newer or optimizer.get_main_grads_for_grad_norm
+
+
 class Optimizer:
     """AdamW over the model chunks.
 
@@ -132,7 +138,7 @@ class Optimizer:
         gradients = [
             gradient
             for item in getattr(self.megatron, "chained_optimizers", [self.megatron])
-            for gradient in item.get_main_grads_for_grad_norm()
+            for gradient in _gradients_of_norm(item)()
         ]
         # A plain optimizer's gradients are the same on all data-parallel ranks; one of them counts.
         counts = (

@@ -325,9 +325,11 @@ def write_state(folder: Path, rank: int) -> None:
     torch's `torchfrtrace` reads those files of all ranks and names the collective that some did not join.
     """
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    import torch
     import torch._C._distributed_c10d as c10d
 
-    record = getattr(c10d, "_dump_nccl_trace", None) or getattr(c10d, "_dump_fr_trace", None)
+    # NCCL keeps a record of its own; a build with CUDA has both, whatever the ranks talk over.
+    record = getattr(c10d, "_dump_nccl_trace" if torch.cuda.is_available() else "_dump_fr_trace", None)
     if record is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"flight_recorder_{rank}").write_bytes(record())

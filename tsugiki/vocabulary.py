@@ -15,6 +15,7 @@ from tsugiki.experiment.run.folders import (
     refuse_other_than,
     refuse_overlap,
     refuse_stage_folder,
+    remove_entry,
     replace_folder,
 )
 from tsugiki.results import VocabularyReport
@@ -99,7 +100,7 @@ def extend_tokenizer(
         target.mkdir()
         run(config, {"base": Path(base), "corpus": corpus}, target, StageContext(seed=seed, workers=workers))
         if earlier.is_dir():  # a kill after the last replacement
-            shutil.rmtree(earlier)
+            remove_entry(earlier)
         replace_folder(target, output, earlier)
     shutil.rmtree(earlier, ignore_errors=True)
     return VocabularyReport.load(output)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.evaluation.benchmarks.suites import suites
+from tsugiki.evaluation.benchmarks.task import own_tasks
 from tsugiki.evaluation.pages.artefacts import Artefacts
 from tsugiki.experiment.pages.tables import Cell, Column, Number, Styled, Table, text_columns
 
@@ -21,6 +22,7 @@ class Suite:
         shots: examples before a question, and how many questions were asked.
         chat: models that were asked in their chat template.
         source: where the published rows are from.
+        differs: how columns differ from the published ones: the sentence, and which they are.
     """
 
     title: str
@@ -28,6 +30,7 @@ class Suite:
     shots: str
     chat: str
     source: str
+    differs: list[tuple[str, str]]
 
 
 def benchmarks(artefacts: Artefacts, published: Sequence[str]) -> list[Suite]:
@@ -69,7 +72,20 @@ def _suite(
         shots=", ".join(shots),
         chat=", ".join(asked),
         source=described.get("source", ""),
+        differs=_differences(described.get("columns", []), {entry["title"] for entry in entries.values()}),
     )
+
+
+def _differences(columns: Sequence[Mapping[str, Any]], shown: Collection[str]) -> list[tuple[str, str]]:
+    """Sentences of suites and tasks, each with the titles of its columns."""
+    tasks = own_tasks()
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        task = tasks.get(column["task"])
+        for sentence in (column.get("differs"), task.differs if task else None):
+            if sentence and column["title"] in shown:
+                found.setdefault(" ".join(sentence.split()), []).append(column["title"])
+    return [(sentence, ", ".join(titles)) for sentence, titles in found.items()]
 
 
 def _number(entry: Mapping[str, Any], unit: int, form: str) -> Number:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tsugiki.pretrain.checkpoint.writer import Quiet, ShardedState, Shards, reas
 from tsugiki.pretrain.formats.torch_dist_metadata import check_before_loading
 
 _FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_SCHEDULE_KEYS = ("max_lr", "min_lr", "start_wd", "end_wd")
 _VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -102,8 +103,31 @@ class TrainingState:
                 expected="a torch_dist checkpoint of this architecture",
             ) from error
         if self.optimizer is not None and not weights_only:
+            for state in _states_with_groups(loaded["optimizer"]):
+                forget_schedule(state["param_groups"])
             self.optimizer.load_state_dict(loaded["optimizer"])
         return dict(loaded.get("common", {}))
+
+
+def forget_schedule(groups: Iterable[dict[str, Any]]) -> None:
+    """Take out of parameter groups what Megatron keeps there for its own scheduler.
+
+    Rate and decay are set at every step here. Megatron 0.19 recognises groups by these values too, so that moments
+    could not be read under another learning rate.
+    """
+    for group in groups:
+        for name in _SCHEDULE_KEYS:
+            group.pop(name, None)
+
+
+def _states_with_groups(state: Any) -> Iterator[dict[str, Any]]:
+    """Torch optimizers' states in that of Megatron's, which nests them in several ways."""
+    if isinstance(state, dict):
+        if "param_groups" in state:
+            yield state
+        else:
+            for item in state.values():
+                yield from _states_with_groups(item)
 
 
 def _map_tensors(value: Any, change: Any) -> Any:

@@ -13,6 +13,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from torch import Tensor
 
+from tsugiki.pretrain.checkpoint.state import forget_schedule
 from tsugiki.pretrain.config import OptimizerConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.training.freeze import RowControl
@@ -82,6 +83,7 @@ class Optimizer:
         self._keep_step_when_loading()
         for optimizer in self.torch_optimizers():
             optimizer.register_load_state_dict_pre_hook(_as_the_optimizer_keeps_it)
+            forget_schedule(optimizer.param_groups)
         self.prepare_state()
 
     def prepare_state(self) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from training_case import train, write_graft, write_tokens
 
 EARLY = {"save_interval_steps": 4, "keep_last_checkpoints": 9}
@@ -18,7 +19,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NEWER_DIVIDES_OTHERWISE = pytest.mark.skipif(
-    importlib.metadata.version("megatron-core") >= "0.17",
+    Version(importlib.metadata.version("megatron-core")) >= Version("0.17"),
     reason="Megatron 0.19 divides the toy's few tensors among eight ranks with 1.22 x the mean on the first",
 )
 

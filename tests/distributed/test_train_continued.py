@@ -1,6 +1,5 @@
 """Runs that begin at another run's checkpoint, and mixtures that change on the way."""
 
-import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -29,11 +28,6 @@ WITHOUT_MOVING = {
     "learning_rate": 1e-30, "minimum_learning_rate": 0.0, "betas": [0.5, 0.25], "clip_grad_norm": 1e-30
 }  # fmt: skip
 EMBEDDING = "embedding.word_embeddings.weight"
-
-KEYED_BY_RATE = pytest.mark.skipif(
-    importlib.metadata.version("megatron-core") >= "0.17",
-    reason="Megatron 0.19 finds moments by the learning rate of their group: not taken over under another rate",
-)
 
 # Writes down what a run reads: number of the sample, its tokens and its last label.
 RECORDER = """
@@ -138,7 +132,7 @@ def test_a_cooldown_from_a_checkpoint(case: Path, second: Path, tmp_path: Path) 
     assert weights(output, STEPS) == weights(second / "train", STEPS)
 
 
-@pytest.mark.parametrize("moments", [pytest.param(True, marks=KEYED_BY_RATE), False])
+@pytest.mark.parametrize("moments", [True, False])
 def test_moments_are_taken_over_or_not(case: Path, tmp_path: Path, moments: bool) -> None:
     """A step that moves nothing, with a gradient of nothing: each moment is its old value times the new beta."""
     changes = {"optimizer": WITHOUT_MOVING, "schedule": {"kind": "constant"}, "continue_moments": moments}

@@ -25,6 +25,8 @@ def read_m3exam(
     """
     records = []
     for item in read_json(text):
+        if missing := [name for name in (question, options, answer) if name not in item]:
+            raise ValueError(f"a question without {', '.join(missing)}; it has {', '.join(sorted(item))}")
         choices = [str(option).strip() for option in item[options]]
         labels = [match.group(1) for option in choices if (match := _LABEL.match(option))]
         right = str(item[answer]).strip().strip("().")

@@ -16,6 +16,7 @@ from tsugiki.data.config import MixtureConfig
 from tsugiki.data.tokenise.mixture_plan import Available, plan_tokens
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate
 from tsugiki.experiment.errors import ConfigError
+from tsugiki.pipeline import load_experiment
 
 SOURCES = [
     Available("web-ja", "ja", 1.0, 600),
@@ -209,3 +210,22 @@ def test_blend_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path) ->
 
     assert sequence("a", 5) == sequence("b", 5)
     assert sequence("c", 6) != sequence("a2", 5)
+
+
+def test_a_stretch_without_a_step_is_refused_where_it_stands() -> None:
+    """Steps of 512 tokens: 1,025 to 1,500 holds no multiple of it, 1,025 to 1,536 none either, 1,024 on does."""
+    base = {
+        "train.global_batch": 4, "train.sequence_length": 128, "tokens.mixture.total_tokens": 5120,
+        "train.micro_batch": 1, "train.parallel": {}, "train.schedule.warmup_tokens": 0,
+    }  # fmt: skip
+
+    def load(*starts: int) -> object:
+        changes = [{"from_tokens": start, "weights": {"en": 1}} for start in starts]
+        return load_experiment("smoke", values={**base, "tokens.mixture.changes": changes})
+
+    load(1024, 1536)
+    for starts in ((1025, 1500), (1025, 1536)):
+        with pytest.raises(
+            ConfigError, match=r"no step falls into a stretch(.|\n)*changes\.0\.from_tokens(.|\n)*512"
+        ):
+            load(*starts)

@@ -127,3 +127,14 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "y.json.zst").write_bytes(b"not zstandard")
     with pytest.raises(DataError, match="unreadable file"):
         read_records(tmp_path, {"format": "json", "file": "y.json"})
+
+
+def test_an_exam_without_answers_says_what_is_missing(tmp_path: Path) -> None:
+    """VMLU's test file, as its authors publish it, has none."""
+    (tmp_path / "vmlu.jsonl").write_text('{"id": "28-1", "question": "q", "choices": ["A. x", "B. y"]}\n')
+    data = {
+        "format": "m3exam", "file": "vmlu.jsonl",
+        "options": {"question": "question", "options": "choices", "answer": "answer"},
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"a question without answer; it has choices, id, question"):
+        read_records(tmp_path, data)

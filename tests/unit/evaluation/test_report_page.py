@@ -245,6 +245,33 @@ def test_a_kept_vocabulary_is_said_so(stages: dict[str, Path], tmp_path: Path) -
     assert "96 new pieces" not in page.text
 
 
+def test_a_mixture_that_changes_is_shown_by_stretch(stages: dict[str, Path], tmp_path: Path) -> None:
+    path = stages["tokens"] / "mixture.json"
+    mixture = json.loads(path.read_text())
+    changes = [{"from_tokens": 0, "shares": {}}, {"from_tokens": 3000, "shares": {"web-ja": 0.375}}]
+    assert "along the training" not in render(stages, tmp_path / "same")
+    path.write_text(json.dumps({**mixture, "changes": changes}))
+    page = render(stages, tmp_path / "changed")
+    assert "tokens 0 to 3,000" in page and "tokens 3,000 to 5,000" in page and "37.5%" in page
+
+
+def test_columns_that_differ_from_the_published_ones_say_so(stages: dict[str, Path], tmp_path: Path) -> None:
+    """A note of the suite, shared by columns, and one of a task; none where a column is as published."""
+    entry = {
+        "fewshot": 0, "questions": 9, "metric": "acc", "value": 0.5, "interval": None, "chat": False, "task": "t",
+    }  # fmt: skip
+    asked = [("seallm-knowledge", "M3Exam en"), ("seallm-knowledge", "M3Exam th"), ("seallm-knowledge", "VMLU vi"),
+             ("swallow-ja", "NIILC")]  # fmt: skip
+    found = {f"{suite}/{title}": {**entry, "suite": suite, "title": title} for suite, title in asked}
+    path = stages["evaluate"] / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, "benchmarks": {"base": found, "result": found}}))
+    page = " ".join(render(stages, tmp_path / "out").split())
+    assert "Not as published: M3Exam en, M3Exam th: without the authors" in page
+    assert "Not as published: VMLU vi: chosen by likelihood; the authors" in page
+    assert page.count("Not as published") == 2
+
+
 def test_the_page_is_self_contained(stages: dict[str, Path], tmp_path: Path) -> None:
     markup = render(stages, tmp_path / "report")
     page = Page(markup)

@@ -53,8 +53,8 @@ class Bench:
         from tsugiki.pretrain.model.gpt import build_model
         from tsugiki.pretrain.runtime.process_groups import finalize_gradients, initialise
         from tsugiki.pretrain.runtime.world import World
-        from tsugiki.pretrain.training.batches import Batch
         from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
+        from tsugiki.pretrain.training.samples.batches import Batch
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]

@@ -174,7 +174,7 @@ def step(train: Any, models: list[Any], wrapped: list[Any], optimizer: Any, pass
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from tsugiki.pretrain.runtime.process_groups import finalize_gradients
-    from tsugiki.pretrain.training.batches import Batch, iterators
+    from tsugiki.pretrain.training.samples.batches import Batch, iterators
     from tsugiki.pretrain.training.step import forward_step
 
     for model in models:
@@ -221,7 +221,7 @@ def index(documents: int, mean: int = 1049, sequence_length: int = 4096) -> dict
     from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()
-    from tsugiki.pretrain.training.batches import TrainingData
+    from tsugiki.pretrain.training.samples.batches import TrainingData
 
     lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.5, 1.0, documents).astype(np.int32) + 1
     tokens = int(lengths.sum(dtype=np.int64))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tsugiki.pretrain.checkpoint.store import CheckpointStore, device_name
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
-from tsugiki.pretrain.training.batches import TrainingData
 from tsugiki.pretrain.training.guard import Deadline, Watchdog, collective_timeout
 from tsugiki.pretrain.training.metrics.log import Log
 from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.samples.batches import TrainingData
 from tsugiki.pretrain.training.step import TrainingStep
 
 

@@ -20,12 +20,12 @@ from tsugiki.pretrain.model.gpt import build_model
 from tsugiki.pretrain.model.trainable import base_rows
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gradients, reports_loss
-from tsugiki.pretrain.training.batches import Batch, iterators
 from tsugiki.pretrain.training.continuing import find_origin
 from tsugiki.pretrain.training.freeze import RowControl
 from tsugiki.pretrain.training.metrics.row_norms import RowNorms
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
 from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.samples.batches import Batch, iterators
 
 
 class Gradients(NamedTuple):

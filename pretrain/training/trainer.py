@@ -14,16 +14,16 @@ from tsugiki.pretrain.runtime.process_groups import barrier
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
 from tsugiki.pretrain.training.anomalies import AnomalyHandler
-from tsugiki.pretrain.training.batches import BatchLayout, BatchReader, TrainingData
 from tsugiki.pretrain.training.checkpointing import Checkpointing, open_store
-from tsugiki.pretrain.training.continued_data import read_before
 from tsugiki.pretrain.training.guard import Deadline, Watchdog
 from tsugiki.pretrain.training.housekeeping import Housekeeping, leave_hang
-from tsugiki.pretrain.training.ledger import said
 from tsugiki.pretrain.training.metrics.log import open_log
 from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.metrics.throughput import Throughput
 from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.samples.batches import BatchLayout, BatchReader, TrainingData
+from tsugiki.pretrain.training.samples.continued_data import read_before
+from tsugiki.pretrain.training.samples.ledger import said
 from tsugiki.pretrain.training.step import TrainingStep
 
 

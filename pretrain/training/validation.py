@@ -20,10 +20,10 @@ from megatron.core import parallel_state
 
 from tsugiki.experiment.artefacts.mixture import Mixture, TokenSource, load_document_bytes
 from tsugiki.experiment.text.chat_tokens import unmark
-from tsugiki.pretrain.training.batches import Batch, BatchLayout
 from tsugiki.pretrain.training.guard import Watchdog
 from tsugiki.pretrain.training.metrics.log import Log
 from tsugiki.pretrain.training.run import Run
+from tsugiki.pretrain.training.samples.batches import Batch, BatchLayout
 from tsugiki.pretrain.training.step import TrainingStep
 
 

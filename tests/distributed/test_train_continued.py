@@ -32,7 +32,7 @@ EMBEDDING = "embedding.word_embeddings.weight"
 # Writes down what a run reads: number of the sample, its tokens and its last label.
 RECORDER = """
 import json
-from tsugiki.pretrain.training.batches import TrainingData
+from tsugiki.pretrain.training.samples.batches import TrainingData
 original = TrainingData.sample
 def sample(self, index):
     item = original(self, index)

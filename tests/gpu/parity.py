@@ -113,8 +113,8 @@ def run(
 
     from tsugiki.pretrain.checkpoint.state import TrainingState
     from tsugiki.pretrain.model.gpt import build_model
-    from tsugiki.pretrain.training.batches import _context_chunks
     from tsugiki.pretrain.training.optimizer import wrap_models
+    from tsugiki.pretrain.training.samples.batches import _context_chunks
 
     models = build_model(
         spec, parallel, precision=precision, recompute=case.get("recompute", "none"), z_loss=1e-3,

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 import torch.distributed as group
 group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
-from tsugiki.pretrain.training.batches import TrainingData
+from tsugiki.pretrain.training.samples.batches import TrainingData
 from tsugiki.experiment.artefacts.mixture import Mixture
 data = TrainingData(
     Mixture.load(tokens), tokens, output, sequence_length=length, samples=count, seed=5

@@ -32,7 +32,7 @@ from tsugiki.pretrain.runtime import megatron_cpu; megatron_cpu.install()
 import torch
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.experiment.artefacts.mixture import Mixture, MixtureSource
-from tsugiki.pretrain.training.batches import TrainingData
+from tsugiki.pretrain.training.samples.batches import TrainingData
 directory, length, samples = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
 from megatron.core import parallel_state

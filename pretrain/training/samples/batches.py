@@ -28,9 +28,9 @@ from tsugiki.experiment.files import sha256_file
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
-from tsugiki.pretrain.training.ledger import Passes
 from tsugiki.pretrain.training.run import Run, Stretch
-from tsugiki.pretrain.training.sample_order import OrderedSamples, document_count, passes_of
+from tsugiki.pretrain.training.samples.ledger import Passes
+from tsugiki.pretrain.training.samples.order import OrderedSamples, document_count, passes_of
 
 _OPENING_THREADS = 1
 

@@ -19,8 +19,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from tsugiki.experiment.artefacts.mixture import Mixture
-from tsugiki.pretrain.training.ledger import Passes, documents_read, unread
 from tsugiki.pretrain.training.run import Stretch
+from tsugiki.pretrain.training.samples.ledger import Passes, documents_read, unread
 
 
 class SourceSamples:

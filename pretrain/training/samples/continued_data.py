@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
-from tsugiki.pretrain.training.batches import TrainingData
 from tsugiki.pretrain.training.continuing import Origin, find_origin
-from tsugiki.pretrain.training.ledger import (
+from tsugiki.pretrain.training.run import Run, stretches_of
+from tsugiki.pretrain.training.samples.batches import TrainingData
+from tsugiki.pretrain.training.samples.ledger import (
     FOLDER_NAME,
     LEDGER_NAME,
     Passes,
@@ -19,7 +20,6 @@ from tsugiki.pretrain.training.ledger import (
     unread,
     write_passes,
 )
-from tsugiki.pretrain.training.run import Run, stretches_of
 
 
 def read_before(run: Run) -> Passes:

@@ -1,0 +1,1 @@
+"""Which samples a step reads: their order, what earlier runs have read, batches of a rank."""

@@ -305,6 +305,8 @@ def fake_world(rank: int, ranks: int, parallel: Any) -> Iterator[None]:
     from megatron.core import parallel_state
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from tsugiki.pretrain.runtime.process_groups import divide
+
     def of_all(found: list[Any], own: Any, group: Any = None) -> None:
         found[:] = [own] * len(found)
 
@@ -313,13 +315,7 @@ def fake_world(rank: int, ranks: int, parallel: Any) -> Iterator[None]:
         yield _Done()
 
     torch.distributed.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
-        context_parallel_size=parallel.context,
-        create_gloo_process_groups=False,
-    )
+    divide(parallel)
     # What FakeTensor has no rule for: objects sent as bytes, coalesced collectives, the generators' states.
     torch.distributed.all_gather_object = of_all
     buffers._coalescing_manager = coalesced

@@ -41,6 +41,18 @@ def initialise(
     if store is not None:
         options["store"] = store
     torch.distributed.init_process_group("nccl" if has_gpu() else "gloo", **options)
+    divide(parallel, timeout)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def divide(parallel: ParallelConfig, timeout: timedelta = _TIMEOUT) -> None:
+    """Make the groups of a layout out of the ranks of the process group.
+
+    Args:
+        parallel: as in :func:`initialise`.
+        timeout: likewise.
+    """
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -49,8 +61,6 @@ def initialise(
         create_gloo_process_groups=False,
         distributed_timeout_minutes=timeout.total_seconds() / 60,
     )
-    torch.manual_seed(seed)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
 def reports_loss() -> bool:

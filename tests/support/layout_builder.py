@@ -28,6 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 from tsugiki.experiment.model.model_spec import ModelSpec  # noqa: E402
 from tsugiki.pretrain.config import OptimizerConfig, ParallelConfig  # noqa: E402
 from tsugiki.pretrain.model.gpt import build_model  # noqa: E402
+from tsugiki.pretrain.runtime.process_groups import divide  # noqa: E402
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models  # noqa: E402
 
 
@@ -36,13 +37,7 @@ def build(request: dict[str, Any], rank: int, size: int) -> None:
     parallel, spec = ParallelConfig(**request["parallel"]), ModelSpec(**request["spec"])
     torch.distributed.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
-            context_parallel_size=parallel.context,
-            create_gloo_process_groups=False,
-        )
+        divide(parallel)
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         models = build_model(spec, parallel)
         Optimizer(OptimizerConfig(), wrap_models(models, distributed_optimizer=True), "fp32")

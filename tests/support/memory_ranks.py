@@ -101,18 +101,13 @@ def join_nobody(parallel: Any, rank: int, size: int) -> None:
     gloo makes copies of what it sends, which NCCL does not, and frees them in threads of its own.
     """
     import torch
-    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from tsugiki.pretrain.runtime.process_groups import divide
+
     torch.distributed.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
-        context_parallel_size=parallel.context,
-        create_gloo_process_groups=False,
-    )
+    divide(parallel)
     model_parallel_cuda_manual_seed(1)
 
 

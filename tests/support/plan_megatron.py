@@ -32,6 +32,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from tsugiki.experiment.model.model_spec import ModelSpec  # noqa: E402
 from tsugiki.pretrain.config import ParallelConfig  # noqa: E402
 from tsugiki.pretrain.model.gpt import build_model, padded_vocabulary  # noqa: E402
+from tsugiki.pretrain.runtime.process_groups import divide  # noqa: E402
 
 SEQUENCE, MICRO_BATCH = 64, 2
 
@@ -149,12 +150,7 @@ def ranks(config_path: str) -> dict[str, Any]:
     found = []
     for rank in range(world):
         torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            context_parallel_size=parallel.context,
-            create_gloo_process_groups=False,
-        )
+        divide(parallel)
         if rank == 0:
             model_parallel_cuda_manual_seed(1)
         with torch.device("meta"):

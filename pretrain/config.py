@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -22,6 +23,14 @@ def _known_family(name: str) -> str:
     if name not in known:
         raise ValueError(f"one of {', '.join(known)}")
     return name
+
+
+def _run_at_step(setting: str | None) -> str | None:
+    if setting is not None and re.fullmatch(r".+@[0-9]{1,18}", setting) is None:
+        raise ValueError(
+            "RUN@STEP: a run directory and the step of one of its checkpoints, as runs/first@25000"
+        )
+    return setting
 
 
 class ScratchConfig(StrictModel):
@@ -291,7 +300,7 @@ class TrainConfig(StrictModel):
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over tokens."""
-    continue_from: Annotated[str | None, NotFingerprinted] = Field(default=None, pattern=r"^.+@[0-9]{1,18}$")
+    continue_from: Annotated[str | None, NotFingerprinted, AfterValidator(_run_at_step)] = None
     """`RUN@STEP`: start from a checkpoint of another run directory (`runs/NAME@25000`) instead of the graft, with this
     run's schedule, mixture, batch and length. The checkpoint's content, not its place, decides whether a result is
     still valid."""

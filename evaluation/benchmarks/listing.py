@@ -54,6 +54,8 @@ def _place(data: TaskData | Examples, folder: Path | None) -> str:
     others = sorted({name for other in data.instead for name in other.files} - set(form.files))
     if folder is None:
         state = "evaluate.harness.data is not set"
+    elif not folder.is_dir():
+        state = f"missing, there is no folder {folder}"
     elif all(find_file(folder, name) is not None for name in form.files):
         state, others = "here", []
     else:

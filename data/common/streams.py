@@ -19,6 +19,44 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _CHUNK_BYTES = 1 << 20
+_XZ_MEMORY_BYTES = 1 << 27
+"""For unpacking; `xz -9` needs half of it."""
+
+
+class _XzStream(Unpacked):
+    """Unpacks xz and lzma streams one after another, within bounded memory: a dictionary may ask for 4 GB.
+
+    Args:
+        raw: compressed bytes.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self._packed = b""
+        self._decompressor: lzma.LZMADecompressor | None = None
+
+    def _next(self) -> bytes | None:
+        if self._decompressor is None:
+            packed = self._packed or self._raw.read(_CHUNK_BYTES)
+            if not packed:
+                return None
+            self._packed = packed.lstrip(b"\0")  # padding between streams
+            if not self._packed:
+                return b""
+            self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY_BYTES)
+        elif self._decompressor.needs_input:
+            self._packed = self._raw.read(_CHUNK_BYTES)
+            if not self._packed:
+                raise TruncatedInput("xz: ended before the end of its stream")
+        try:
+            data = self._decompressor.decompress(self._packed, max_length=_CHUNK_BYTES)
+        except lzma.LZMAError as error:
+            raise TruncatedInput(f"xz, with at most {_XZ_MEMORY_BYTES:,} bytes of memory: {error}") from error
+        self._packed = b""
+        if self._decompressor.eof:
+            self._packed, self._decompressor = self._decompressor.unused_data, None
+        return data
 
 
 class _CheckedStream(Unpacked):
@@ -33,7 +71,7 @@ class _CheckedStream(Unpacked):
         try:
             # read1, not read: what comes before the damage must not be lost with it.
             return self._inner.read1(_CHUNK_BYTES) or None
-        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
             raise TruncatedInput(f"{self._kind}: {error}") from error
         except OSError as error:
             if error.errno is not None:
@@ -73,8 +111,7 @@ def open_stream(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
             with bz2.open(raw) as stream:
                 yield from _checked(_CheckedStream(stream, "bzip2"))
         elif kind == "xz":
-            with lzma.open(raw) as stream:
-                yield from _checked(_CheckedStream(stream, "xz"))
+            yield from _checked(_XzStream(raw))
         else:
             yield raw
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import socket
@@ -520,3 +521,33 @@ def test_dropped_records_that_share_an_identifier(order: int) -> None:
     assert [item["text"] for item in together.samples()] == ["text 3", "text 2"]
     assert first.samples() == together.samples()
     assert first.dropped["quality.words"].documents == 4
+
+
+def test_xz_with_a_dictionary_of_gigabytes(tmp_path: Path) -> None:
+    """The old form of xz says the size of its dictionary in four bytes, which a kilobyte of text may set as it likes."""
+    packed = bytearray(lzma.compress(b'{"text": "a"}\n' * 100, format=lzma.FORMAT_ALONE))
+    packed[1:5] = (3 << 30).to_bytes(4, "little")
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(packed)
+    with (
+        pytest.raises(TruncatedInput, match="134,217,728 bytes of memory: Memory usage limit"),
+        open_stream(str(path)) as stream,
+    ):
+        while stream.read(1):
+            pass
+        stream.read(1)
+
+
+def test_xz_streams_follow_each_other(tmp_path: Path) -> None:
+    """Padding between them as `xz` allows, larger than a step; a stream that is cut short is not the end."""
+    texts = [bytes(range(256)) * 9000, b"", b"last\n"]
+    streams = [lzma.compress(text, preset=9) for text in texts]
+    path = tmp_path / "a.xz"
+    path.write_bytes(streams[0] + bytes(4 << 20) + streams[1] + streams[2] + bytes(8))
+    with open_stream(str(path)) as stream:
+        assert stream.read() == b"".join(texts)
+    path.write_bytes(streams[0] + streams[2][:-3])
+    with pytest.raises(TruncatedInput, match="xz: ended before"), open_stream(str(path)) as stream:
+        while stream.read(1 << 16):
+            pass
+        stream.read(1)

@@ -116,6 +116,21 @@ def test_documents_are_counted_kept_and_split(tmp_path: Path) -> None:
     assert "duplicate.text" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_no_source_can_be_called_like_a_file_of_ours(tmp_path: Path) -> None:
+    """Whatever the stage puts beside the folders of the sources, with everything on that writes files."""
+    make_source(tmp_path / "in")
+    evaluated = tmp_path / "benchmark.jsonl"
+    write_jsonl(evaluated, [{"text": text(random.Random(1), 30)}])
+    settings = config(tmp_path / "in", decontamination={"paths": [str(evaluated)]})
+    run(settings, tmp_path / "out")
+    ours = {path.name for path in (tmp_path / "out").iterdir()} - {"web", ".work"}
+    assert {"index.json", "report.json", "report.html", "contamination.jsonl"} <= ours
+    source = settings.sources[0].model_dump()
+    for name in ours:
+        with pytest.raises(ValueError, match="a name that no file of ours has"):
+            config(tmp_path, sources=[{**source, "name": name}])
+
+
 def test_number_of_workers_does_not_change_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

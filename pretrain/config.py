@@ -17,6 +17,8 @@ from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.model.family import family_names, find_family
 from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problems
 
+Conversations = Literal["stream", "apart", "shared"]
+
 
 def _known_family(name: str) -> str:
     known = [item for item in family_names() if find_family(item).converted_to is None]
@@ -318,6 +320,10 @@ class TrainConfig(StrictModel):
     """Tokens attend only to their own document of a packed sequence."""
     mask_end_of_document: bool = False
     """Do not train on predicting what follows the end-of-document token."""
+    conversations: Annotated[Conversations, OmittedIfDefault] = "stream"
+    """How sources of `kind: instruction` fill sequences: `stream` cuts them as it cuts text, and an answer can lose
+    its prompt; `apart` packs whole conversations, of which each sees itself alone and begins at position 0;
+    `shared` packs whole ones that see those before them in their sequence (SUS-Chat)."""
     recompute: Annotated[Literal["none", "selective", "full"], NotFingerprinted] = "none"
     """Recompute activations in the backward pass: `selective` only core attention, `full` whole layers."""
     save_interval_steps: Annotated[int, NotFingerprinted] = Field(default=500, ge=1)
@@ -369,6 +375,11 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"keep_checkpoints_every_steps {self.keep_checkpoints_every_steps} must be a multiple of "
                 f"save_interval_steps {self.save_interval_steps}"
+            )
+        if self.conversations == "shared" and (self.reset_attention_mask or self.reset_position_ids):
+            raise ValueError(
+                "conversations: shared lets conversations of a sequence see each other: set reset_attention_mask and "
+                "reset_position_ids to false, or conversations: apart"
             )
         if self.continue_from is None and (self.continue_repeats_data or not self.continue_moments):
             raise ValueError("continue_moments and continue_repeats_data belong to continue_from: RUN@STEP")

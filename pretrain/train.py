@@ -16,7 +16,7 @@ from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.planning.divisions import refuse
 from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
-from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, TrainJob
+from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, PACKING_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
 from tsugiki.pretrain.training.continuing import check_origin, find_origin, run_and_step
@@ -155,6 +155,14 @@ def _result(
         summary.append(
             "held-out bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
         )
+    packing = output_dir / PACKING_NAME
+    if packing.is_file():
+        for name, facts in json.loads(packing.read_text(encoding="utf-8")).items():
+            metrics |= {f"train/packing/{name}/{fact}": value for fact, value in facts.items()}
+            summary.append(
+                f"{name}: {facts['conversations']:,} conversations packed whole, {facts['padding_share']:.1%} padding, "
+                f"{facts['shortened']:,} shortened, {facts['left_out']:,} left out"
+            )
     return StageResult(
         counts={
             "steps": latest["iteration"],

@@ -22,6 +22,7 @@ from tsugiki.pretrain.config import TrainConfig
 WORK_NAME = ".work"
 CHECKPOINTS_NAME = "checkpoints"
 METRICS_NAME = "metrics.jsonl"
+PACKING_NAME = "packing.json"
 INTERRUPTED_EXIT_CODE = Interrupted.exit_code
 """Exit status of a rank that saved a checkpoint and stopped because it was told to (EX_TEMPFAIL)."""
 

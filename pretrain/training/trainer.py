@@ -65,6 +65,7 @@ class Trainer:
             log.say(f"continuing from {run.job.continue_from}")
             for source, what in said(run.job.output_dir).items():
                 log.say(f"  {source}: {what}")
+        log.packed(self._data.packing)
         reader = BatchReader(self._data, BatchLayout.of(run.config, run.mixture.eod_id), run.steps)
         deadline = Deadline()
         checkpoints = Checkpointing(

@@ -20,10 +20,12 @@ from megatron.core import parallel_state
 
 from tsugiki.experiment.artefacts.mixture import Mixture, TokenSource, load_document_bytes
 from tsugiki.experiment.text.chat_tokens import unmark
+from tsugiki.pretrain.config import Conversations
 from tsugiki.pretrain.training.guard import Watchdog
 from tsugiki.pretrain.training.metrics.log import Log
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.samples.batches import Batch, BatchLayout
+from tsugiki.pretrain.training.samples.packing import Sample, pack, row_of
 from tsugiki.pretrain.training.step import TrainingStep
 
 
@@ -33,14 +35,19 @@ class HeldoutText:
 
     Attributes:
         language: language code; ``<code>-chat`` for its conversations.
-        stream: token ids, documents one after the other.
+        documents: stored numbers of each.
         bytes: UTF-8 bytes of that text; None for conversations, of which only the answers count: their loss
             is over tokens and compares with nothing else.
     """
 
     language: str
-    stream: numpy.ndarray
+    documents: list[numpy.ndarray]
     bytes: int | None
+
+    @property
+    def stream(self) -> numpy.ndarray:
+        """The documents one after the other."""
+        return numpy.concatenate(self.documents)
 
 
 def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
@@ -70,9 +77,8 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
             parts += [numpy.asarray(dataset[number], dtype=numpy.int64) for number in range(count)]
             size += int(total[count - 1])
         if size > 0:
-            stream = numpy.concatenate(parts)
             text = (
-                HeldoutText(f"{language}-chat", stream, None) if chat else HeldoutText(language, stream, size)
+                HeldoutText(f"{language}-chat", parts, None) if chat else HeldoutText(language, parts, size)
             )
             texts.append(text)
     return texts
@@ -80,12 +86,24 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one language: tokens, labels and loss mask [windows, S]."""
+    """The windows of one language."""
 
     text: HeldoutText
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    loss_mask: torch.Tensor
+    samples: list[Sample]
+
+    @classmethod
+    def of(
+        cls, text: HeldoutText, sequence_length: int, bos_id: int | None, conversations: Conversations
+    ) -> Windows:
+        """As training sees them: conversations whole where it packs them, all else cut."""
+        if text.bytes is not None or conversations == "stream":
+            return cls.cut(text, sequence_length, bos_id)
+        whole = [document[:sequence_length] for document in text.documents]
+        rows = pack([len(document) for document in whole], sequence_length)
+        apart = conversations == "apart"
+        return cls(
+            text, [row_of([whole[number] for number in row], sequence_length, apart=apart) for row in rows]
+        )
 
     @classmethod
     def cut(cls, text: HeldoutText, sequence_length: int, bos_id: int | None) -> Windows:
@@ -102,27 +120,25 @@ class Windows:
         if bos_id is not None:
             mask[labels == bos_id] = 0.0
         shape = (count, sequence_length)
-        return cls(text, padded[:-1].reshape(shape), labels.reshape(shape), mask.reshape(shape))
+        parts = (padded[:-1].reshape(shape), labels.reshape(shape), mask.reshape(shape))
+        return cls(text, [Sample(*rows) for rows in zip(*parts, strict=True)])
 
     def batches(self, layout: BatchLayout) -> list[Batch]:
         """The micro batches of this rank; all ranks get equally many, empty ones added."""
         data_rank = parallel_state.get_data_parallel_rank()
         data_parallel_size = parallel_state.get_data_parallel_world_size()
         size = layout.micro_batch * data_parallel_size
-        rounds = -(-len(self.tokens) // size)
+        rounds = -(-len(self.samples) // size)
         # The interleaved pipeline schedule takes micro batches in groups of the pipeline's size.
         stages = parallel_state.get_pipeline_model_parallel_world_size()
         rounds = -(-rounds // stages) * stages
-        missing = rounds * size - len(self.tokens)
-        tokens, labels, mask = (
-            torch.cat([part, part.new_zeros((missing, part.shape[1]))])
-            for part in (self.tokens, self.labels, self.loss_mask)
-        )
+        first = self.samples[0]
+        empty = Sample(*(torch.zeros_like(part) for part in (first.tokens, first.labels, first.loss_mask)))
+        samples = self.samples + [empty] * (rounds * size - len(self.samples))
         batches = []
         for number in range(rounds):
-            first = (number * data_parallel_size + data_rank) * layout.micro_batch
-            rows = slice(first, first + layout.micro_batch)
-            batches.append(layout.build(tokens[rows], labels[rows], mask[rows]))
+            begin = (number * data_parallel_size + data_rank) * layout.micro_batch
+            batches.append(layout.build(samples[begin : begin + layout.micro_batch]))
         return batches
 
     def bits_per_byte(self, total_loss: float) -> float | None:
@@ -140,7 +156,9 @@ def validate(run: Run, step: TrainingStep, number: int, log: Log, watchdog: Watc
     with step.evaluating():
         for text in texts:
             watchdog.alive()
-            windows = Windows.cut(text, run.config.sequence_length, run.mixture.bos_id)
+            windows = Windows.of(
+                text, run.config.sequence_length, run.mixture.bos_id, run.config.conversations
+            )
             total, tokens = step.evaluate(windows.batches(layout))
             line[f"validation/loss/{text.language}"] = total / max(tokens, 1.0)
             if (bits := windows.bits_per_byte(total)) is not None:

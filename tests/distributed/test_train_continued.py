@@ -37,7 +37,7 @@ original = TrainingData.sample
 def sample(self, index):
     item = original(self, index)
     with open({path!r}, "a") as file:
-        file.write(json.dumps([index, *item[0].tolist(), int(item[1][-1])]) + "\\n")
+        file.write(json.dumps([index, *item.tokens.tolist(), int(item.labels[-1])]) + "\\n")
     return item
 TrainingData.sample = sample
 """

@@ -19,7 +19,7 @@ from tsugiki.experiment.artefacts.mixture import Mixture
 data = TrainingData(
     Mixture.load(tokens), tokens, output, sequence_length=length, samples=count, seed=5
 )
-rows = [[part.tolist() for part in data.sample(n)] for n in range(count)]
+rows = [[part.tolist() for part in (s.tokens, s.labels, s.loss_mask)] for s in map(data.sample, range(count))]
 (output / "samples.json").write_text(json.dumps(rows))
 """
 

@@ -6,11 +6,16 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tsugiki.experiment.files import write_text_atomically
+from tsugiki.experiment.files import write_json_atomically, write_text_atomically
+from tsugiki.pretrain.runtime.job import PACKING_NAME
 from tsugiki.pretrain.runtime.process_groups import is_logging_rank
+
+if TYPE_CHECKING:
+    from tsugiki.pretrain.training.samples.packing import Packing
 
 
 class MetricsLog:
@@ -23,7 +28,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int, total_steps: int) -> None:
-        self._total = total_steps
+        self._total, self._path = total_steps, path
         self._begin = step
         self._start = time.monotonic()
         truncate(path, step)
@@ -38,6 +43,15 @@ class MetricsLog:
     def say(self, text: str) -> None:
         """A line for the console."""
         print(text, file=sys.stdout, flush=True)
+
+    def packed(self, packing: Mapping[str, Packing]) -> None:
+        """What became of the conversations of each source that is packed whole; also in packing.json."""
+        for name, facts in packing.items():
+            self.say(f"{name}: {facts}")
+        if packing:
+            write_json_atomically(
+                self._path.parent / PACKING_NAME, {name: asdict(facts) for name, facts in packing.items()}
+            )
 
     def window(self, line: Mapping[str, Any]) -> None:
         """The line of a log window, also as a person wants to read it."""
@@ -73,6 +87,9 @@ class SilentLog:
         """Nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def packed(self, packing: Mapping[str, Packing]) -> None:
         """Nothing."""
 
     def window(self, line: Mapping[str, Any]) -> None:

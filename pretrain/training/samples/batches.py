@@ -26,11 +26,12 @@ from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.files import sha256_file
 from tsugiki.experiment.text.chat_tokens import unmark
-from tsugiki.pretrain.config import TrainConfig
+from tsugiki.pretrain.config import Conversations, TrainConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.training.run import Run, Stretch
 from tsugiki.pretrain.training.samples.ledger import Passes
 from tsugiki.pretrain.training.samples.order import OrderedSamples, document_count, passes_of
+from tsugiki.pretrain.training.samples.packing import PackedSamples, Packing, Sample
 
 _OPENING_THREADS = 1
 
@@ -81,6 +82,7 @@ class TrainingData:
         seed: decides the order.
         stretches: of the run with one mixture each; None = the mixture's own shares all along.
         passes: over the documents of each source before the run, by name; empty = nothing was read.
+        conversations: as ``train.conversations``.
 
     Raises:
         DataError: a source is missing, unreadable or shorter than one sample.
@@ -97,13 +99,15 @@ class TrainingData:
         seed: int,
         stretches: Sequence[Stretch] | None = None,
         passes: Passes | None = None,
+        conversations: Conversations = "stream",
     ) -> None:
         from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
         self.mixture = mixture
         self.samples = samples
-        _check_sources(mixture, tokens_dir, sequence_length)
+        packed = packed_sources(mixture, conversations)
+        _check_sources(mixture, tokens_dir, sequence_length, packed)
         prefixes = [str(tokens_dir / source.prefix) for source in mixture.sources]
         weights = [source.share for source in mixture.sources]
 
@@ -126,7 +130,7 @@ class TrainingData:
             warnings.simplefilter("ignore")
             logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
             self._dataset: Any
-            if stretches is None and not passes:
+            if stretches is None and not passes and not packed:
                 builder = BlendedMegatronDatasetBuilder(
                     GPTDataset, [samples, 0, 0], lambda: True, configured(cache_dir)
                 )
@@ -139,6 +143,17 @@ class TrainingData:
                     passes or {},
                     lambda name: configured(cache_dir / name),
                     sequence_length,
+                    dict.fromkeys(
+                        packed,
+                        lambda prefix, count, before: PackedSamples(
+                            prefix,
+                            sequence_length,
+                            count,
+                            seed,
+                            passes=before,
+                            apart=conversations == "apart",
+                        ),
+                    ),
                 )
 
     @classmethod
@@ -153,7 +168,18 @@ class TrainingData:
             seed=run.job.seed,
             stretches=run.stretches,
             passes=passes,
+            conversations=run.config.conversations,
         )
+
+    @property
+    def packing(self) -> dict[str, Packing]:
+        """What became of the conversations of each source that is packed whole, by name."""
+        sources = self._dataset.sources if isinstance(self._dataset, OrderedSamples) else []
+        return {
+            source.name: samples.packing
+            for source, samples in zip(self.mixture.sources, sources, strict=False)
+            if isinstance(samples, PackedSamples)
+        }
 
     def facts(self, run: Run) -> dict[str, Any]:
         """What another run needs to know this order again, for checkpoint.json."""
@@ -162,6 +188,7 @@ class TrainingData:
             "samples": self.samples,
             "sequence_length": run.config.sequence_length,
             "global_batch": run.config.global_batch,
+            **({} if (kind := run.config.conversations) == "stream" else {"conversations": kind}),
         }
 
     def passes(self, consumed: Mapping[str, int], tokens_dir: Path) -> dict[str, Any]:
@@ -174,12 +201,14 @@ class TrainingData:
             if consumed.get(source.name)
         }
 
-    def sample(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, labels and loss mask of one sample, each [S]."""
+    def sample(self, index: int) -> Sample:
+        """One sample."""
         item = self._dataset[index]
+        if isinstance(item, Sample):
+            return item
         tokens, _ = unmark(item["tokens"])
         labels, counts = unmark(item["labels"])
-        return tokens, labels, item["loss_mask"] * counts
+        return Sample(tokens, labels, item["loss_mask"] * counts)
 
     def samples_by_source(self, first: int, end: int) -> dict[str, int]:
         """How many of the samples first ... end - 1 come from each source."""
@@ -191,7 +220,14 @@ class TrainingData:
         return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _check_sources(mixture: Mixture, tokens_dir: Path, sequence_length: int) -> None:
+def packed_sources(mixture: Mixture, conversations: Conversations) -> set[str]:
+    """Names of the sources whose documents are packed whole."""
+    if conversations == "stream":
+        return set()
+    return {source.name for source in mixture.sources if source.kind == "instruction"}
+
+
+def _check_sources(mixture: Mixture, tokens_dir: Path, sequence_length: int, packed: set[str]) -> None:
     if not mixture.sources:
         raise DataError("the mixture has no source", where=tokens_dir)
     for source in mixture.sources:
@@ -203,7 +239,7 @@ def _check_sources(mixture: Mixture, tokens_dir: Path, sequence_length: int) -> 
                     where=path,
                     fix="run `tsugiki tokens CONFIG` again",
                 )
-        if source.tokens <= sequence_length:
+        if source.tokens <= sequence_length and source.name not in packed:
             raise DataError(
                 f"source '{source.name}' is shorter than one training sequence",
                 where=tokens_dir / source.prefix,
@@ -250,12 +286,23 @@ class BatchLayout:
         """Forward passes of one rank per step."""
         return self.global_batch // (self.micro_batch * parallel_state.get_data_parallel_world_size())
 
-    def build(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor) -> Batch:
-        """A batch from whole sequences, each [b, S]."""
+    def build(self, samples: Sequence[Sample]) -> Batch:
+        """A batch from whole sequences."""
+        tokens, labels, loss_mask = (
+            torch.stack([getattr(sample, part) for sample in samples])
+            for part in ("tokens", "labels", "loss_mask")
+        )
         ends = tokens == self.eod_id
         if self.mask_end_of_document:
             loss_mask = loss_mask.masked_fill(ends, 0.0)
-        boundaries = self._boundaries(ends) if self.reset_attention_mask or self.reset_position_ids else None
+        known = [sample.boundaries for sample in samples]
+        resets = self.reset_attention_mask or self.reset_position_ids
+        boundaries = None
+        if resets or any(own is not None for own in known):
+            boundaries = self._boundaries(ends)
+            for row, own in enumerate(known):
+                if own is not None:
+                    boundaries[:, row] = own
         tokens, labels, loss_mask = (
             _to_device(_context_chunks(part)) for part in (tokens, labels, loss_mask.float())
         )
@@ -350,7 +397,7 @@ class BatchReader:
             number = micro * data_parallel_size + data_rank
             first = step * layout.global_batch + number * layout.micro_batch
             samples = [self._data.sample(first + offset) for offset in range(layout.micro_batch)]
-            batches.append(layout.build(*(torch.stack(part) for part in zip(*samples, strict=True))))
+            batches.append(layout.build(samples))
         return batches
 
 

@@ -73,6 +73,7 @@ def _read_by(origin: Origin, mixture: Mixture, cache_dir: Path) -> dict[str, Any
         seed=origin.facts["seed"],
         stretches=stretches_of(mixture, *shape),
         passes=before,
+        conversations=data.get("conversations", "stream"),
     )
     found = order.passes(origin.facts["consumed_samples_by_source"], tokens_dir)
     return {name: sum(counts.get(name, 0) for counts in (before, found)) for name in {*before, *found}}

@@ -7,7 +7,7 @@ shares and go on in each source where the stretch before has stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron.core.datasets.utils import Split
 from tsugiki.experiment.artefacts.mixture import Mixture
 from tsugiki.pretrain.training.run import Stretch
 from tsugiki.pretrain.training.samples.ledger import Passes, documents_read, unread
+from tsugiki.pretrain.training.samples.packing import PackedSamples
 
 
 class SourceSamples:
@@ -90,6 +91,8 @@ class OrderedSamples:
         passes: over the documents of each source before, by name.
         config: makes Megatron's configuration for a cache folder of a name.
         sequence_length: tokens of a sample.
+        packed: makes the samples of a source that is packed whole, from its prefix, its number of samples and the
+            passes before; by name of the source.
 
     Attributes:
         dataset_index: number of the source of each sample: [samples].
@@ -104,16 +107,19 @@ class OrderedSamples:
         passes: Passes,
         config: Callable[[str], Any],
         sequence_length: int,
+        packed: Mapping[str, Callable[[Path, int, Any], PackedSamples]] | None = None,
     ) -> None:
+        packed = packed or {}
         self.dataset_index, self._sample_index, counts = _blended(stretches, len(mixture.sources))
-        self.sources = [
-            SourceSamples(
-                tokens_dir / source.prefix, int(count), passes.get(source.name), config, sequence_length
-            )
-            if count
-            else None
-            for source, count in zip(mixture.sources, counts, strict=True)
-        ]
+        self.sources: list[SourceSamples | PackedSamples | None] = []
+        for source, count in zip(mixture.sources, counts, strict=True):
+            prefix, before = tokens_dir / source.prefix, passes.get(source.name)
+            if not count:
+                self.sources.append(None)
+            elif source.name in packed:
+                self.sources.append(packed[source.name](prefix, int(count), before))
+            else:
+                self.sources.append(SourceSamples(prefix, int(count), before, config, sequence_length))
 
     def __getitem__(self, index: int) -> Any:
         source = self.sources[self.dataset_index[index]]

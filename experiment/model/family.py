@@ -135,6 +135,20 @@ class TensorNames:
 
 
 @dataclass(frozen=True)
+class GgufForm:
+    """How llama.cpp knows an architecture.
+
+    Attributes:
+        architecture: its name there; the names of tensors follow from it (``gguf.get_tensor_name_map``).
+        interleaved_rope: rotary positions pair neighbouring rows of a head, where transformers pairs the two halves;
+            queries and keys are reordered for it.
+    """
+
+    architecture: str
+    interleaved_rope: bool = False
+
+
+@dataclass(frozen=True)
 class Biases:
     """Which projections of a layer have a bias."""
 
@@ -157,6 +171,8 @@ class Family:
     """``model_type`` that the grafted model gets, where its weights are those of another family."""
     names: ClassVar[TensorNames] = TensorNames()
     """What its tensors are called."""
+    gguf: ClassVar[GgufForm | None] = None
+    """What it is in llama.cpp; None where that does not know it, or nobody has tried."""
     norm_offset: ClassVar[float] = 0.0
     """Added to the weight of RMSNorm before it multiplies."""
     full_attention: ClassVar[Mapping[str, Any]] = {}

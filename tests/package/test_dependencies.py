@@ -19,7 +19,7 @@ CONSTRAINTS = sorted(ROOT.glob("constraints-py*.txt"))
 
 DISTRIBUTIONS = {
     "cchardet": "faust-cchardet", "fasttext": "fasttext-numpy2-wheel", "google.protobuf": "protobuf", "jinja2": "jinja2",
-    "khmernltk": "khmer-nltk", "lm_eval": "lm-eval", "megatron": "megatron-core", "mistral_common": "mistral-common",
+    "khmernltk": "khmer-nltk", "llama_cpp": "llama-cpp-python", "lm_eval": "lm-eval", "megatron": "megatron-core", "mistral_common": "mistral-common",
     "pyidaungsu": "pyidaungsu-numpy2", "yaml": "pyyaml",
 }  # fmt: skip
 """Import name -> distribution, where they differ."""
@@ -115,6 +115,7 @@ def test_pinned_versions_are_allowed(path: Path) -> None:
     pinned = pins(path)
     optional = {
         "wandb",
+        "llama-cpp-python",
         "jieba",
         "pythainlp",
         "khmer-nltk",

@@ -109,6 +109,53 @@ def convert_export(
     typer.echo(json.dumps(report, indent=2))
 
 
+@app.command("gguf")
+def convert_gguf(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf")],
+    kind: Annotated[
+        str | None, typer.Option("--type", help="f32, f16, bf16 or q8_0; default: as the weights are.")
+    ] = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--pre-tokenizer",
+            metavar="NAME",
+            help="llama.cpp's name of a byte-level tokenizer's pre-tokenizer, where it is not recognised.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model; default: the file's.")
+    ] = None,
+) -> None:
+    """Write a Hugging Face directory as a GGUF file for llama.cpp, with files for ollama and LM Studio beside it."""
+    from tsugiki.pretrain.conversion.gguf.write import write_gguf
+
+    report = write_gguf(hf_dir, file, kind, pre=pre_tokenizer, name=name)
+    typer.echo(json.dumps(report, indent=2))
+
+
+@app.command("verify-gguf")
+def convert_verify_gguf(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf")],
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Lines whose ids and logits are compared in llama.cpp."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to compare logits on.")] = 512,
+    llama_cpp: Annotated[
+        bool | None,
+        typer.Option("--llama-cpp/--no-llama-cpp", help="Ask llama.cpp; default: where it is installed."),
+    ] = None,
+) -> None:
+    """Check that a GGUF file is the model of a Hugging Face directory: tensors, tokenizer, and llama.cpp's answers."""
+    from tsugiki.pretrain.conversion.gguf.verify import verify_gguf
+
+    report = verify_gguf(hf_dir, file, _lines(text), tokens=tokens, llama_cpp=llama_cpp)
+    typer.echo(json.dumps(report, indent=2))
+
+
 @app.command("verify")
 def convert_verify(
     hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR")],
@@ -124,10 +171,18 @@ def convert_verify(
     """Check bit for bit that a Hugging Face directory and a Megatron checkpoint are the same model."""
     from tsugiki.tools import verify_checkpoint
 
-    if text is not None and not text.is_file():
-        raise ConfigError("no such text file", where="--text", got=text)
-    texts = [] if text is None else text.read_text(encoding="utf-8").splitlines()
     report = verify_checkpoint(
-        hf_dir, megatron_dir, iteration=iteration, logits=logits, texts=texts, tokens=tokens
+        hf_dir, megatron_dir, iteration=iteration, logits=logits, texts=_lines(text), tokens=tokens
     )
     typer.echo(json.dumps(report, indent=2))
+
+
+def _lines(text: Path | None) -> list[str]:
+    """Lines of a file that an option names.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if text is not None and not text.is_file():
+        raise ConfigError("no such text file", where="--text", got=text)
+    return [] if text is None else text.read_text(encoding="utf-8").splitlines()

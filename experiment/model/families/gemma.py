@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from tsugiki.experiment.model.family import FAMILIES, Activation, Biases, Family, HfConfig, activation_of
+from tsugiki.experiment.model.family import (
+    FAMILIES,
+    Activation,
+    Biases,
+    Family,
+    GgufForm,
+    HfConfig,
+    activation_of,
+)
 
 
 @FAMILIES.register("gemma")
@@ -19,6 +27,7 @@ class Gemma(Family):
         "tie_word_embeddings": True,
     }
     norm_offset = 1.0
+    gguf = GgufForm("gemma")
 
     @classmethod
     def biases(cls, config: HfConfig) -> Biases:

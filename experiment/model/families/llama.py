@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tsugiki.experiment.model.family import FAMILIES, Biases, Family, HfConfig
+from tsugiki.experiment.model.family import FAMILIES, Biases, Family, GgufForm, HfConfig
 
 
 @FAMILIES.register("llama")
@@ -13,6 +13,7 @@ class Llama(Family):
 
     architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM",)
     defaults = {"max_position_embeddings": 2048}
+    gguf = GgufForm("llama", interleaved_rope=True)
 
     @classmethod
     def biases(cls, config: HfConfig) -> Biases:

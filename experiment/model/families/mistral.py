@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tsugiki.experiment.model.family import FAMILIES, Family, HfConfig
+from tsugiki.experiment.model.family import FAMILIES, Family, GgufForm, HfConfig
 
 
 @FAMILIES.register("mistral")
@@ -12,6 +12,7 @@ class Mistral(Family):
     architectures = ("MistralForCausalLM",)
     defaults = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
     full_attention = {"sliding_window": None}
+    gguf = GgufForm("llama", interleaved_rope=True)
 
     @classmethod
     def sliding_window(cls, config: HfConfig) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tsugiki.experiment.model.family import FAMILIES, Family, HfConfig, TensorNames
+from tsugiki.experiment.model.family import FAMILIES, Family, GgufForm, HfConfig, TensorNames
 
 
 @FAMILIES.register("phi3")
@@ -13,6 +13,7 @@ class Phi3(Family):
     defaults = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
     full_attention = {"sliding_window": None}
     names = TensorNames(qkv={"self_attn.qkv_proj": "qkk"}, gate_up={"mlp.gate_up_proj": "ff"})
+    gguf = GgufForm("phi3")
 
     @classmethod
     def sliding_window(cls, config: HfConfig) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tsugiki.experiment.model.family import FAMILIES, Biases, Family, HfConfig
+from tsugiki.experiment.model.family import FAMILIES, Biases, Family, GgufForm, HfConfig
 
 
 @FAMILIES.register("qwen2")
@@ -11,6 +11,7 @@ class Qwen2(Family):
 
     architectures = ("Qwen2ForCausalLM",)
     defaults = {"max_position_embeddings": 32768, "max_window_layers": 28, "num_key_value_heads": 32}
+    gguf = GgufForm("qwen2")
 
     @classmethod
     def biases(cls, config: HfConfig) -> Biases:

@@ -263,8 +263,10 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
     assert capfd.readouterr().err.count("tracking fails") >= 1
 
     execute(graph(case, run_dir, **options))
-    assert f"{store} is broken (file is not a database), kept as mlflow.db.broken-1" in capfd.readouterr().err
-    assert (tmp_path / "mlflow.db.broken-1").read_bytes().startswith(b"broken")
+    # SQLite may have had pages to write when the file was overwritten: then it calls the result malformed.
+    said = re.escape(f"{store} is broken") + r" \((file is not a database|database disk.*)\), kept as mlflow.db.broken-1"
+    assert re.search(said, capfd.readouterr().err)
+    assert b"brokenbroken" in (tmp_path / "mlflow.db.broken-1").read_bytes()
     assert len(curve(run_dir / "train")) == STEPS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,3 +72,60 @@ def tokenizer_report(
         tokenizers, texts, out, parallel=aligned or None, model=model, limit_bytes=limit_bytes
     )
     say(f"report: {out / 'report.html'}")
+
+
+@app.command("show")
+def tokenizer_show(
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What to cut; - reads it from a pipe.")
+    ] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="NAME=PATH",
+            help="Hugging Face directory, tokenizer.json or SentencePiece .model; repeatable.",
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page", metavar="FILE.html", help="Write a page with a text box that needs no server."
+        ),
+    ] = None,
+    sample: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            metavar="LANG=FILE",
+            help="Text of a language, for the page: sample and costs; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Show how tokenizers cut a text, side by side: coloured in the terminal, or on a page to try texts on."""
+    import os
+
+    from tsugiki.experiment.errors import ConfigError
+    from tsugiki.experiment.text.tokenizer_files import open_tokenizer
+    from tsugiki.tokenizer.playground import page as playground
+    from tsugiki.tokenizer.playground.pieces import cut_text, require_names, terminal_lines
+    from tsugiki.tokenizer.measure.efficiency import read_lines
+
+    named = pairs("--tokenizer", tokenizer or [])
+    paths = {name: Path(path) for name, path in named}
+    require_names(paths, len(named))
+    if text is None and page is None:
+        raise ConfigError("nothing to show", expected="TEXT, or --page FILE.html")
+    opened = {name: open_tokenizer(path, special_tokens_in_text=False) for name, path in paths.items()}
+    if text is not None:
+        shown = typer.get_text_stream("stdin").read() if text == "-" else text
+        cuts = [cut_text(name, item, shown) for name, item in opened.items()]
+        for line in terminal_lines(cuts, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+            say(line)
+    if page is not None:
+        samples = {
+            language: "\n".join(read_lines([Path(path)], 200_000))
+            for language, path in pairs("--text", sample or [])
+        }
+        playground.write_page(page, opened, samples, "" if text in (None, "-") else str(text))
+        say(f"page: {page}")

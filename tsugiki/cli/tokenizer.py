@@ -107,9 +107,9 @@ def tokenizer_show(
 
     from tsugiki.experiment.errors import ConfigError
     from tsugiki.experiment.text.tokenizer_files import open_tokenizer
+    from tsugiki.tokenizer.measure.efficiency import read_lines
     from tsugiki.tokenizer.playground import page as playground
     from tsugiki.tokenizer.playground.pieces import cut_text, require_names, terminal_lines
-    from tsugiki.tokenizer.measure.efficiency import read_lines
 
     named = pairs("--tokenizer", tokenizer or [])
     paths = {name: Path(path) for name, path in named}

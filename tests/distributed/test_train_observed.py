@@ -264,8 +264,8 @@ def test_a_store_that_fails_neither_spoils_a_stop_nor_keeps_the_run_from_going_o
 
     execute(graph(case, run_dir, **options))
     # SQLite may have had pages to write when the file was overwritten: then it calls the result malformed.
-    said = re.escape(f"{store} is broken") + r" \((file is not a database|database disk.*)\), kept as mlflow.db.broken-1"
-    assert re.search(said, capfd.readouterr().err)
+    why = r" \((file is not a database|database disk.*)\), kept as mlflow.db.broken-1"
+    assert re.search(re.escape(f"{store} is broken") + why, capfd.readouterr().err)
     assert b"brokenbroken" in (tmp_path / "mlflow.db.broken-1").read_bytes()
     assert len(curve(run_dir / "train")) == STEPS
 

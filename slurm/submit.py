@@ -15,6 +15,7 @@ from tsugiki.experiment.config.load import RawConfig
 from tsugiki.experiment.config.strict import dump_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.run.graph import Graph
+from tsugiki.experiment.run.shared import shared_stages
 from tsugiki.pretrain.planning.divisions import batch_problems, process_problems, refuse
 from tsugiki.slurm import client
 from tsugiki.slurm.config import OVERRIDE_PREFIX, ClusterConfig, load_cluster, split_overrides
@@ -130,8 +131,18 @@ def submit_experiment(
     dry_run: bool = False,
     announce: Callable[[str], None] = print,
     until: str | None = None,
+    after: Sequence[int] = (),
 ) -> Submission:
-    """:func:`submit` for an experiment and a site that are loaded."""
+    """:func:`submit` for an experiment and a site that are loaded.
+
+    Args:
+        experiment: what to submit.
+        site: where.
+        dry_run: as for :func:`submit`.
+        announce: likewise.
+        until: likewise.
+        after: jobs of other runs that make stages which this one takes; its first job waits for them.
+    """
     run_dir = experiment.run_dir.resolve()
     graph = experiment.graph(announce=announce)
     digest = hashlib.sha256(dump_yaml(experiment.config).encode()).hexdigest()
@@ -162,7 +173,7 @@ def submit_experiment(
             (run_dir / FOLDER / "logs").mkdir(parents=True, exist_ok=True)
             config.write_text(dump_yaml(experiment.config), encoding="utf-8")
             arrays = _arrays(graph, site, experiment.config.name, run_dir)
-            submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest, arrays)
+            submission.jobs = _submit_all(plans, record, run_dir, chain, site.name, digest, arrays, after)
     _summarise(submission, experiment, announce)
     return submission
 
@@ -196,8 +207,9 @@ def _plan(
             yield Plan(stage.name, "skip", decision.reason)
             continue
         upstream_changes = True
+        array = stage.name in site.arrays and stage.name not in shared_stages(run_dir)  # linked, not made
         script = render(site, stage.name, experiment.config.name, run_dir, config, chain)
-        yield Plan(stage.name, "submit", decision.reason, script, array=stage.name in site.arrays)
+        yield Plan(stage.name, "submit", decision.reason, script, array=array)
 
 
 def _submit_all(
@@ -208,22 +220,24 @@ def _submit_all(
     cluster: str,
     digest: str,
     arrays: Callable[[str, int | None], int | None],
+    others: Sequence[int] = (),
 ) -> list[Job]:
     """Submit in order, on record at once; when Slurm refuses one, the ones before it are cancelled again."""
     submitted: list[Job] = []
     previous: int | None = None
+    first = ":".join(map(str, others)) or None
 
     def add(number: int, stage: str, link: int = 0, kind: Literal["stage", "array"] = "stage") -> int:
         submitted.append(
             Job(
-                job_id=number, stage=stage, link=link, kind=kind, after=[previous] if previous else [],
+                job_id=number, stage=stage, link=link, kind=kind, after=[previous] if previous else list(others),
                 chain=chain, cluster=cluster, submitted=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )  # fmt: skip
         # A stage's earlier jobs have ended; the record keeps those that matter now.
         replaced = {job.stage for job in submitted}
-        others = [job for job in record.jobs if job.stage not in replaced]
-        JobRecord(configuration=digest, jobs=others + submitted).save(run_dir)
+        kept = [job for job in record.jobs if job.stage not in replaced]
+        JobRecord(configuration=digest, jobs=kept + submitted).save(run_dir)
         return number
 
     try:
@@ -237,7 +251,7 @@ def _submit_all(
             path = run_dir / FOLDER / f"{plan.stage}.sbatch"
             path.write_text(plan.script.text, encoding="utf-8")
             for link in range(plan.script.links):
-                flags = _dependency(previous, link)
+                flags = _dependency(previous or first, link)
                 number = client.sbatch(
                     path, plan.script.arguments, flags, what=f"job of stage '{plan.stage}'"
                 )

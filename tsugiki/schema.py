@@ -37,10 +37,17 @@ def _filters() -> type[BaseModel]:
     return Profile
 
 
+def _study() -> type[BaseModel]:
+    from tsugiki.study.config import StudyConfig
+
+    return StudyConfig
+
+
 KINDS: dict[str, Callable[[], type[BaseModel]]] = {
     "experiment": _experiment,
     "cluster": _cluster,
     "filters": _filters,
+    "study": _study,
 }
 """Kind of file -> its model."""
 

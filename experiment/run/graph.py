@@ -37,12 +37,13 @@ from tsugiki.experiment.run.folders import (
 )
 from tsugiki.experiment.run.lock import locked
 from tsugiki.experiment.run.manifest import Manifest, describe_outputs, git_revision, versions
+from tsugiki.experiment.run.shared import link_stage, made_elsewhere
 from tsugiki.experiment.run.stage import StageContext, StageFunction, StageResult
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import RunIds, Trackers, check_installed, job_tags, open_run
 from tsugiki.experiment.tracking.tracker import RunStatus
 
-Action = Literal["skip", "run", "resume"]
+Action = Literal["skip", "link", "run", "resume"]
 WORK_NAME = ".work"
 """Folder of a partial stage for what only an interrupted attempt needs; not part of the result."""
 _PARENT = "experiment"
@@ -99,7 +100,6 @@ class Graph:
     Args:
         stages: in an order in which every stage follows its inputs.
         run_dir: the experiment's directory.
-        seed: seed of the experiment, part of every key.
         context: what stages get besides configuration and inputs.
         tracking: where to track, None to leave tracking off.
         announce: receives lines for the console.
@@ -120,6 +120,11 @@ class Graph:
         self._run_ids = RunIds(run_dir, self._tracking)
         self._announce = announce
         self._external = ExternalDigests(run_dir.parent / ".input-digests.json")
+
+    @property
+    def seed(self) -> int:
+        """Seed of the experiment."""
+        return self._context.seed
 
     # --- what is there -------------------------------------------------------------------------
 
@@ -209,6 +214,8 @@ class Graph:
             reason = "forced"
         else:
             reason = "not done yet"
+        if not force and (made := made_elsewhere(self.run_dir, stage.name, key)) is not None:
+            return Decision(stage.name, "link", f"made already: {made}")
         if not force and stage.keep_partial and _partial_key(self.partial(stage.name)) == key:
             return Decision(stage.name, "resume", "interrupted earlier, continues")
         return Decision(stage.name, "run", reason)
@@ -292,6 +299,9 @@ class Graph:
                         self._announce(f"{label}: skipped, {decision.reason}")
                         continue
                     self._announce(f"{label}: {decision.reason}")
+                    if decision.action == "link":
+                        self._link(stage, decision)
+                        continue
                     parent = parent or self._open_parent(config)
                     self._execute(stage, decision, parent)
                 status = "FINISHED"
@@ -401,7 +411,7 @@ class Graph:
     def _seal(
         self, stage: Stage, result: StageResult, parts: Mapping[str, str], started: str, seconds: float
     ) -> None:
-        partial, directory = self.partial(stage.name), self.directory(stage.name)
+        partial = self.partial(stage.name)
         # Of an earlier attempt that was killed while it sealed; the manifest would list it.
         remove_unfinished(partial)
         # Until the manifest is there everything stays that an interrupted stage needs to continue: hashing the
@@ -427,6 +437,25 @@ class Graph:
             seconds=round(seconds, 3),
         ).save(partial)
         shutil.rmtree(partial / WORK_NAME, ignore_errors=True)
+        self._take_place(stage)
+
+    def _link(self, stage: Stage, decision: Decision) -> None:
+        """Take a stage that another run made."""
+        parts = self.key_parts(stage)
+        made = made_elsewhere(self.run_dir, stage.name, sha256_json(parts))
+        if made is None:
+            raise CheckpointError(
+                f"stage '{stage.name}' changed in the run that made it",
+                where=self.directory(stage.name),
+                fix="run the same command again",
+            )
+        self._prepare_partial(stage, decision, parts)
+        link_stage(made, self.partial(stage.name))
+        self._take_place(stage)
+
+    def _take_place(self, stage: Stage) -> None:
+        """Let the partial folder, which is whole, take the stage's name."""
+        partial, directory = self.partial(stage.name), self.directory(stage.name)
         if directory.exists():
             if stage.precious and Manifest.load(directory) is not None:
                 self._set_aside(directory, stage.name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, tokenizer, verify
+from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, sweep, tokenizer, verify
 from tsugiki.experiment.errors import Interrupted, TsugikiError, os_error
 
 app = typer.Typer(
@@ -52,8 +52,8 @@ app.command()(run.run)
 for _name, _summary in run.STAGE_COMMANDS.items():
     app.command(_name)(run.stage_command(_name, _summary))
 for _command in (
-    run.evaluate, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan, compare.compare,
-    doctor.doctor, schema.schema,
+    run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
+    compare.compare, doctor.doctor, schema.schema,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

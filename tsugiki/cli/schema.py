@@ -18,7 +18,9 @@ def _complete_kind(incomplete: str) -> Iterator[str]:
 def schema(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="experiment, cluster or filters.", autocompletion=_complete_kind),
+        typer.Argument(
+            metavar="KIND", help="experiment, cluster, filters or study.", autocompletion=_complete_kind
+        ),
     ] = "experiment",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there.")] = None,
 ) -> None:

@@ -22,10 +22,12 @@ EXPERIMENTS = sorted(
 )
 CLUSTERS = sorted(CONFIGS.glob("clusters/*.yaml"))
 PROFILES = sorted([*CONFIGS.glob("filters/*.yaml"), *(ROOT / "tests/fixtures/filters").glob("*.yaml")])
+STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
 SHIPPED = (
     [("experiment", path) for path in EXPERIMENTS]
     + [("cluster", path) for path in CLUSTERS]
     + [("filters", path) for path in PROFILES]
+    + [("study", path) for path in STUDIES]
 )
 
 
@@ -54,12 +56,12 @@ def test_shipped_files_fit(kind: str, path: Path) -> None:
     assert errors(kind, read_yaml(path).values) == []
 
 
-@pytest.mark.parametrize("path", [*EXPERIMENTS, *CLUSTERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *CLUSTERS, *STUDIES], ids=lambda path: path.stem)
 def test_first_line_names_the_schema(path: Path) -> None:
     """Not in filter profiles: their bytes are part of the corpus stage's key, so finished runs would be redone."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     name = first.removeprefix("# yaml-language-server: $schema=")
-    kind = "cluster" if path in CLUSTERS else "experiment"
+    kind = "cluster" if path in CLUSTERS else "study" if path in STUDIES else "experiment"
     assert (path.parent / name).resolve() == CONFIGS / "schema" / f"{kind}.json"
 
 

@@ -1,0 +1,67 @@
+"""``tsugiki sweep``: a study, many runs of one experiment that differ in a few values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.options import DryRunOption, SetOption, complete_cluster, complete_experiment, say
+from tsugiki.experiment.errors import TsugikiError
+
+
+def sweep(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY|CONFIG",
+            help="YAML file of a study; or an experiment, with --set a=1,2,4 for what its trials differ in.",
+            autocompletion=complete_experiment,
+        ),
+    ],
+    overrides: SetOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--submit",
+            metavar="NAME|FILE",
+            help="Submit the trials to Slurm instead: a file of configs/clusters by name, or any by path.",
+            autocompletion=complete_cluster,
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run a study: the same experiment with several values of some keys.
+
+    What trials have in common is made once and hard-linked. A study that was stopped or killed goes on with the
+    same command. With a study's file, `--set` changes the study; with an experiment it gives each key its values:
+    `--set train.optimizer.learning_rate=1e-4,3e-4`.
+    """
+    from tsugiki.pipeline import load_experiment
+    from tsugiki.slurm.config import split_overrides
+    from tsugiki.study.config import is_study, load_study, study_of_options
+    from tsugiki.study.preview import preview
+    from tsugiki.study.trials import make_study
+
+    ours, of_cluster = split_overrides(overrides or [])
+    read = load_study if is_study(config) else study_of_options
+    study = make_study(read(config, ours), load_experiment)
+    if dry_run:
+        for line in preview(study):
+            typer.echo(line)
+        return
+    if cluster is not None:
+        from tsugiki.study.cluster import submit_to
+
+        submit_to(study, cluster, of_cluster, announce=say)
+        return
+    from tsugiki.study.local import LocalRun
+
+    states = LocalRun(study, say).run()
+    failed = [f"{name}: {state.detail}" for name, state in states.items() if state.state != "done"]
+    if failed:
+        raise TsugikiError(
+            f"{len(failed)} of {len(states)} trials are not done", where=study.directory, got="\n".join(failed),
+            fix="the same command tries them again; trials that are done are kept",
+        )  # fmt: skip

@@ -298,6 +298,9 @@ class TrainConfig(StrictModel):
     """What the layers are made of on a GPU; auto = the fastest one installed. Checkpoints are the same."""
     compile: Annotated[bool, NotFingerprinted] = True
     """Let torch's compiler make norm, activation, rotation and loss kernels; only on a GPU."""
+    deterministic: Annotated[bool, OmittedIfDefault] = False
+    """The same bits every time the same layout trains the same: slower kernels and reductions, and an error where
+    torch has none. Only with `backend: auto` or `torch`, and not with fp8."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -369,6 +372,11 @@ class TrainConfig(StrictModel):
                 raise ValueError(f"{problem.where.removeprefix('train.')} {problem.got} {problem.expected}")
         if isinstance(self.peak_tflops, float) and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be positive, or `measured`, got {self.peak_tflops}")
+        if self.deterministic and (self.precision == "fp8" or self.backend not in ("auto", "torch")):
+            raise ValueError(
+                f"deterministic: true needs kernels that torch answers for: backend: auto or torch and precision: bf16 "
+                f"or fp32, got backend: {self.backend} and precision: {self.precision}"
+            )
         if self.keep_checkpoints_every_steps is not None and (
             self.keep_checkpoints_every_steps % self.save_interval_steps
         ):

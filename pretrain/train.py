@@ -16,6 +16,7 @@ from tsugiki.pretrain.config import TrainConfig
 from tsugiki.pretrain.planning.divisions import refuse
 from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.pretrain.runtime.environment import set_variables
 from tsugiki.pretrain.runtime.job import CHECKPOINTS_NAME, METRICS_NAME, PACKING_NAME, TrainJob
 from tsugiki.pretrain.runtime.signals import StopRequest
 from tsugiki.pretrain.runtime.world import World
@@ -70,7 +71,9 @@ def _train(
     if config.continue_from is not None:
         folder, step = run_and_step(config.continue_from)
         continue_from = f"{folder.resolve()}@{step}"
-    if config.backend != "auto" or config.precision == "fp8":
+    # A rank that was started hears of it when it builds its model: asking the GPU here would start CUDA before
+    # its variables are set.
+    if world is None and (config.backend != "auto" or config.precision == "fp8"):
         from tsugiki.pretrain.model.backend import acceleration_of
 
         acceleration_of(config)
@@ -102,6 +105,7 @@ def _train(
 
 
 def _run_as_rank(job: TrainJob, world: World, stop: StopRequest) -> None:
+    set_variables(deterministic=job.config.deterministic)  # before anything that may start CUDA is imported
     from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
 
     import_megatron()

@@ -14,7 +14,7 @@ because sliding windows, document boundaries and context parallelism are.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Acceleration:
         attention: `plain` repeats keys and values for grouped queries; `fast` does not, and takes
             flex_attention for windows and document boundaries.
         fp8_recipe: scaling of fp8 products; None = bf16 or fp32.
+        deterministic: only kernels that give the same bits every time.
     """
 
     backend: Backend = "torch"
@@ -55,6 +56,7 @@ class Acceleration:
     accumulate: bool = False
     attention: Literal["plain", "fast"] = "plain"
     fp8_recipe: str | None = None
+    deterministic: bool = False
 
 
 REFERENCE = Acceleration()
@@ -67,6 +69,7 @@ def resolve(
     gpu: bool,
     compile: bool = True,
     fp8_recipe: str = "tensorwise",
+    deterministic: bool = False,
 ) -> Acceleration:
     """What a run uses.
 
@@ -76,6 +79,7 @@ def resolve(
         gpu: whether there is a CUDA device; without one everything is plain.
         compile: let torch's compiler make the small kernels.
         fp8_recipe: used with precision fp8.
+        deterministic: `auto` takes torch, which alone refuses what is not; the others have kernels of their own.
 
     Raises:
         ConfigError: a backend that is not installed or cannot run here, or fp8 without transformer-engine.
@@ -92,9 +96,10 @@ def resolve(
                 got="fp8 on a CPU",
                 fix="set train.precision: bf16",
             )
-        return REFERENCE
+        return replace(REFERENCE, deterministic=True) if deterministic else REFERENCE
     there = {"torch": True, "apex": has_nvidia_apex(), "transformer_engine": has_transformer_engine()}
-    chosen: Backend = best_backend() if backend == "auto" else backend
+    best: Backend = "torch" if deterministic else best_backend()
+    chosen: Backend = best if backend == "auto" else backend
     if not there[chosen]:
         raise ConfigError(
             "this backend is not installed",
@@ -119,6 +124,7 @@ def resolve(
         accumulate=True,
         attention="fast",
         fp8_recipe=fp8_recipe if precision == "fp8" else None,
+        deterministic=deterministic,
     )
 
 
@@ -130,6 +136,7 @@ def acceleration_of(config: TrainConfig) -> Acceleration:
         gpu=has_gpu(),
         compile=config.compile,
         fp8_recipe=config.fp8_recipe,
+        deterministic=config.deterministic,
     )
 
 

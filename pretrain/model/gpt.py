@@ -160,6 +160,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=acceleration.accumulate,
+        deterministic_mode=acceleration.deterministic,
         layernorm_zero_centered_gamma=spec.norm_offset == 1.0,  # of transformer-engine's norms
         fp8="hybrid" if acceleration.fp8_recipe else None,  # e4m3 forward, e5m2 gradients
         fp8_recipe=acceleration.fp8_recipe or "delayed",

@@ -25,6 +25,7 @@ from typing import Any
 
 from tsugiki.experiment.errors import TrainingError, TsugikiError
 from tsugiki.experiment.parent import die_with_parent
+from tsugiki.pretrain.runtime.environment import set_variables
 from tsugiki.pretrain.runtime.job import (
     FOLLOWED_EXIT_CODE,
     INTERRUPTED_EXIT_CODE,
@@ -49,6 +50,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     import torch
 
     from tsugiki.pretrain.checkpoint.writer import reason
+    from tsugiki.pretrain.runtime.kernels import make_deterministic
     from tsugiki.pretrain.runtime.peers import connect, write_state
     from tsugiki.pretrain.runtime.process_groups import barrier, initialise
     from tsugiki.pretrain.training.guard import collective_timeout
@@ -58,6 +60,8 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.config.threads or max(1, cores // world.size))
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_COLLECTIVES)
+    if job.config.deterministic:
+        make_deterministic()
     initialise(world, job.config.parallel, job.seed, store, collective_timeout(job.config))
     peers = connect(world, lambda: write_state(log_path(job.work_dir, world.rank).parent, world.rank))
     # On any failure the collectives are not torn down: NCCL would wait there for peers that wait for this rank.
@@ -93,6 +97,9 @@ def rank_main(job: TrainJob, rank: int, size: int, port: int, stop: StopRequest)
     os.dup2(descriptor, 2)
     faulthandler.enable()
     try:
+        set_variables(
+            deterministic=job.config.deterministic
+        )  # before anything that may start CUDA is imported
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from tsugiki.pretrain.runtime.megatron_cpu import import_megatron

@@ -44,6 +44,9 @@ WRONG_IN_ITSELF = [
     ({"optimizer": {"betas": [0.9]}}, "'train.optimizer.betas' is required"),
     ({"optimizer": {"clip_grad_norm": -1}}, "greater than or equal to 0"),
     ({"optimizer": {"new_rows_learning_rate_multiplier": 0}}, "greater than 0"),
+    ({"deterministic": True, "precision": "fp8"}, "deterministic: true needs kernels that torch answers for"),
+    ({"deterministic": True, "backend": "apex"}, "got backend: apex"),
+    ({"deterministic": "very"}, "valid boolean"),
     ({"schedule": {"kind": "cosin"}}, "'cosine', 'linear', 'wsd', 'infinite', 'cooldown' or 'constant'"),
     ({"schedule": {"kind": "cosine", "decay_tokens": 5}}, "belongs to kind: wsd"),
     (

@@ -21,7 +21,6 @@ from tsugiki.evaluation.pages.compare import (
     vocabulary_table,
 )
 from tsugiki.evaluation.pages.compute_matched import compute_matched, curves, facts
-from tsugiki.evaluation.scoring.bits_per_byte import Score
 from tsugiki.evaluation.scoring.intervals import Resampler
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.pages.formats import short
@@ -159,7 +158,7 @@ def _values(
             if artefacts.results is not None and language in artefacts.results["bytes"]
         }
         if values["same_text"][language]:
-            scores = {name: _scores(artefacts, language) for name, artefacts in runs.items()}
+            scores = {name: artefacts.scores(language) for name, artefacts in runs.items()}
             resampler = Resampler(len(scores[first]), resamples, confidence, seed, language)
             values["difference"][language] = {
                 name: {
@@ -186,14 +185,6 @@ def _same_text(runs: Mapping[str, Artefacts], language: str) -> bool:
         for artefacts in runs.values()
     }
     return len(digests) == 1 and None not in digests
-
-
-def _scores(artefacts: Artefacts, language: str) -> list[Score]:
-    return [
-        Score(record["result"]["nats"], record["result"]["tokens"], record["bytes"], 0)
-        for record in artefacts.documents
-        if record["language"] == language
-    ]
 
 
 def _benchmarks(runs: Mapping[str, Artefacts]) -> dict[str, dict[str, Any]]:

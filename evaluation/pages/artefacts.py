@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tsugiki.evaluation.scoring.bits_per_byte import Score
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.run.manifest import Manifest
 from tsugiki.experiment.run.stage_names import STAGE_NAMES
@@ -102,6 +103,14 @@ class Artefacts:
             (float(line.get("consumed_tokens", line["step"])), float(line[key]))
             for line in self.metrics
             if isinstance(line.get(key), (int, float))
+        ]
+
+    def scores(self, language: str, model: str = "result") -> list[Score]:
+        """The score of each document of a language."""
+        return [
+            Score(record[model]["nats"], record[model]["tokens"], record["bytes"], 0)
+            for record in self.documents
+            if record["language"] == language
         ]
 
     def validated_languages(self) -> list[str]:

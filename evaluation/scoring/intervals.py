@@ -41,7 +41,13 @@ class Resampler:
             # counts[r, d]: how often document d is in draw r
             self._counts = random.multinomial(documents, even, size=resamples).astype(np.float64)
 
-    def _rates(self, scores: Sequence[Score]) -> np.ndarray:
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to draw: two documents or more."""
+        return self._usable
+
+    def rates(self, scores: Sequence[Score]) -> np.ndarray:
+        """Bits per byte in each draw, [resamples]."""
         import numpy as np
 
         nats = np.array([score.nats for score in scores])
@@ -51,13 +57,14 @@ class Resampler:
 
     def bits_per_byte(self, scores: Sequence[Score]) -> Interval | None:
         """Interval of bits per byte; None with fewer than two documents."""
-        return self._interval(self._rates(scores)) if self._usable else None
+        return self.interval(self.rates(scores)) if self._usable else None
 
     def difference(self, before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
         """Interval of ``after - before`` in bits per byte on the same documents."""
-        return self._interval(self._rates(after) - self._rates(before)) if self._usable else None
+        return self.interval(self.rates(after) - self.rates(before)) if self._usable else None
 
-    def _interval(self, values: np.ndarray) -> Interval:
+    def interval(self, values: np.ndarray) -> Interval:
+        """Interval of any quantity that was computed in each draw."""
         import numpy as np
 
         low, high = np.percentile(values, self._tails)

@@ -105,6 +105,7 @@ class Chart:
         mark: x of a vertical line.
         names_at_ends: names and last values beside the lines.
         form: format of a value.
+        x_names: what stands at x = 0, 1, 2, … in place of numbers.
     """
 
     label: str
@@ -121,6 +122,7 @@ class Chart:
     mark: float | None = None
     names_at_ends: bool = False
     form: str = ".3f"
+    x_names: Sequence[str] = ()
 
     @property
     def left(self) -> int:
@@ -182,6 +184,8 @@ class Chart:
     @property
     def x_ticks(self) -> list[tuple[str, str]]:
         """(place, label)."""
+        if self.x_names:
+            return [(self.across(at), name) for at, name in enumerate(self.x_names)]
         return [(self.across(tick), short(tick)) for tick in self.x_axis.ticks]
 
     @property
@@ -212,7 +216,8 @@ class Chart:
                 found.append(Drawn(line.name, line.colour, y=self.down(points[0][1])))
                 continue
             places = [(self.across(x), self.down(y)) for x, y in points]
-            tooltips = [f"{line.name}: {y:.4g} at {short(x)}" for x, y in points]
+            where = [self.x_names[round(x)] if self.x_names else short(x) for x, _ in points]
+            tooltips = [f"{line.name}: {y:.4g} at {at}" for (_, y), at in zip(points, where, strict=True)]
             name = f"{line.name} {format(points[-1][1], self.form)}"
             found.append(
                 Drawn(

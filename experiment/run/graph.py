@@ -347,6 +347,8 @@ class Graph:
             self._seal(stage, result, parts, started, time.monotonic() - clock)
             seconds = time.monotonic() - clock
             self._track_result(stage, result, tracker, seconds)
+            # The trackers' own tables rank experiments by what their parent runs carry.
+            parent.log_metrics({**result.metrics, f"{stage.name}/seconds": seconds})
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit, Interrupted):
             status = "KILLED"

@@ -30,6 +30,9 @@ def sweep(
             autocompletion=complete_cluster,
         ),
     ] = None,
+    page_only: Annotated[
+        bool, typer.Option("--page", help="Run nothing: make the page of the trials that are done.")
+    ] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Run a study: the same experiment with several values of some keys.
@@ -57,8 +60,14 @@ def sweep(
         submit_to(study, cluster, of_cluster, announce=say)
         return
     from tsugiki.study.local import LocalRun
+    from tsugiki.study.page import FOLDER, write_page
+    from tsugiki.study.results import read_results
 
-    states = LocalRun(study, say).run()
+    states = {} if page_only else LocalRun(study, say).run()
+    if page_only or any(state.state == "done" for state in states.values()):
+        results = read_results(study, {name: state.detail for name, state in states.items()})
+        say(f"best: {results.best or 'no trial keeps the bounds'}")
+        say(f"page: {write_page(results, study.directory / FOLDER)[0]}")
     failed = [f"{name}: {state.detail}" for name, state in states.items() if state.state != "done"]
     if failed:
         raise TsugikiError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,15 @@ def test_artefacts_of_a_file_store_lie_beside_the_run(
     experiment = MlflowClient(tracking_uri=config.uri).get_experiment_by_name(config.experiment)
     assert experiment.artifact_location.startswith(run_dir.resolve().parent.as_uri())
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_the_parent_carries_what_was_measured_last(run_dir: Path, client: MlflowClient) -> None:
+    """So that a table of experiments ranks them."""
+    other = run_dir.with_name("y")
+    for text in ("bb", "ccc"):
+        made = graph(other)
+        made.stages["second"] = replace(made.stages["second"], config=ToyConfig(text=text))
+        made.run(list(made.stages.values()), ToyConfig())
+        parent = client.get_run(json.loads((other / "mlflow.json").read_text())["experiment"])
+        assert parent.data.metrics["toy/letters"] == len(text)
+        assert parent.data.metrics["second/seconds"] > 0

@@ -130,6 +130,8 @@ class SourceConfig(StrictModel):
     """`parallel`: translation pairs; `instruction`: conversations under `reader.messages_key`."""
     weight: float = Field(default=1.0, gt=0)
     """Relative share of the token mixture, used when `tokens.mixture.weights` is absent."""
+    license: Annotated[str | None, NotFingerprinted] = Field(default=None, min_length=1)
+    """Licence of the text as its publisher names it (`CC-BY-SA-4.0`), for the model card and the provenance."""
     profile: str | None = None
     """Quality profile; null takes the one named like the language."""
     filter: bool = True

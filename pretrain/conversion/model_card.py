@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def _facts(model: TrainedModel, base: str, licence: str | None, mixture: Mixture
     tokens = model.facts.get("consumed_tokens", mixture.total_tokens if mixture is not None else None)
     if tokens is not None:
         rows.append(("Tokens of continued pretraining", f"{tokens:,}"))
-    return [*_table(("", ""), rows), ""]
+    return [*markdown_table(("", ""), rows), ""]
 
 
 def _data_table(mixture: Mixture, corpus: CorpusIndex) -> list[str]:
@@ -183,7 +183,7 @@ def _data_table(mixture: Mixture, corpus: CorpusIndex) -> list[str]:
         for source in mixture.sources
     ]
     header = ("Source", "Language", "Documents", "Bytes", "Tokens", "Share of tokens", "Epochs")
-    return ["## Training data", "", *_table(header, rows), ""]
+    return ["## Training data", "", *markdown_table(header, rows), ""]
 
 
 def _tokenizer_table(tokenizer_dir: Path) -> list[str]:
@@ -201,7 +201,7 @@ def _tokenizer_table(tokenizer_dir: Path) -> list[str]:
     for language in languages:
         cells = [tokenizers[name].get(language, {}).get("tokens_per_character") for name in names]
         rows.append((language, *(f"{cell:.3f}" if cell is not None else "" for cell in cells)))
-    return ["## Tokenizer", "", "Tokens per character:", "", *_table(("Language", *names), rows), ""]
+    return ["## Tokenizer", "", "Tokens per character:", "", *markdown_table(("Language", *names), rows), ""]
 
 
 def _evaluation_table(metrics: Path, iteration: int | None) -> list[str]:
@@ -224,7 +224,7 @@ def _evaluation_table(metrics: Path, iteration: int | None) -> list[str]:
     rows = [(language, f"{first[language]:.3f}", f"{value:.3f}") for language, value in sorted(last.items())]
     title = "Bits per byte on held-out text (lower is better; comparable across vocabularies):"
     header = ("Language", "First validation", "Exported step")
-    return ["## Evaluation", "", title, "", *_table(header, rows), ""]
+    return ["## Evaluation", "", title, "", *markdown_table(header, rows), ""]
 
 
 def _verification(verification: Mapping[str, Any]) -> list[str]:
@@ -241,6 +241,7 @@ def _verification(verification: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(header: tuple[str, ...], rows: list[Any]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose cells show what they are given, whatever that is."""
     lines = [f"| {' | '.join(map(_markdown, header))} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(map(_markdown, row))} |" for row in rows)]

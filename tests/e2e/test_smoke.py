@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from chaos import Chaos, Moment
+from cyclonedx_schema import check_cyclonedx
 from pages import run_section, sections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +247,35 @@ def test_bad_requests_leave_nothing_half_done(
     assert answer.returncode == status, answer.stdout + answer.stderr
     assert message in answer.stderr and "Traceback" not in answer.stderr
     assert {stage: (copy / stage / "manifest.json").read_bytes() for stage in STAGES} == before
+
+
+def test_the_recorded_configuration_gives_the_same_results(run_dir: Path, tmp_path: Path) -> None:
+    """What `tsugiki provenance` wrote is enough to make the corpus and the checked digests again."""
+    from tsugiki.provenance import BOM_NAME, differences, properties, write_provenance
+
+    written = write_provenance(run_dir, tmp_path / "provenance")
+    bom = read_json(written / BOM_NAME)
+    check_cyclonedx(bom)
+    assert {
+        item["slice"]
+        for item in bom["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    } == LANGUAGES
+    recorded = properties(bom["metadata"]["component"])
+    assert {name.split(":")[2] for name in recorded if name.endswith(":digest")} == set(STAGES)
+    again = tmp_path / "runs" / "again"
+    answer = subprocess.run(
+        [
+            *(sys.executable, "-m", "tsugiki", "run", str(written / "config.yaml"), "--until", "corpus"),
+            *("--set", f"run_dir={again}", "--set", "tracking.enabled=false"),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert (again / "corpus" / "manifest.json").is_file()
+    assert differences(again, written / BOM_NAME) == [] == differences(run_dir, written / BOM_NAME)
+    manifest = read_json(again / "corpus" / "manifest.json")
+    (again / "corpus" / "manifest.json").write_text(json.dumps(manifest | {"digest": "0" * 64}))
+    assert differences(again, written / BOM_NAME) == ["corpus"]
 
 
 def test_tracking_store_is_a_plain_file(run_dir: Path) -> None:

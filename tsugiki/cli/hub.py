@@ -16,6 +16,11 @@ def go_offline() -> None:
     os.environ.setdefault(_VARIABLE, "1")
 
 
+def go_online() -> None:
+    """Let the hub be asked, as the user asked for it; to be called as :func:`go_online_for`."""
+    go_online_for(["hf://"])
+
+
 def go_online_for(paths: Iterable[str]) -> None:
     """Let ``hf://`` addresses be read; a variable that the user has set stays as it is.
 

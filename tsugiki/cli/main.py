@@ -10,7 +10,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tsugiki.cli import cluster, compare, convert, doctor, hub, plan, run, schema, sweep, tokenizer, verify
+from tsugiki.cli import (
+    cluster,
+    compare,
+    convert,
+    doctor,
+    hub,
+    plan,
+    provenance,
+    push,
+    run,
+    schema,
+    sweep,
+    tokenizer,
+    verify,
+)
 from tsugiki.experiment.errors import Interrupted, TsugikiError, os_error
 
 app = typer.Typer(
@@ -54,6 +68,7 @@ for _name, _summary in run.STAGE_COMMANDS.items():
 for _command in (
     run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
     compare.compare, doctor.doctor, schema.schema,
+    provenance.provenance, push.push,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

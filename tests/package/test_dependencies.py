@@ -138,7 +138,7 @@ def test_pinned_versions_are_allowed(path: Path) -> None:
 
 
 def test_both_sets_pin_the_same() -> None:
-    """Of what is declared here; what that needs in turn may drop a version of Python earlier (scipy)."""
+    """Of what is declared here; what that needs in turn may drop a version of Python earlier."""
     first, second = (pins(path) for path in CONSTRAINTS)
     ours = {
         name for name, requirements in declared().items() if not any(item.marker for item in requirements)

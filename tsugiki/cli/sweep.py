@@ -61,13 +61,16 @@ def sweep(
         return
     from tsugiki.study.local import LocalRun
     from tsugiki.study.page import FOLDER, write_page
+    from tsugiki.study.prediction import findings, predict
     from tsugiki.study.results import read_results
 
     states = {} if page_only else LocalRun(study, say).run()
     if page_only or any(state.state == "done" for state in states.values()):
         results = read_results(study, {name: state.detail for name, state in states.items()})
         say(f"best: {results.best or 'no trial keeps the bounds'}")
-        say(f"page: {write_page(results, study.directory / FOLDER)[0]}")
+        found = predict(study, results)
+        say("\n".join(findings(found)))
+        say(f"page: {write_page(results, study.directory / FOLDER, found)[0]}")
     failed = [f"{name}: {state.detail}" for name, state in states.items() if state.state != "done"]
     if failed:
         raise TsugikiError(

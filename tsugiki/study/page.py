@@ -15,6 +15,7 @@ from tsugiki.experiment.pages.formats import duration
 from tsugiki.experiment.pages.languages import language_name
 from tsugiki.experiment.pages.page import Missing, Page, Section, render
 from tsugiki.experiment.pages.tables import Cell, Number, Styled, Table, Verdict, text_columns
+from tsugiki.study.prediction import Prediction, findings, fits_table
 from tsugiki.study.results import ENGLISH, StudyResults, TrialResult
 
 TEMPLATE = Path(__file__).with_name("study.html.jinja")
@@ -34,16 +35,24 @@ class Drawn:
     numbers: Table
 
 
-def write_page(results: StudyResults, folder: Path) -> tuple[Path, ...]:
+@dataclass(frozen=True)
+class Predicted:
+    """Laws and what follows from them."""
+
+    table: Table
+    findings: Sequence[str]
+
+
+def write_page(results: StudyResults, folder: Path, prediction: Prediction | None = None) -> tuple[Path, ...]:
     """Write ``index.html`` and ``trials.csv`` into a folder, which is made; the files."""
     files = (folder / PAGE_NAME, folder / CSV_NAME)
     with atomic_file(files[0]) as file:
-        file.write(render(study_page(results), TEMPLATE))
+        file.write(render(study_page(results, prediction), TEMPLATE))
     write_text_atomically(files[1], csv_table(results).csv())
     return files
 
 
-def study_page(results: StudyResults) -> Page:
+def study_page(results: StudyResults, prediction: Prediction | None = None) -> Page:
     """The whole page."""
     near = [trial.name for trial in results.trials if trial.within_noise]
     cards = [
@@ -67,6 +76,11 @@ def study_page(results: StudyResults) -> Page:
             Section("trials", "Trials", trials_table(results), f"best first: {_what(results)}"),
             Section("front", "Gain against English", _front(results)),
             Section("coordinates", "What the best have in common", _coordinates(results)),
+            Section(
+                "prediction",
+                "Prediction",
+                None if prediction is None else Predicted(fits_table(prediction), findings(prediction)),
+            ),
             Section("missing", "Not measured", _missing(results) if results.missing else None),
         ],
         cards=cards,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import toy_study
 from tsugiki.experiment.errors import DataError
 from tsugiki.study.config import StudyConfig
 from tsugiki.study.page import csv_table, study_page, write_page
+from tsugiki.study.prediction import predict
 from tsugiki.study.results import StudyResults, read_results
 from tsugiki.study.trials import Study, make_study
 
@@ -22,6 +24,7 @@ RATES, REPLAY = [1e-4, 3e-4, 1e-3], [0.0, 0.5, 1.0]
 
 def measured(folder: Path, **options: Any) -> Study:
     """A study whose trials have been evaluated, without running them."""
+    folder.mkdir(exist_ok=True)
     (folder / "toy.yaml").write_text("name: toy\n")
     options.setdefault("grid", {"train.rate": RATES, "train.replay": REPLAY})
     config = StudyConfig(name="s", experiment=str(folder / "toy.yaml"), run_dir=str(folder / "s"), **options)
@@ -130,3 +133,28 @@ def test_missing_trials_are_named(tmp_path: Path) -> None:
     found = read_results(study, {name: "exit status 1 in train"})
     assert found.missing == {name: "exit status 1 in train"} and len(found.trials) == 8
     assert study_page(found).warnings == [f"{name} is missing: exit status 1 in train"]
+
+
+def test_prediction_of_a_study(tmp_path: Path) -> None:
+    """English loses 0.2 (1 - replay): a bound of 0.05 is kept from a share of 0.75 on. Of two rates the better one counts."""
+    replay = [0.1, 0.2, 0.4, 0.6, 0.8, 0.9]
+    bounds = {"minimize": {"ja": 1}, "bounds": {"en": 0.05}}
+    study = measured(tmp_path, grid={"train.rate": [1e-4, 3e-4], "train.replay": replay}, objective=bounds)
+    for trial in study.trials.values():
+        share = trial.values["train.replay"]
+        sources = [{"language": "en", "share": share}, {"language": "ja", "share": 1 - share}]
+        (trial.run_dir / "tokens").mkdir()
+        text = json.dumps({"total_tokens": 1000, "sources": sources})
+        (trial.run_dir / "tokens" / "mixture.json").write_text(text)
+    results = read_results(study)
+    found = predict(study, results)
+    assert found.critical is not None and found.critical[0] == pytest.approx(0.75, abs=0.005)
+    assert found.fits["en"].error < 1e-3
+    assert found.fits["ja"](share=0.5)[0] == pytest.approx(toy_study.known(3e-4, 0.5)["ja"], abs=1e-3)
+    assert predict(study, results, bound=0.1).critical[0] == pytest.approx(0.5, abs=0.005)  # type: ignore[index]
+    assert "too few" in found.refused["best pieces"]
+    page = write_page(results, tmp_path / "page", found)[0].read_text()
+    assert "from a replay share of 0.75" in page and "CMR" in page
+    less = measured(tmp_path / "few")
+    few = predict(less, read_results(less))
+    assert few.critical is None and set(few.refused) >= {"bits per byte of en", "bits per byte of ja"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tsugiki.experiment.artefacts.corpus_index import CorpusIndex
 from tsugiki.experiment.run.stage import StageContext, StageResult
@@ -55,8 +56,22 @@ def run(
             "verify/max_logit_difference": logits["max_difference"],
             "verify/argmax_agreement": logits["argmax_agreement"],
         }
+    if (told := _misread(verification.get("tokenizer", {}))) is not None:
+        summary.append(told)
     artifacts = (CARD_NAME, "config.json", *((VERIFY_NAME,) if config.verify else ()))
     return StageResult(counts=counts, metrics=metrics, artifacts=artifacts, summary=tuple(summary))
+
+
+def _misread(found: Mapping[str, Any]) -> str | None:
+    """What to say where ``AutoTokenizer`` of the exported folder does not cut text as the model was trained."""
+    if "error" in found:
+        return f"AutoTokenizer cannot read the tokenizer: {found['error']}"
+    if not found.get("differ"):
+        return None
+    return (
+        f"AutoTokenizer takes {found['class']} for this model_type, which cuts {found['differ']} of {found['texts']} "
+        "texts otherwise than the model was trained: load tokenizer.json with PreTrainedTokenizerFast (verify.json)"
+    )
 
 
 def _texts(inputs: Mapping[str, Path]) -> Iterator[str]:

@@ -7,6 +7,7 @@ checkpoint, read by Megatron's own loader: no code of the conversion is shared b
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -35,6 +36,14 @@ VERIFY_NAME = "verify.json"
 _LOGITS_BYTES = 256 << 20
 _SEQUENCE = 128
 _STDERR_LINES = 12
+_TEXTS = 200
+_PROBES = (
+    "I'm sure they'll say DON'T, 1234567 times.",
+    "  two spaces,\ta tab,\n\n  and lines\r\n",
+    "東京は日本の首都です。 ประเทศไทย မြန်မာ",
+    "e\u0301 ﬁ <s> </s> 👩‍👩‍👧",
+)
+"""What tokenizers cut differently when their pre-tokenizer, normaliser or dummy prefix is another."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,35 @@ def verify_vocabulary(hf_dir: Path) -> int:
             expected=f"{size} rows",
         )
     return size
+
+
+def compare_auto_tokenizer(hf_dir: Path, texts: Iterable[str]) -> dict[str, Any]:
+    """Ids by ``AutoTokenizer`` against those of ``tokenizer.json`` as it stands, which the model was trained on.
+
+    transformers 5 chooses the class by the ``model_type`` of config.json, whatever the tokenizer's own files say, and
+    some classes replace the pre-tokenizer: a Qwen2 with another tokenizer than Qwen's is cut otherwise. No setting in
+    the folder prevents that, so it is told and not refused.
+
+    Returns:
+        ``class`` that was chosen, ``texts`` compared, how many ``differ``, and the first as ``example``; or ``error``.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    tokenizer = open_tokenizer(hf_dir, special_tokens_in_text=False)
+    compared = [*_PROBES, *(text[:2000] for text in texts)]
+    try:
+        auto: Any = transformers.AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+        differing = [
+            text
+            for text in compared
+            if auto.encode(text, add_special_tokens=False, split_special_tokens=True)
+            != tokenizer.encode(text)
+        ]
+    except Exception as error:  # any may come out of a class that does not fit the files
+        return {"error": f"{type(error).__name__}: {error}"[:300], "texts": len(compared)}
+    found = {"class": type(auto).__name__, "texts": len(compared), "differ": len(differing)}
+    return found | ({"example": differing[0][:200]} if differing else {})
 
 
 def encode_text(tokenizer_dir: Path, texts: Iterable[str], tokens: int) -> list[list[int]]:
@@ -299,9 +337,11 @@ def verify_export(
     """
     import psutil
 
+    texts = list(itertools.islice(texts, _TEXTS))
     report: dict[str, Any] = {
         "vocabulary_size": verify_vocabulary(hf_dir),
         "weights": verify_weights(hf_dir, model),
+        "tokenizer": compare_auto_tokenizer(hf_dir, texts),
     }
     available = psutil.virtual_memory().available
     if (needed := logits_memory_bytes(model)) > available:

@@ -16,6 +16,7 @@ from tsugiki.experiment.config.fingerprint import (
 from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.model.family import family_names, find_family
 from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problems
+from tsugiki.pretrain.profile_config import ProfileConfig
 
 Conversations = Literal["stream", "apart", "shared"]
 
@@ -344,6 +345,11 @@ class TrainConfig(StrictModel):
     """Checkpoints at multiples of this are kept for ever; a multiple of save_interval_steps."""
     log_interval_steps: Annotated[int, NotFingerprinted] = Field(default=10, ge=1)
     """Steps between log lines."""
+    profile: Annotated[ProfileConfig | None, NotFingerprinted] = None
+    """Write a trace of some steps to `profiles/`; null = none."""
+    straggler_factor: Annotated[float | None, NotFingerprinted] = Field(default=1.2, gt=1)
+    """A rank whose own time a step is above this multiple of the median of the ranks with the same share of the
+    model, in log windows one after another, is named; null = none is."""
     peak_tflops: Annotated[float | Literal["measured"] | None, NotFingerprinted] = None
     """Peak TFLOP/s of one process, for MFU: a number, or `measured` (matrix products at the start). Null =
     the dense bf16 figure of the GPU's data sheet; no MFU where that is unknown, on a CPU and in fp32."""

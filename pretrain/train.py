@@ -62,7 +62,8 @@ def _train(
             "no weights to start from", where=graft / "checkpoint", fix="run `tsugiki graft CONFIG` first"
         )
     world = World.from_environment()
-    refuse(layout_problems(config, spec, processes=None if world is None else world.size))
+    processes = config.parallel.model_processes * (config.parallel.data or 1) if world is None else world.size
+    refuse(layout_problems(config, spec, processes=processes))
     check_schedule(config, mixture.total_tokens)
     continue_from = None
     if config.continue_from is not None and not (output_dir / CHECKPOINTS_NAME / "latest.json").is_file():
@@ -92,7 +93,6 @@ def _train(
         for name in _GRAFT_FILES:
             if (graft / name).is_file():
                 shutil.copyfile(graft / name, output_dir / name)
-    processes = config.parallel.model_processes * (config.parallel.data or 1) if world is None else world.size
     context.tracker.log_params(_parameters(config, spec, mixture, processes))
     with MetricsFollower(job.metrics_path, context.tracker):
         if world is None:

@@ -38,6 +38,7 @@ class Training:
         loss_numbers: the same as a table.
         validation: held-out text, a chart for each language.
         validation_numbers: first and last value of each.
+        stragglers: nodes with ranks that were slow; None where none was.
     """
 
     facts: Mapping[str, Cell]
@@ -45,6 +46,7 @@ class Training:
     loss_numbers: Table | None
     validation: Sequence[Chart]
     validation_numbers: Table | None
+    stragglers: Table | None = None
 
 
 def training(artefacts: Artefacts) -> Training | Missing:
@@ -86,6 +88,39 @@ def training(artefacts: Artefacts) -> Training | Missing:
         )
         if rows
         else None,
+        stragglers=_stragglers(artefacts.metrics),
+    )
+
+
+def _stragglers(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Each node with the ranks that were ever slow on it, the most windows first."""
+    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for line in metrics:
+        for slow in line.get("stragglers", []):
+            found.setdefault(slow["node"], []).append((line["step"], slow))
+    if not found:
+        return None
+    rows: list[list[Cell]] = [
+        [
+            node,
+            ", ".join(str(rank) for rank in sorted({rank for _, slow in seen for rank in slow["ranks"]})),
+            len(seen),
+            Number(max(slow["times_median"] for _, slow in seen), ".2f"),
+            f"{seen[0][0]} to {seen[-1][0]}",
+            "waiting for data" if all(slow["waits_for_data"] for _, slow in seen) else "own passes",
+        ]
+        for node, seen in sorted(found.items(), key=lambda item: -len(item[1]))
+    ]
+    return Table(
+        "Nodes that were slower than the others",
+        [
+            *text_columns("node", "ranks"),
+            "log windows it was named in",
+            "at worst, times the median",
+            *text_columns("at steps", "in"),
+        ],
+        rows,
+        caption_shown=True,
     )
 
 

@@ -57,6 +57,14 @@ def layout_problems(
         )  # fmt: skip
     if processes is not None:
         found += process_problems(parallel, processes)
+    there = processes or (parallel.data and parallel.model_processes * parallel.data)
+    if there and config.profile is not None and max(config.profile.ranks) >= there:
+        found.append(
+            Problem(
+                "a process to profile does not exist", "train.profile.ranks", config.profile.ranks,
+                f"numbers from 0 to {there - 1}",
+            )
+        )  # fmt: skip
     return found
 
 

@@ -162,11 +162,18 @@ def check_schedule(config: TrainConfig, total_tokens: int) -> None:
         total_tokens: of the mixture; at least one step.
 
     Raises:
-        ConfigError: a phase that ends after the training or holds no step, a last one that ends before it, a
-            warm-up or a decay that does not fit.
+        ConfigError: steps to profile that do not come; a phase that ends after the training or holds no step, a last
+            one that ends before it, a warm-up or a decay that does not fit.
     """
     step_tokens = config.global_batch * config.sequence_length
     trained = total_tokens // step_tokens * step_tokens  # whole steps
+    if config.profile is not None and config.profile.steps[1] > trained // step_tokens:
+        raise ConfigError(
+            "steps to profile come after the training",
+            where="train.profile.steps",
+            got=list(config.profile.steps),
+            expected=f"within 1 to {trained // step_tokens:,}",
+        )
     for number, given in enumerate(config.phases, start=1):
         end, last = given.until_tokens, number == len(config.phases)
         if end is not None and (end > total_tokens or (last and end < trained)):

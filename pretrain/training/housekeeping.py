@@ -170,9 +170,17 @@ class Housekeeping:
         window = self._progress.window
         if window.steps:
             line = self._throughput.line(
-                self._progress.step, window, learning_rate, phase, waited_seconds, self._norms
+                self._progress.step,
+                window,
+                learning_rate,
+                phase,
+                waited_seconds,
+                self._norms,
+                self._step.clock.take(),
             )
             self._log.window({**line, "throughput/logging_seconds": self._logging_seconds})
+            for node in self._throughput.slow:
+                self._log.say(str(node))
         self._logging_seconds = time.monotonic() - start + self._measuring_seconds
         self._progress.window = LogWindow()
 

@@ -23,6 +23,7 @@ from tsugiki.pretrain.runtime.process_groups import all_reduce_sum, finalize_gra
 from tsugiki.pretrain.training.continuing import find_origin
 from tsugiki.pretrain.training.freeze import RowControl
 from tsugiki.pretrain.training.metrics.row_norms import RowNorms
+from tsugiki.pretrain.training.metrics.stragglers import StepClock
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
 from tsugiki.pretrain.training.run import Run
 from tsugiki.pretrain.training.samples.batches import Batch, iterators
@@ -82,7 +83,9 @@ class TrainingStep:
             run.spec.tied_embeddings,
             config.optimizer.distributed,
         )
+        self.clock = StepClock()
         for model in self.models:
+            model.config.timers = self.clock
             model.config.finalize_model_grads_func = finalize_gradients
             model.config.grad_scale_func = self.optimizer.megatron.scale_loss
             model.config.no_sync_func = (
@@ -103,6 +106,7 @@ class TrainingStep:
             batches: of this step.
             signs: gives what this rank tells the others, asked when its work is under way.
         """
+        self.clock.begin()
         self.optimizer.zero_grad(self.wrapped)
         sums = self._run_micro_batches(batches, forward_only=False)
         own = torch.tensor([float(sign) for sign in signs()], dtype=torch.float64)
@@ -115,6 +119,7 @@ class TrainingStep:
         )
         torch.distributed.all_reduce(numbers)
         total, tokens, square, *seen = numbers.tolist()
+        self.clock.end()
         return Gradients(total / max(tokens, 1.0), tokens, math.sqrt(square), [sign > 0 for sign in seen])
 
     def update(self, learning_rate: float, gradients: Gradients) -> None:

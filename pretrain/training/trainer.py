@@ -18,6 +18,7 @@ from tsugiki.pretrain.training.checkpointing import Checkpointing, open_store
 from tsugiki.pretrain.training.guard import Deadline, Watchdog
 from tsugiki.pretrain.training.housekeeping import Housekeeping, leave_hang
 from tsugiki.pretrain.training.metrics.log import open_log
+from tsugiki.pretrain.training.metrics.profile import PROFILES_NAME, Profile
 from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.metrics.throughput import Throughput
 from tsugiki.pretrain.training.run import Run
@@ -51,6 +52,9 @@ class Trainer:
         newest, self._problems = self._store.newest_complete()
         self._step = TrainingStep(run, None if newest is None else self._store.path(newest))
         progress.restore(self._step.restored)
+        self._profile = Profile(
+            run.config.profile, world.rank, run.job.output_dir / PROFILES_NAME, self._step.clock
+        )
         self._stop = stop
 
     def run(self) -> bool:
@@ -79,6 +83,7 @@ class Trainer:
         try:
             finished = self._loop(reader, anomalies, housekeeping)
         finally:
+            self._profile.close()
             self._watchdog.close()
             reader.close()
             log.close()
@@ -91,6 +96,7 @@ class Trainer:
             return False
         progress.window.begin()
         while progress.step < run.steps:
+            self._profile.begin(progress.step + 1)
             phase = housekeeping.begin_step()
             batch = reader.step(progress.step)
             housekeeping.read_batch()
@@ -114,6 +120,8 @@ class Trainer:
             # After going back the weights are those of an earlier step: a kill must not bring the later ones back.
             went_back = trouble is not None and anomalies.rolls_back
             housekeeping.save(now=signals.stop or signals.ends_soon or went_back)
+            if trace := self._profile.end(progress.step):
+                print(f"trace of steps written: {trace}", flush=True)
             if signals.stop and not housekeeping.is_last:
                 housekeeping.say_stopped()
                 return False

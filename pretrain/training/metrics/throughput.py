@@ -15,7 +15,8 @@ from tsugiki.experiment.model.model_flops import training_flops_per_token
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
-from tsugiki.pretrain.runtime.process_groups import all_reduce_max
+from tsugiki.pretrain.runtime.process_groups import all_gather_numbers
+from tsugiki.pretrain.training.metrics.stragglers import SlowNode, Stragglers
 from tsugiki.pretrain.training.metrics.window import LogWindow, data_sheet_peak, tokens_per_byte
 from tsugiki.pretrain.training.run import Run
 
@@ -73,6 +74,7 @@ class Throughput:
         processes: of the run.
         phases: of the run.
         peak: FLOP/s of one process at best; None = unknown, no MFU.
+        stragglers: finds slow ranks.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Throughput:
         processes: int,
         phases: list[Phase],
         peak: float | None,
+        stragglers: Stragglers,
     ) -> None:
         self._tokens_per_step, self._processes = tokens_per_step, processes
         self._flops = {
@@ -92,6 +95,9 @@ class Throughput:
         }
         self._bits_per_nat = tokens_per_byte(mixture) / math.log(2)
         self._phases, self._peak = phases, peak
+        self._stragglers = stragglers
+        self.slow: list[SlowNode] = []
+        """Nodes that were slow in the last line, and before."""
         self._waited = 0.0
 
     @classmethod
@@ -106,6 +112,7 @@ class Throughput:
             run.world.size,
             run.phases,
             peak_flops(config.peak_tflops, config.precision),
+            Stragglers.of_this_job(config.straggler_factor),
         )
 
     def line(
@@ -116,6 +123,7 @@ class Throughput:
         phase: Phase,
         waited_seconds: float,
         norms: dict[str, float],
+        own_seconds: float,
     ) -> dict[str, Any]:
         """The line of a window that ends with `step`; every rank calls this.
 
@@ -129,9 +137,16 @@ class Throughput:
             phase: of the last step.
             waited_seconds: waited for data since the start, in all.
             norms: of the embedding rows.
+            own_seconds: a step of this rank in its own passes.
         """
         memory_key, held = memory()
-        held, waited = all_reduce_max([held, waited_seconds - self._waited])
+        # [ranks, 3]
+        ranks = all_gather_numbers([held, waited_seconds - self._waited, own_seconds])
+        held, waited, _ = (max(column) for column in zip(*ranks, strict=True))
+        steps = max(window.timed_steps, 1)
+        speeds, self.slow = self._stragglers.judge(
+            [own for _, _, own in ranks], [waiting / steps for _, waiting, _ in ranks]
+        )
         self._waited = waited_seconds
         seconds = max(window.seconds(), 1e-9)
         per_second = window.timed_steps * self._tokens_per_step / seconds
@@ -148,14 +163,17 @@ class Throughput:
             "train/consumed_tokens": consumed,
             "throughput/tokens_per_second": per_second,
             "throughput/tokens_per_second_per_process": per_second / self._processes,
-            "throughput/step_seconds": seconds / max(window.timed_steps, 1),
+            "throughput/step_seconds": seconds / steps,
             "throughput/data_wait_seconds": waited,
             memory_key: held,
             "phase/number": self._phases.index(phase) + 1,
             "phase/consumed_tokens": consumed - phase.start_tokens,
             "phase/progress": (consumed - phase.start_tokens) / max(phase.end_tokens - phase.start_tokens, 1),
             **norms,
+            **speeds,
         }
+        if self.slow:
+            line["stragglers"] = [node._asdict() for node in self.slow]
         for convention, flops in self._flops.items():
             achieved = per_second * flops
             line[f"throughput/tflops_{convention}"] = achieved / 1e12

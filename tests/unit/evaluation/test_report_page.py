@@ -255,6 +255,17 @@ def test_a_mixture_that_changes_is_shown_by_stretch(stages: dict[str, Path], tmp
     assert "tokens 0 to 3,000" in page and "tokens 3,000 to 5,000" in page and "37.5%" in page
 
 
+def test_slow_nodes_are_named(stages: dict[str, Path], tmp_path: Path) -> None:
+    assert "slower than the others" not in render(stages, tmp_path / "none")
+    slow = {"node": "gpu-07", "ranks": [9], "seconds": 1.5, "windows": 2, "waits_for_data": False}
+    with (stages["train"] / "metrics.jsonl").open("a") as file:
+        for step, ratio in ((40, 1.4), (50, 1.61)):
+            file.write(json.dumps({"step": step, "stragglers": [{**slow, "times_median": ratio}]}) + "\n")
+    text = Page(render(stages, tmp_path / "some")).text
+    assert "Nodes that were slower than the others" in text
+    assert "gpu-07 9 2 1.61 40 to 50 own passes" in text
+
+
 def test_columns_that_differ_from_the_published_ones_say_so(stages: dict[str, Path], tmp_path: Path) -> None:
     """A note of the suite, shared by columns, and one of a task; none where a column is as published."""
     entry = {

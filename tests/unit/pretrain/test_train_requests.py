@@ -46,6 +46,12 @@ WRONG_IN_ITSELF = [
     ({"optimizer": {"new_rows_learning_rate_multiplier": 0}}, "greater than 0"),
     ({"deterministic": True, "precision": "fp8"}, "deterministic: true needs kernels that torch answers for"),
     ({"deterministic": True, "backend": "apex"}, "got backend: apex"),
+    ({"straggler_factor": 1.0}, "greater than 1"),
+    ({"profile": {"steps": [3, 2]}}, "1 <= first <= last, got [3, 2]"),
+    ({"profile": {"steps": [0, 2]}}, "1 <= first <= last"),
+    ({"profile": {"steps": [2]}}, "'train.profile.steps"),
+    ({"profile": {"steps": [1, 2], "ranks": [0, 0]}}, "different processes, counted from 0, got [0, 0]"),
+    ({"profile": {"steps": [1, 2], "ranks": []}}, "at least 1 item"),
     ({"deterministic": "very"}, "valid boolean"),
     ({"schedule": {"kind": "cosin"}}, "'cosine', 'linear', 'wsd', 'infinite', 'cooldown' or 'constant'"),
     ({"schedule": {"kind": "cosine", "decay_tokens": 5}}, "belongs to kind: wsd"),
@@ -80,6 +86,7 @@ WRONG_IN_ITSELF = [
 
 WRONG_FOR_THE_TOKENS = [
     # 10 steps of 512 tokens and 80 tokens more
+    ({"profile": {"steps": [9, 11]}}, "steps to profile come after the training", "within 1 to 10"),
     ({"schedule": {"warmup_tokens": 5120}}, "warm-up is longer", "train.schedule.warmup_tokens"),
     (
         {"schedule": {"kind": "wsd", "decay_tokens": 5121}},
@@ -142,6 +149,11 @@ WRONG_FOR_THE_TOKENS = [
 ]
 
 WRONG_FOR_THE_MODEL = [
+    (
+        {"profile": {"steps": [1, 2], "ranks": [0, 4]}, "parallel": {"tensor": 2, "data": 2}},
+        "a process to profile does not exist",
+        "numbers from 0 to 3",
+    ),
     ({"parallel": {"tensor": 5}}, "12 attention heads", "one of 1, 2, 4"),
     ({"parallel": {"tensor": 6}}, "4 key/value heads", "one of 1, 2, 4"),
     ({"parallel": {"pipeline": 4}}, "6 layers", "one of 1, 2, 3, 6"),

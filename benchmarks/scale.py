@@ -174,7 +174,8 @@ def step(train: Any, models: list[Any], wrapped: list[Any], optimizer: Any, pass
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from tsugiki.pretrain.runtime.process_groups import finalize_gradients
-    from tsugiki.pretrain.training.samples.batches import Batch, iterators
+    from tsugiki.pretrain.training.samples.batches import Batch
+    from tsugiki.pretrain.training.samples.reader import iterators
     from tsugiki.pretrain.training.step import forward_step
 
     for model in models:

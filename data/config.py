@@ -16,7 +16,9 @@ from tsugiki.experiment.text.chat_tokens import ChatConfig
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$")]
 """ISO 639 code (``ja``, ``zh``, ``fil``), optionally with a script or region (``zh-Hant``)."""
 
-SourceKind = Literal["text", "parallel", "instruction"]
+SourceKind = Literal["text", "parallel", "instruction", "preference"]
+CONVERSATIONS: frozenset[SourceKind] = frozenset({"instruction", "preference"})
+"""Kinds whose documents are messages: they are not filtered."""
 OnError = Literal["skip", "fail"]
 _OUR_NAMES = frozenset(
     {
@@ -48,6 +50,12 @@ class ReaderConfig(StrictModel):
     """JSONL, Parquet: field that holds the address."""
     messages_key: str = "messages"
     """Instruction sources: field that holds the list of ``{"role", "content"}``."""
+    prompt_key: Annotated[str, OmittedIfDefault] = "prompt"
+    """Preference sources: field of the prompt, a text or a list of messages; absent where both answers hold it."""
+    chosen_key: Annotated[str, OmittedIfDefault] = "chosen"
+    """Preference sources: field of the better answer, a text or a list of messages."""
+    rejected_key: Annotated[str, OmittedIfDefault] = "rejected"
+    """Preference sources: field of the worse answer."""
     documents: Literal["file", "line", "paragraph"] = "file"
     """Plain text: one document per file, per line, or per block between blank lines."""
     encoding: str | None = None
@@ -127,7 +135,8 @@ class SourceConfig(StrictModel):
     path: str | list[str]
     """File, folder, glob (`**` allowed), fsspec URL, or `debian:<package>/<glob inside the package>`."""
     kind: SourceKind = "text"
-    """`parallel`: translation pairs; `instruction`: conversations under `reader.messages_key`."""
+    """`parallel`: translation pairs; `instruction`: conversations under `reader.messages_key`; `preference`: pairs of
+    answers under `reader.chosen_key` and `reader.rejected_key`."""
     weight: float = Field(default=1.0, gt=0)
     """Relative share of the token mixture, used when `tokens.mixture.weights` is absent."""
     license: Annotated[str | None, NotFingerprinted] = Field(default=None, min_length=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tsugiki.data.common.executor import ShardProgress
-from tsugiki.data.config import TokensConfig
+from tsugiki.data.config import CONVERSATIONS, TokensConfig
 from tsugiki.data.tokenise.mixture_plan import Available, plan_stretches, plan_tokens
 from tsugiki.data.tokenise.tokenise_shards import (
     SPLITS,
@@ -106,7 +106,7 @@ def _check_weights(config: TokensConfig, sources: list[CorpusSource]) -> None:
 
 def _check_chat(config: TokensConfig, sources: list[CorpusSource], tokenizer_dir: Path) -> None:
     """Find a missing or unusable chat template before hours of tokenisation."""
-    names = [source.name for source in sources if source.kind == "instruction"]
+    names = [source.name for source in sources if source.kind in CONVERSATIONS]
     if config.chat is not None:
         load_chat_encoder(config.chat, tokenizer_dir)
     elif names:

@@ -19,6 +19,7 @@ from tsugiki.pretrain.planning.divisions import batch_problems, sequence_problem
 from tsugiki.pretrain.profile_config import ProfileConfig
 
 Conversations = Literal["stream", "apart", "shared"]
+PreferenceObjective = Literal["dpo", "ipo", "dpo_length_normalised", "dpo_length_regularised", "simpo"]
 
 
 def _known_family(name: str) -> str:
@@ -277,6 +278,18 @@ class AnomalyConfig(StrictModel):
     """Training ends with an error after this many anomalies."""
 
 
+class PreferenceConfig(StrictModel):
+    """Numbers of the objectives over pairs of answers; formulas: pretrain/training/preference/losses.py."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How much a log-ratio weighs: the smaller, the farther from the reference. Losses over means of tokens want more:
+    `dpo_length_normalised` 5, `simpo` 2 to 10."""
+    length_weight: float = Field(default=0.0, ge=0)
+    """`dpo_length_regularised`: alpha, reward of a token of length."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """`simpo`: gamma, by how much the rewards should differ."""
+
+
 class TrainConfig(StrictModel):
     """Continued pretraining. Its length is the mixture's total_tokens."""
 
@@ -316,6 +329,11 @@ class TrainConfig(StrictModel):
     """With `continue_from`: begin every source anew; false = documents that were read come last."""
     phases: list[PhaseConfig] = []
     """Staged training; empty = everything trains from the start."""
+    objective: Annotated[Literal["next_token"] | PreferenceObjective, OmittedIfDefault] = "next_token"
+    """What is minimised: the cross entropy of the next token, or a loss over pairs of answers, whose sources are of
+    `kind: preference`. All of these but `simpo` compare with the first weights: the stage `reference`."""
+    preference: Annotated[PreferenceConfig, OmittedIfDefault] = PreferenceConfig()
+    """Numbers of the objectives over pairs."""
     z_loss: float = Field(default=0.0, ge=0)
     """Coefficient of the mean squared log partition function (PaLM used 1e-4)."""
     reset_position_ids: bool = False
@@ -395,6 +413,7 @@ class TrainConfig(StrictModel):
                 "conversations: shared lets conversations of a sequence see each other: set reset_attention_mask and "
                 "reset_position_ids to false, or conversations: apart"
             )
+        self._check_objective()
         if self.continue_from is None and (self.continue_repeats_data or not self.continue_moments):
             raise ValueError("continue_moments and continue_repeats_data belong to continue_from: RUN@STEP")
         ends = [phase.until_tokens for phase in self.phases]
@@ -404,3 +423,28 @@ class TrainConfig(StrictModel):
         if known != sorted(set(known)):
             raise ValueError(f"phases: until_tokens must grow from phase to phase, got {known}")
         return self
+
+    def _check_objective(self) -> None:
+        preference = self.preference
+        if self.objective == "next_token":
+            if preference != PreferenceConfig():
+                raise ValueError("preference belongs to an objective over pairs: set objective: dpo")
+            return
+        belongs = {"length_weight": "dpo_length_regularised", "target_margin": "simpo"}
+        for name, objective in belongs.items():
+            if getattr(preference, name) and self.objective != objective:
+                raise ValueError(
+                    f"preference.{name} belongs to objective: {objective}, not to {self.objective}"
+                )
+        if self.z_loss:
+            raise ValueError(f"z_loss belongs to objective: next_token; set z_loss: 0 with {self.objective}")
+        if self.continue_from is not None:
+            raise ValueError(
+                f"objective: {self.objective} begins with the graft, which is its reference: export the run that "
+                "continue_from names and set base.path to it"
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the objective compares with a reference model."""
+        return self.objective not in ("next_token", "simpo")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.artefacts.mixture import Mixture
-from tsugiki.experiment.errors import CheckpointError, Interrupted
+from tsugiki.experiment.errors import CheckpointError, DataError, Interrupted
 from tsugiki.experiment.model.model_spec import SPEC_NAME, ModelSpec
 from tsugiki.experiment.run.stage import StageContext, StageResult
 from tsugiki.pretrain.config import TrainConfig
@@ -23,6 +23,7 @@ from tsugiki.pretrain.runtime.world import World
 from tsugiki.pretrain.training.continuing import check_origin, find_origin, run_and_step
 from tsugiki.pretrain.training.launch import run_here
 from tsugiki.pretrain.training.metrics.follower import MetricsFollower
+from tsugiki.pretrain.training.preference.reference import check as check_reference
 
 _HF_CONFIG_NAME = "hf_config.json"
 _GRAFT_FILES = (SPEC_NAME, _HF_CONFIG_NAME)
@@ -65,6 +66,10 @@ def _train(
     processes = config.parallel.model_processes * (config.parallel.data or 1) if world is None else world.size
     refuse(layout_problems(config, spec, processes=processes))
     check_schedule(config, mixture.total_tokens)
+    reference = inputs.get("reference")
+    if reference is not None:
+        check_reference(reference, graft, tokens)
+    refuse_other_kinds(config, mixture, tokens)
     continue_from = None
     if config.continue_from is not None and not (output_dir / CHECKPOINTS_NAME / "latest.json").is_file():
         origin = find_origin(config.continue_from)
@@ -85,6 +90,7 @@ def _train(
         output_dir=output_dir.resolve(),
         seed=context.seed,
         continue_from=continue_from,
+        reference_dir=None if reference is None else reference.resolve(),
         tracking_runs=context.tracker.run_ids,
     )
     job.work_dir.mkdir(parents=True, exist_ok=True)
@@ -95,13 +101,19 @@ def _train(
                 shutil.copyfile(graft / name, output_dir / name)
     context.tracker.log_params(_parameters(config, spec, mixture, processes))
     with MetricsFollower(job.metrics_path, context.tracker):
-        if world is None:
-            run_here(job, processes, stop)
-        else:
-            _run_as_rank(job, world, stop)
+        run_ranks(job, world, stop)
     if world is not None and world.rank > 0:
         return StageResult()  # rank 0 seals the stage and renames its directory at any moment from here
     return _result(config, spec, mixture, output_dir, processes)
+
+
+def run_ranks(job: TrainJob, world: World | None, stop: StopRequest) -> None:
+    """Be the rank that this process is of a job, or start all ranks of the layout here and wait for them."""
+    if world is None:
+        parallel = job.config.parallel
+        run_here(job, parallel.model_processes * (parallel.data or 1), stop)
+    else:
+        _run_as_rank(job, world, stop)
 
 
 def _run_as_rank(job: TrainJob, world: World, stop: StopRequest) -> None:
@@ -120,6 +132,24 @@ def _run_as_rank(job: TrainJob, world: World, stop: StopRequest) -> None:
         raise Interrupted(
             "training was asked to stop", where=job.checkpoints_dir, fix="requeue the job to continue"
         )
+
+
+def refuse_other_kinds(config: TrainConfig, mixture: Mixture, tokens: Path) -> None:
+    """Refuse sources that the objective cannot learn from.
+
+    Raises:
+        DataError: pairs for the next token, or anything else for an objective over pairs.
+    """
+    pairs = config.objective != "next_token"
+    for source in mixture.sources:
+        if (source.kind == "preference") != pairs:
+            raise DataError(
+                f"source '{source.name}' is not what train.objective: {config.objective} learns from",
+                where=tokens / Mixture.file_name,
+                got=f"kind: {source.kind}",
+                expected="kind: preference" if pairs else "text, parallel or instruction",
+                fix="give it no weight in tokens.mixture.weights, or set another objective",
+            )
 
 
 def _parameters(config: TrainConfig, spec: ModelSpec, mixture: Mixture, processes: int) -> dict[str, Any]:

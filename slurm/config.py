@@ -21,7 +21,7 @@ OVERRIDE_PREFIX = "cluster."
 
 Role = Literal["cpu", "gpu", "train"]
 
-ROLES: dict[str, Role] = {"base": "gpu", "evaluate": "gpu", "train": "train"}
+ROLES: dict[str, Role] = {"base": "gpu", "evaluate": "gpu", "reference": "train", "train": "train"}
 """Role of each stage; stages that are not named here are ``cpu``."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.slurm.config import (
+    ROLES,
     ClusterConfig,
     ContainerConfig,
     EnvironmentConfig,
@@ -58,8 +59,9 @@ def render(
         config: configuration the job reads, absolute.
         chain: name of this submission, within which restarts are counted.
     """
-    training = stage == "train"
+    training = ROLES.get(stage) == "train"
     template = (SCRIPTS / ("train.sbatch" if training else "stage.sbatch")).read_text(encoding="utf-8")
+    template = template.replace('run_stage train "$@"', f'run_stage {stage} "$@"')
     resources = cluster.resources(stage)
     text = _HEADER.sub(lambda _: _header(cluster, resources, stage, experiment, run_dir), template, count=1)
     text = _SITE.sub(lambda _: _site(cluster, resources, run_dir, chain, training), text, count=1)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tsugiki.data.config import CorpusConfig, TokensConfig
+from tsugiki.data.config import CONVERSATIONS, CorpusConfig, TokensConfig
 from tsugiki.data.inputs.planning import own_code
 from tsugiki.evaluation.benchmarks.suites import data_files, has_chat_template, is_installed, missing_files
 from tsugiki.evaluation.config import EvaluateConfig, ReportConfig
@@ -40,6 +40,7 @@ from tsugiki.pretrain.planning.layouts import Machine
 from tsugiki.pretrain.planning.plan import BaseNotHere, Plan, base_spec, extended_rows, make_plan
 from tsugiki.pretrain.planning.problems import layout_problems
 from tsugiki.pretrain.planning.schedule import check_schedule
+from tsugiki.pretrain.reference import ReferenceConfig
 from tsugiki.pretrain.training.continuing import check_origin, find_origin, run_and_step
 from tsugiki.results import Run, open_run
 from tsugiki.tokenizer.config import TokenizerConfig
@@ -328,8 +329,19 @@ def stages(config: ExperimentConfig) -> list[Stage]:
             sources=(lambda: source_files([find_initialisation(init).make.__module__])) if ":" in init else None,
             keep_partial=True,
         ),
+    ]  # fmt: skip
+    compares = config.train.compares
+    if compares:
+        graph.append(
+            Stage(
+                "reference", ReferenceConfig.of(config.train), ("graft", "tokens"), "tsugiki.pretrain.reference:run",
+                keep_partial=True,
+            )
+        )  # fmt: skip
+    graph += [
         Stage(
-            "train", config.train, ("graft", "tokens", "tokenizer"), "tsugiki.pretrain.train:run",
+            "train", config.train, ("graft", "tokens", "tokenizer", *(("reference",) if compares else ())),
+            "tsugiki.pretrain.train:run",
             sources=None if continued is None else lambda: {find_origin(continued).mark: Path("continue_from")},
             keep_partial=True, precious=True,
         ),
@@ -344,7 +356,8 @@ def stages(config: ExperimentConfig) -> list[Stage]:
         Stage(
             "report", config.report,
             # base and graft give the page their times, nothing else
-            tuple(name for name in STAGE_NAMES[:-1] if name not in external), "tsugiki.evaluation.report:run",
+            tuple(name for name in STAGE_NAMES[:-1] if name not in external and (compares or name != "reference")),
+            "tsugiki.evaluation.report:run",
         ),
     ]  # fmt: skip
     return graph
@@ -403,10 +416,11 @@ def _check_languages(experiment: Experiment) -> None:
             if language not in languages:
                 where = ("tokenizer", "extend", "languages", language)
                 _fail(experiment, where, "no corpus source in this language", language, known)
-    conversations = [source.name for source in config.corpus.sources if source.kind == "instruction"]
+    conversations = [source.name for source in config.corpus.sources if source.kind in CONVERSATIONS]
     if conversations and config.tokens.chat is None:
-        got = f"instruction source {conversations[0]} and no chat template"
+        got = f"source {conversations[0]} and no chat template"
         _fail(experiment, ("tokens",), "conversations need a chat template", got, "a section tokens.chat")
+    _check_objective(experiment)
     mixture = config.tokens.mixture
     given: list[tuple[tuple[str | int, ...], dict[str, float]]] = [
         (("tokens", "mixture", "weights"), mixture.weights if isinstance(mixture.weights, dict) else {})
@@ -420,6 +434,21 @@ def _check_languages(experiment: Experiment) -> None:
                 _fail(
                     experiment, (*place, key), "weight for something the corpus does not have", key, expected
                 )  # fmt: skip
+
+
+def _check_objective(experiment: Experiment) -> None:
+    """Sources that the objective learns from; weights decide which of them are read, where there are any."""
+    config = experiment.config
+    pairs = config.train.objective != "next_token"
+    fitting = [source for source in config.corpus.sources if (source.kind == "preference") == pairs]
+    if not fitting or (config.tokens.mixture.weights is None and len(fitting) < len(config.corpus.sources)):
+        got = ", ".join(sorted({source.kind for source in config.corpus.sources}))
+        expected = "kind: preference" if pairs else "kind: text, parallel or instruction"
+        _fail(
+            experiment, ("corpus", "sources"), f"not what train.objective: {config.train.objective} learns from",
+            f"sources of kind {got}",
+            f"{expected}; others only where tokens.mixture.weights leaves them out",
+        )  # fmt: skip
 
 
 def _check_lengths(experiment: Experiment) -> None:

@@ -216,5 +216,6 @@ class Decontaminator(PipelineStep):
 
 
 def _all_text(document: Document) -> str:
-    parts = [document.text, *(item["content"] for item in document.metadata.get("messages", ()))]
+    messages = (*document.metadata.get("messages", ()), *document.metadata.get("rejected", ()))
+    parts = [document.text, *(item["content"] for item in messages)]
     return "\n".join(parts)

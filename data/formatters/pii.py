@@ -292,7 +292,7 @@ class PiiMasker(PipelineStep):
         """Mask each document; the messages of a conversation likewise."""
         for document in data:
             document.text = self._masked(document.text)
-            for message in document.metadata.get("messages", ()):
+            for message in (*document.metadata.get("messages", ()), *document.metadata.get("rejected", ())):
                 message["content"] = self._masked(message["content"])
             yield document
 

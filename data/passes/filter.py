@@ -16,7 +16,7 @@ from tsugiki.data.common.jsonl_shards import ShardWriter
 from tsugiki.data.common.shard import Shard
 from tsugiki.data.common.stats import DocumentStats, DropWriter
 from tsugiki.data.common.workspace import KEY_TYPE, Workspace
-from tsugiki.data.config import CorpusConfig, SourceConfig, StepPoint
+from tsugiki.data.config import CONVERSATIONS, CorpusConfig, SourceConfig, StepPoint
 from tsugiki.data.dedup.line_dedup import LineCounter
 from tsugiki.data.filters.base import FilterContext
 from tsugiki.data.filters.blocked_urls import BlockedUrlFilter
@@ -78,7 +78,7 @@ class FilterShards(PipelineStep):
                     lines.add(document)
         clock.finish()
         stats.kept.documents, stats.kept.bytes = writer.documents, writer.bytes
-        if source.kind == "instruction":  # conversations are not filtered
+        if source.kind in CONVERSATIONS:  # conversations are not filtered
             stats.extracted.documents, stats.extracted.bytes = writer.documents, writer.bytes
         with atomic_file(self.workspace.keys(shard)) as file:
             np.save(file, np.array(keys, dtype=KEY_TYPE))
@@ -101,7 +101,7 @@ class FilterShards(PipelineStep):
         if config.blocked_urls:
             steps.append(BlockedUrlFilter(stats.writer("blocked_url")))
         steps += own("urls")
-        if source.kind == "instruction":
+        if source.kind in CONVERSATIONS:
             return steps
         if source.parallel is not None:
             steps.append(PairRenderer(source.language, source.parallel, stats))
@@ -134,7 +134,9 @@ def document_key(document: Document, salt: str) -> tuple[int, int, int, int, int
     """One row of :data:`KEY_TYPE`."""
     content = document.text
     if not content and "messages" in document.metadata:
-        content = orjson.dumps(document.metadata["messages"]).decode()
+        content = orjson.dumps(
+            [*document.metadata["messages"], *document.metadata.get("rejected", ())]
+        ).decode()
     text = normalised(content).encode()
     digest = hashlib.blake2b(text, digest_size=16).digest()
     # Both directions of a translation pair are held out together or not at all.

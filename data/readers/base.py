@@ -122,3 +122,15 @@ def new_document(
     }
     metadata = known | extra | {"input_bytes": input_bytes}
     return Document(text=text, id=encodable(identifier), metadata=metadata)
+
+
+def lookup(record: dict[str, Any], dotted: str) -> Any:
+    """Value of a field; a dotted path goes into nested objects unless the name itself is a field."""
+    if dotted in record:
+        return record[dotted]
+    value: Any = record
+    for key in dotted.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value

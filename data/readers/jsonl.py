@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class JsonlReader(Reader):
     """JSON objects, one a line; fields by ``reader.text_key``, ``id_key``, ``url_key``."""
 
-    kinds = frozenset({"text", "parallel", "instruction"})
+    kinds = frozenset({"text", "parallel", "instruction", "preference"})
 
     def read(self, source: SourceConfig, file: InputFile) -> Records:
         """Objects of the file."""

@@ -30,7 +30,7 @@ _VALUES, _VALUES_PER_ROW = 1_000_000, 1000
 class ParquetReader(Reader):
     """Rows; columns by ``reader.text_key``, ``id_key``, ``url_key``."""
 
-    kinds = frozenset({"text", "parallel", "instruction"})
+    kinds = frozenset({"text", "parallel", "instruction", "preference"})
     parts_report_damage = True
 
     def read(self, source: SourceConfig, file: InputFile) -> Records:
@@ -146,6 +146,8 @@ def used_columns(source: SourceConfig) -> list[str]:
     names = [options.id_key, options.url_key]
     if source.kind == "instruction":
         names.append(options.messages_key)
+    elif source.kind == "preference":
+        names += [options.prompt_key, options.chosen_key, options.rejected_key]
     elif source.parallel is not None:
         names += [source.parallel.source_key, source.parallel.target_key]
     else:

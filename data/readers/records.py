@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.data.common.charset import encodable
 from tsugiki.data.common.shard import InputFile
 from tsugiki.data.config import SourceConfig
-from tsugiki.data.readers.base import BadRecord, new_document
+from tsugiki.data.readers.base import BadRecord, lookup, new_document
+from tsugiki.data.readers.preference import Refused, preference_pair
 
 if TYPE_CHECKING:
     from datatrove.data import Document
@@ -53,6 +54,13 @@ def document_of_record(
             return BadRecord("read.wrong_type", where, problem, str(record), size)
         kept = [{"role": item["role"], "content": encodable(item["content"])} for item in messages]
         return new_document(source, identifier, "", size, messages=kept, **metadata)
+    if source.kind == "preference":
+        pair = preference_pair(record, options)
+        if isinstance(pair, Refused):
+            return BadRecord(pair.rule, where, pair.detail, str(record), size)
+        return new_document(
+            source, identifier, "", size, messages=pair.messages, rejected=[pair.rejected], **metadata
+        )
     if source.parallel is not None:
         keys = [source.parallel.source_key, source.parallel.target_key]
     else:
@@ -89,15 +97,3 @@ def _messages_problem(messages: Any, key: str) -> str | None:
     if not any(item["role"] == "assistant" and item["content"].strip() for item in messages):
         return f"all assistant messages of '{key}' are empty"
     return None
-
-
-def lookup(record: dict[str, Any], dotted: str) -> Any:
-    """Value of a field; a dotted path goes into nested objects unless the name itself is a field."""
-    if dotted in record:
-        return record[dotted]
-    value: Any = record
-    for key in dotted.split("."):
-        if not isinstance(value, dict) or key not in value:
-            return None
-        value = value[key]
-    return value

@@ -23,7 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from tsugiki.data.common.executor import ProcessExecutor, available_workers
 from tsugiki.data.common.workspace import open_work
-from tsugiki.data.config import TokensConfig
+from tsugiki.data.config import CONVERSATIONS, TokensConfig
 from tsugiki.experiment.artefacts.corpus_index import (
     INDEX_NAME,
     CorpusIndex,
@@ -84,7 +84,7 @@ class TokeniseTask:
 
 def stored_type(kind: str, vocabulary: Vocabulary) -> TokenType:
     """Type of the ids of a source: conversations mark what is not learned by negative numbers."""
-    return np.dtype(np.int32) if kind == "instruction" else token_type(vocabulary.size)
+    return np.dtype(np.int32) if kind in CONVERSATIONS else token_type(vocabulary.size)
 
 
 class TokeniseShards(PipelineStep):
@@ -122,7 +122,7 @@ class TokeniseShards(PipelineStep):
         # Set before the library starts its thread pool: processes are the parallelism here.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         task = self.tasks[rank]
-        encode = self._conversations if task.kind == "instruction" else self._texts
+        encode = self._conversations if task.kind in CONVERSATIONS else self._texts
         dtype = stored_type(task.kind, self.vocabulary)
         spelt, special = 0, load_special_tokens(self.tokenizer_dir)
         lengths, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -156,16 +156,24 @@ class TokeniseShards(PipelineStep):
         return np.insert(ids, place, value), counts + len(marks), sizes
 
     def _conversations(self, records: list[dict[str, Any]]) -> tuple[Ids, Ids, Ids]:
-        """Stored numbers of all conversations; numbers and bytes of the messages of each conversation."""
+        """Stored numbers of all conversations; numbers and bytes of the messages of each conversation.
+
+        A pair of answers is two conversations, the chosen one first.
+        """
         if self.config.chat is None:
             raise ConfigError("tokens.chat is needed for conversations", where="tokens.chat")
         encoder = load_chat_encoder(self.config.chat, self.tokenizer_dir)
         stored: list[list[int]] = []
         sizes: list[int] = []
         for record in records:
-            messages = record["metadata"]["messages"]
+            messages, rejected = record["metadata"]["messages"], record["metadata"].get("rejected")
             try:
-                stored.append(encoder.encode(messages))
+                if rejected is None:
+                    conversations = [messages]
+                    stored.append(encoder.encode(messages))
+                else:
+                    conversations = [messages, [*messages[:-1], *rejected]]
+                    stored += encoder.encode_pair(*conversations)
             except DataError as error:
                 raise DataError(
                     error.what,
@@ -174,7 +182,7 @@ class TokeniseShards(PipelineStep):
                     expected=error.expected,
                     fix=error.fix,
                 ) from error
-            sizes.append(sum(len(message["content"].encode()) for message in messages))
+            sizes += [sum(len(message["content"].encode()) for message in each) for each in conversations]
         counts = np.array([len(ids) for ids in stored], np.int64)
         ids = np.array([token for ids in stored for token in ids], np.int64)
         return ids, counts, np.array(sizes, np.int64)
@@ -188,7 +196,8 @@ def _batches(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
 def _texts_of(record: dict[str, Any]) -> list[str]:
     """What is encoded of a document, messages one by one."""
     messages = record["metadata"].get("messages")
-    return [message["content"] for message in messages] if messages else [record["text"]]
+    rejected = record["metadata"].get("rejected") or []
+    return [message["content"] for message in [*messages, *rejected]] if messages else [record["text"]]
 
 
 @lru_cache(maxsize=1)

@@ -26,7 +26,7 @@ class CorpusSource(StrictModel):
 
     name: str
     language: str
-    kind: Literal["text", "parallel", "instruction"] = "text"
+    kind: Literal["text", "parallel", "instruction", "preference"] = "text"
     weight: float = Field(default=1.0, gt=0)
     train: list[str]
     heldout: list[str]

@@ -20,7 +20,7 @@ class TokenSource(StrictModel):
 
     name: str
     language: str
-    kind: Literal["text", "parallel", "instruction"] = "text"
+    kind: Literal["text", "parallel", "instruction", "preference"] = "text"
     prefix: str = Field(description="Megatron indexed dataset: <prefix>.bin and <prefix>.idx")
     heldout_prefix: str | None = Field(description="None when no document was held out")
     documents: int

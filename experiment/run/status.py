@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from tsugiki.experiment.config.load import read_yaml
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.run.manifest import Manifest
-from tsugiki.experiment.run.stage_names import STAGE_NAMES
+from tsugiki.experiment.run.stage_names import OPTIONAL, STAGE_NAMES
 
 _LONGEST_SECONDS = 1e10
 """Of the time left, 300 years: what a speed near zero gives would not fit into a span of time."""
@@ -116,7 +116,7 @@ def read_status(run_dir: Path) -> RunStatus:
             where=run_dir,
             expected="a run directory with config.yaml, e.g. runs/quickstart",
         )
-    stages = [_stage(run_dir, name) for name in STAGE_NAMES if name != "base" or _has_base(run_dir)]
+    stages = [_stage(run_dir, name) for name in STAGE_NAMES if name not in OPTIONAL or _HAS[name](run_dir)]
     training = last_metrics(run_dir)
     if training and next(stage.state for stage in stages if stage.name == "train") == "complete":
         training.pop("eta_seconds", None)
@@ -130,6 +130,18 @@ def _has_base(run_dir: Path) -> bool:
         return base.get("scratch") is not None
     except (ConfigError, LookupError, TypeError, AttributeError):
         return (run_dir / "base").is_dir()  # a damaged configuration: what is there tells
+
+
+def _has_reference(run_dir: Path) -> bool:
+    """Whether the experiment tunes by preferences that it compares with a reference."""
+    try:
+        objective = read_yaml(run_dir / "config.yaml").values["train"].get("objective", "next_token")
+        return objective not in ("next_token", "simpo")
+    except (ConfigError, LookupError, TypeError, AttributeError):
+        return (run_dir / "reference").is_dir()
+
+
+_HAS = {"base": _has_base, "reference": _has_reference}
 
 
 def _stage(run_dir: Path, name: str) -> StageStatus:

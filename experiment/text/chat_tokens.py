@@ -124,3 +124,24 @@ class ChatEncoder:
         if encoded.ids[-1] != self._end_id:
             stored.append(mark(self._end_id, False))
         return stored
+
+    def encode_pair(self, chosen: Sequence[Message], rejected: Sequence[Message]) -> list[list[int]]:
+        """Two answers to the same conversation as they are stored; of each the last answer alone counts in the loss.
+
+        Raises:
+            DataError: as :meth:`encode`, or the template writes the same for both.
+        """
+        pair = [_last_answer(self.encode(messages)) for messages in (chosen, rejected)]
+        if pair[0] == pair[1]:
+            raise DataError("the chat template writes two answers alike", where=self.template.name)
+        return pair
+
+
+def _last_answer(stored: list[int]) -> list[int]:
+    """The same with nothing in the loss but the last run of what was."""
+    end = max(place for place, number in enumerate(stored) if number >= 0) + 1
+    begin = max((place for place, number in enumerate(stored[:end]) if number < 0), default=-1) + 1
+    return [
+        number if begin <= place < end or number < 0 else mark(number, False)
+        for place, number in enumerate(stored)
+    ]

@@ -274,6 +274,16 @@ def _records(source: Mapping[str, Any], pools: Sequence[Sequence[dict[str, Any]]
             }
             for left, right in zip(*pools, strict=False)
         ]
+    if kind == "preference":
+        return [
+            {
+                "id": item["id"],
+                reader.get("prompt_key", "prompt"): item["text"][:20],
+                reader.get("chosen_key", "chosen"): item["text"][20:60] or item["text"],
+                reader.get("rejected_key", "rejected"): item["text"][20:60][::-1] or item["text"][::-1],
+            }
+            for item in pools[0]
+        ]
     if kind == "instruction":
         return [
             {

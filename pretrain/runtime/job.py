@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from pathlib import Path
+from typing import Literal
 
 from tsugiki.experiment.config.strict import StrictModel
 from tsugiki.experiment.errors import (
@@ -59,6 +60,10 @@ class TrainJob(StrictModel):
     seed: int
     continue_from: str | None = None
     """RUN@STEP with a whole path, where the weights are another run's."""
+    purpose: Literal["train", "reference"] = "train"
+    """`reference`: only read the pairs with the first weights."""
+    reference_dir: Path | None = None
+    """What the reference model says of pairs, where the objective compares with one."""
     tracking_runs: dict[str, str] = {}
     """Id of the run in each tracker, for checkpoint.json."""
 

@@ -156,7 +156,7 @@ class Housekeeping:
 
     def count(self, gradients: Gradients) -> None:
         """An ordinary step is done."""
-        self._progress.window.add(gradients.loss, gradients.norm, gradients.tokens)
+        self._progress.window.add(gradients.loss, gradients.norm, gradients.tokens, gradients.measures)
 
     def discard(self) -> None:
         """A step was skipped: its norms are not those of the weights."""

@@ -25,24 +25,42 @@ from tsugiki.pretrain.training.freeze import RowControl
 from tsugiki.pretrain.training.metrics.row_norms import RowNorms
 from tsugiki.pretrain.training.metrics.stragglers import StepClock
 from tsugiki.pretrain.training.optimizer import Optimizer, wrap_models
+from tsugiki.pretrain.training.preference.objective import PreferenceLoss
 from tsugiki.pretrain.training.run import Run
-from tsugiki.pretrain.training.samples.batches import Batch, iterators
+from tsugiki.pretrain.training.samples.batches import Batch
+from tsugiki.pretrain.training.samples.reader import iterators
 
 
 class Gradients(NamedTuple):
     """What a forward and backward pass gave; the same on every rank.
 
     Attributes:
-        loss: mean cross entropy in nats.
-        tokens: that count in it.
+        loss: mean cross entropy in nats, or mean loss of the pairs.
+        tokens: that count in it, or pairs.
         norm: of the gradients, before clipping.
         seen: for each sign, whether any rank has seen it.
+        measures: sums over the pairs of what the objective reports of them, by name.
     """
 
     loss: float
     tokens: float
     norm: float
     seen: list[bool]
+    measures: dict[str, float]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation gave; the same on every rank.
+
+    Attributes:
+        total: sum of losses in nats.
+        tokens: that count in it, or pairs.
+        measures: as in :class:`Gradients`.
+    """
+
+    total: float
+    tokens: float
+    measures: dict[str, float]
 
 
 class TrainingStep:
@@ -56,6 +74,11 @@ class TrainingStep:
     def __init__(self, run: Run, checkpoint: Path | None) -> None:
         self.run = run
         config = run.config
+        self._objective: Objective = (
+            NextToken()
+            if config.objective == "next_token"
+            else PreferenceLoss(config.objective, config.preference)
+        )
         self.models = build_model(
             run.spec,
             config.parallel,
@@ -118,9 +141,17 @@ class TrainingStep:
             ]
         )
         torch.distributed.all_reduce(numbers)
-        total, tokens, square, *seen = numbers.tolist()
+        measures = self._objective.measures
+        total, tokens, *rest = numbers.tolist()
+        measured, (square, *seen) = rest[: len(measures)], rest[len(measures) :]
         self.clock.end()
-        return Gradients(total / max(tokens, 1.0), tokens, math.sqrt(square), [sign > 0 for sign in seen])
+        return Gradients(
+            total / max(tokens, 1.0),
+            tokens,
+            math.sqrt(square),
+            [sign > 0 for sign in seen],
+            dict(zip(measures, measured, strict=True)),
+        )
 
     def update(self, learning_rate: float, gradients: Gradients) -> None:
         """Let the optimizer use the gradients."""
@@ -131,12 +162,13 @@ class TrainingStep:
         if self.optimizer.rows is not None:
             self.optimizer.rows.select(phase.trains)
 
-    def evaluate(self, batches: list[Batch]) -> tuple[float, float]:
-        """Sum of losses in nats and tokens, without gradients; inside :meth:`evaluating`."""
-        total, tokens = (
-            float(value) for value in all_reduce_sum(self._run_micro_batches(batches, forward_only=True))
-        )
-        return total, tokens
+    def evaluate(self, batches: list[Batch]) -> Evaluation:
+        """Sums over these batches, without gradients; inside :meth:`evaluating`."""
+        # Held-out text is text also where pairs are trained on.
+        objective = self._objective if batches[0].pairs is not None else NextToken()
+        sums = all_reduce_sum(self._run_micro_batches(batches, forward_only=True, objective=objective))
+        total, tokens, *measured = sums.tolist()
+        return Evaluation(total, tokens, dict(zip(objective.measures, measured, strict=True)))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -150,11 +182,14 @@ class TrainingStep:
             for model in self.models:
                 model.train()
 
-    def _run_micro_batches(self, batches: list[Batch], *, forward_only: bool) -> Tensor:
-        """Run the schedule; returns [sum of losses in nats, tokens], zeros off the last pipeline stage."""
+    def _run_micro_batches(
+        self, batches: list[Batch], *, forward_only: bool, objective: Objective | None = None
+    ) -> Tensor:
+        """Run the schedule; returns [sum of losses in nats, tokens, measures], zeros off the last pipeline stage."""
+        objective = objective or self._objective
         data: Any = iterators(batches, len(self.wrapped))
         reports = self._schedule(
-            forward_step_func=forward_step,
+            forward_step_func=partial(forward_step, objective=objective),
             data_iterator=data if len(data) > 1 else data[0],
             model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
             num_microbatches=len(batches),
@@ -163,7 +198,8 @@ class TrainingStep:
             forward_only=forward_only,
         )
         if not reports:
-            return torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+            size = 2 + len(objective.measures)
+            return torch.zeros(size, dtype=torch.float64, device=torch.cuda.current_device())
         return torch.stack(reports).sum(dim=0)
 
     # --- weights and moments ---------------------------------------------------------------------
@@ -223,8 +259,15 @@ class TrainingStep:
         )
 
 
-def forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:
-    """Megatron's forward step: one micro batch through one model chunk."""
+def forward_step(data: Iterator[Batch], model: Any, *, objective: Any = None) -> tuple[Any, Any]:
+    """Megatron's forward step: one micro batch through one model chunk.
+
+    Args:
+        data: gives the micro batch.
+        model: the chunk.
+        objective: called with the batch and the chunk's output where that is the loss of tokens; None = the next
+            token.
+    """
     batch = next(data)
     output = model(
         input_ids=batch.tokens,
@@ -232,12 +275,24 @@ def forward_step(data: Iterator[Batch], model: Any) -> tuple[Any, Any]:
         attention_mask=batch.boundaries,
         labels=batch.labels,
     )
-    return output, partial(_sum_losses, batch.loss_mask)
+    return output, partial(objective or NextToken(), batch)
 
 
-def _sum_losses(loss_mask: Tensor, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """What to minimise, tokens that count, and [sum of cross entropy, tokens] for the report."""
-    objective, entropy = output
-    tokens = loss_mask.sum()
-    report = torch.stack([(entropy.detach().double() * loss_mask).sum(), tokens.double()])
-    return (objective * loss_mask).sum(), tokens.to(torch.int), report
+class NextToken:
+    """The mean cross entropy of the tokens that count in the global batch.
+
+    Attributes:
+        measures: it reports nothing else.
+    """
+
+    measures: tuple[str, ...] = ()
+
+    def __call__(self, batch: Batch, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What to minimise, tokens that count, and [sum of cross entropy, tokens] for the report."""
+        objective, entropy = output
+        tokens = batch.loss_mask.sum()
+        report = torch.stack([(entropy.detach().double() * batch.loss_mask).sum(), tokens.double()])
+        return (objective * batch.loss_mask).sum(), tokens.to(torch.int), report
+
+
+Objective = NextToken | PreferenceLoss

@@ -22,9 +22,10 @@ from tsugiki.pretrain.training.metrics.profile import PROFILES_NAME, Profile
 from tsugiki.pretrain.training.metrics.progress import Progress
 from tsugiki.pretrain.training.metrics.throughput import Throughput
 from tsugiki.pretrain.training.run import Run
-from tsugiki.pretrain.training.samples.batches import BatchLayout, BatchReader, TrainingData
+from tsugiki.pretrain.training.samples.batches import BatchLayout, TrainingData
 from tsugiki.pretrain.training.samples.continued_data import read_before
 from tsugiki.pretrain.training.samples.ledger import said
+from tsugiki.pretrain.training.samples.reader import BatchReader
 from tsugiki.pretrain.training.step import TrainingStep
 
 

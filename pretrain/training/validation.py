@@ -23,10 +23,20 @@ from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.config import Conversations
 from tsugiki.pretrain.training.guard import Watchdog
 from tsugiki.pretrain.training.metrics.log import Log
+from tsugiki.pretrain.training.preference.reference import LogProbabilities
 from tsugiki.pretrain.training.run import Run
-from tsugiki.pretrain.training.samples.batches import Batch, BatchLayout
+from tsugiki.pretrain.training.samples.batches import (
+    Batch,
+    BatchLayout,
+    References,
+    no_reference,
+    references_of,
+)
 from tsugiki.pretrain.training.samples.packing import Sample, pack, row_of
 from tsugiki.pretrain.training.step import TrainingStep
+
+_APART = {"instruction": "chat", "preference": "pairs"}
+"""Kinds of source that are validated by themselves, and what their language is called then."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +44,17 @@ class HeldoutText:
     """The held-out tokens of one language.
 
     Attributes:
-        language: language code; ``<code>-chat`` for its conversations.
+        language: language code; ``<code>-chat`` for its conversations, ``<code>-pairs`` for its pairs of answers.
         documents: stored numbers of each.
         bytes: UTF-8 bytes of that text; None for conversations, of which only the answers count: their loss
             is over tokens and compares with nothing else.
+        reference: of pairs, two documents each: log-probabilities [pairs, 2] by the reference model.
     """
 
     language: str
     documents: list[numpy.ndarray]
     bytes: int | None
+    reference: LogProbabilities | None = None
 
     @property
     def stream(self) -> numpy.ndarray:
@@ -50,11 +62,19 @@ class HeldoutText:
         return numpy.concatenate(self.documents)
 
 
-def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[HeldoutText]:
+def read_heldout(
+    mixture: Mixture, tokens_dir: Path, limit: int, references: References = no_reference
+) -> list[HeldoutText]:
     """Held-out text of every language that has some, about `limit` bytes each, sources evenly.
 
     Of a source the first documents are taken, as many whole ones as fit and at least one: the same text
-    whatever the vocabulary. Conversations stand by themselves, also where there is text of their language.
+    whatever the vocabulary. Conversations and pairs stand by themselves, also where there is text of their language.
+
+    Args:
+        mixture: the sources.
+        tokens_dir: their folder.
+        limit: bytes of a language.
+        references: what the reference model says of pairs.
 
     Raises:
         DataError: the sizes of the documents are missing.
@@ -62,25 +82,33 @@ def read_heldout(mixture: Mixture, tokens_dir: Path, limit: int) -> list[Heldout
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     texts = []
-    groups: dict[tuple[str, bool], list[TokenSource]] = {}
+    groups: dict[tuple[str, str | None], list[TokenSource]] = {}
     for source in mixture.validated:
         if source.heldout_tokens > 0:
-            groups.setdefault((source.language, source.kind == "instruction"), []).append(source)
-    for (language, chat), sources in groups.items():
+            groups.setdefault((source.language, _APART.get(source.kind)), []).append(source)
+    for (language, apart), sources in groups.items():
+        together = 2 if apart == "pairs" else 1
         parts: list[numpy.ndarray] = []
+        compared: list[LogProbabilities] = []
         size = 0
         for source in sources:
             prefix = str(source.heldout_prefix)
             dataset = IndexedDataset(str(tokens_dir / prefix))
-            total = load_document_bytes(tokens_dir, prefix).cumsum()
+            total = load_document_bytes(tokens_dir, prefix).cumsum()[together - 1 :: together]
             count = max(1, int(numpy.searchsorted(total, limit // len(sources), side="right")))
-            parts += [numpy.asarray(dataset[number], dtype=numpy.int64) for number in range(count)]
+            parts += [numpy.asarray(dataset[number], dtype=numpy.int64) for number in range(count * together)]
             size += int(total[count - 1])
+            if apart == "pairs":
+                compared.append(references(prefix, len(total))[:count])
         if size > 0:
-            text = (
-                HeldoutText(f"{language}-chat", parts, None) if chat else HeldoutText(language, parts, size)
+            texts.append(
+                HeldoutText(
+                    f"{language}-{apart}" if apart else language,
+                    parts,
+                    None if apart else size,
+                    numpy.concatenate(compared) if compared else None,
+                )
             )
-            texts.append(text)
     return texts
 
 
@@ -95,7 +123,9 @@ class Windows:
     def of(
         cls, text: HeldoutText, sequence_length: int, bos_id: int | None, conversations: Conversations
     ) -> Windows:
-        """As training sees them: conversations whole where it packs them, all else cut."""
+        """As training sees them: pairs whole, conversations whole where it packs them, all else cut."""
+        if text.reference is not None:
+            return cls(text, _paired(text.documents, text.reference, sequence_length))
         if text.bytes is not None or conversations == "stream":
             return cls.cut(text, sequence_length, bos_id)
         whole = [document[:sequence_length] for document in text.documents]
@@ -133,7 +163,12 @@ class Windows:
         stages = parallel_state.get_pipeline_model_parallel_world_size()
         rounds = -(-rounds // stages) * stages
         first = self.samples[0]
-        empty = Sample(*(torch.zeros_like(part) for part in (first.tokens, first.labels, first.loss_mask)))
+        empty = Sample(
+            torch.zeros_like(first.tokens),
+            torch.zeros_like(first.labels),
+            torch.zeros_like(first.loss_mask),
+            reference=None if first.reference is None else first.reference[:0],
+        )
         samples = self.samples + [empty] * (rounds * size - len(self.samples))
         batches = []
         for number in range(rounds):
@@ -146,9 +181,27 @@ class Windows:
         return None if self.text.bytes is None else total_loss / math.log(2) / self.text.bytes
 
 
+def _paired(
+    documents: list[numpy.ndarray], reference: LogProbabilities, sequence_length: int
+) -> list[Sample]:
+    """Sequences of the pairs that fit into one; those that do not are left out, as in training."""
+    lengths = [len(a) + len(b) for a, b in zip(documents[::2], documents[1::2], strict=True)]
+    fits = [pair for pair, length in enumerate(lengths) if length <= sequence_length]
+    return [
+        row_of(
+            [documents[2 * fits[number] + side] for number in row for side in (0, 1)],
+            sequence_length,
+            reference=reference[[fits[number] for number in row]],
+        )
+        for row in pack([lengths[pair] for pair in fits], sequence_length)
+    ]
+
+
 def validate(run: Run, step: TrainingStep, number: int, log: Log, watchdog: Watchdog) -> None:
     """Evaluate the held-out text after step `number`; every rank calls this."""
-    texts = read_heldout(run.mixture, run.job.tokens_dir, run.config.validation_bytes_per_language)
+    texts = read_heldout(
+        run.mixture, run.job.tokens_dir, run.config.validation_bytes_per_language, references_of(run)
+    )
     if not texts:
         return
     layout = BatchLayout.of(run.config, run.mixture.eod_id)
@@ -159,16 +212,21 @@ def validate(run: Run, step: TrainingStep, number: int, log: Log, watchdog: Watc
             windows = Windows.of(
                 text, run.config.sequence_length, run.mixture.bos_id, run.config.conversations
             )
-            total, tokens = step.evaluate(windows.batches(layout))
+            if not windows.samples:
+                continue
+            total, tokens, measures = step.evaluate(windows.batches(layout))
             line[f"validation/loss/{text.language}"] = total / max(tokens, 1.0)
+            for name, value in measures.items():
+                line[f"validation/{name}/{text.language}"] = value / max(tokens, 1.0)
             if (bits := windows.bits_per_byte(total)) is not None:
                 line[f"validation/bits_per_byte/{text.language}"] = bits
     log.write(line)
-    for measure, unit in (("bits_per_byte", "bits/byte"), ("loss", "loss")):
+    for measure, unit in (("bits_per_byte", "bits/byte"), ("loss", "loss"), ("accuracy", "accuracy")):
         shown = [
-            f"{text.language} {line[f'validation/{measure}/{text.language}']:.3f}"
+            f"{text.language} {found:.3f}"
             for text in texts
-            if (text.bytes is None) == (measure == "loss")
+            if (text.bytes is None or measure != "loss")
+            and (found := line.get(f"validation/{measure}/{text.language}")) is not None
         ]
         if shown:
             log.say(f"step {number}/{run.steps}  held-out {unit}: {'  '.join(shown)}")

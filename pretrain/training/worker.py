@@ -54,6 +54,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     from tsugiki.pretrain.runtime.peers import connect, write_state
     from tsugiki.pretrain.runtime.process_groups import barrier, initialise
     from tsugiki.pretrain.training.guard import collective_timeout
+    from tsugiki.pretrain.training.preference.reference_pass import read_pairs
     from tsugiki.pretrain.training.trainer import Trainer
 
     if not torch.cuda.is_available():
@@ -66,7 +67,11 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     peers = connect(world, lambda: write_state(log_path(job.work_dir, world.rank).parent, world.rank))
     # On any failure the collectives are not torn down: NCCL would wait there for peers that wait for this rank.
     try:
-        finished = Trainer(job, world, stop, peers).run()
+        finished = (
+            Trainer(job, world, stop, peers).run()
+            if job.purpose == "train"
+            else read_pairs(job, world, stop, peers)
+        )
     except BaseException as error:
         if peers.failed(error):
             raise

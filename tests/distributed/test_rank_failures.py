@@ -18,7 +18,7 @@ from tsugiki.pretrain.training.launch import raise_for_status
 FAULT = """
 import os, signal, time, torch
 from tsugiki.pretrain.training.step import TrainingStep
-from tsugiki.pretrain.training.samples.batches import BatchReader
+from tsugiki.pretrain.training.samples.reader import BatchReader
 def stuck(*_):  # as NCCL's teardown is while a peer waits in a collective
     time.sleep(600)
 torch.distributed.destroy_process_group = stuck

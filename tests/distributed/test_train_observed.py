@@ -107,7 +107,7 @@ def test_no_peak_no_mfu_and_a_measured_one(case: Path, tmp_path: Path) -> None:
 def test_waiting_for_data_is_seen(case: Path, tmp_path: Path) -> None:
     """Every batch takes 0.8 s to read, by far longer than a step on it; a quick reader is not waited for."""
     fault = (
-        "import time\nfrom tsugiki.pretrain.training.samples.batches import BatchReader\noriginal = BatchReader._read\n"
+        "import time\nfrom tsugiki.pretrain.training.samples.reader import BatchReader\noriginal = BatchReader._read\n"
         "def read(self, step):\n    time.sleep(0.8)\n    return original(self, step)\nBatchReader._read = read\n"
     )
     write_tokens(tmp_path, steps=4)

@@ -382,7 +382,7 @@ def test_a_dead_rank_ends_the_run(case: Path) -> None:
 def test_a_hang_ends_with_its_reason(case: Path) -> None:
     """A step that sleeps longer than the watchdog allows."""
     fault = (
-        "import time\nfrom tsugiki.pretrain.training.samples.batches import BatchReader\noriginal = BatchReader.step\n"
+        "import time\nfrom tsugiki.pretrain.training.samples.reader import BatchReader\noriginal = BatchReader.step\n"
         "def step(self, number):\n    time.sleep(60 if number == 3 else 0)\n    return original(self, number)\n"
         "BatchReader.step = step\n"
         "import tsugiki.pretrain.runtime.process_groups as distributed\ninitialise = distributed.initialise\n"

@@ -208,7 +208,8 @@ def run_schedule(case: dict[str, Any], wrapped: list[Any], after_forward: Any) -
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from tsugiki.pretrain.training import step as training_step
-    from tsugiki.pretrain.training.samples.batches import Batch, iterators
+    from tsugiki.pretrain.training.samples.batches import Batch
+    from tsugiki.pretrain.training.samples.reader import iterators
 
     def forward_step(data: Any, model: Any) -> Any:
         result = training_step.forward_step(data, model)

@@ -238,6 +238,8 @@ def train(
 
     output.mkdir(parents=True, exist_ok=True)
     inputs = {"graft": case / "graft", "tokens": case / "tokens"}
+    if (case / "reference").is_dir():
+        inputs["reference"] = case / "reference"
     with forked(environment, fault):
         return run(settings(**changes), inputs, output, StageContext(seed=5))
 

@@ -91,7 +91,8 @@ def run(
 ) -> None:
     """Run an experiment: all stages, or a range of them.
 
-    Stages: corpus, base (only for base.scratch), tokenizer, tokens, graft, train, export, evaluate, report.
+    Stages: corpus, base (only for base.scratch), tokenizer, tokens, graft, reference (only for pairs), train, export,
+    evaluate, report.
     """
     if scale == "tiny":
         from tsugiki.pretrain.planning.tiny import write_tiny
@@ -162,6 +163,7 @@ STAGE_COMMANDS = {
     "corpus": "Filter, deduplicate and split the sources.",
     "tokens": "Encode the corpus and plan the mixture.",
     "graft": "Write the base model with the extended vocabulary as a Megatron checkpoint.",
+    "reference": "Preference tuning: read the pairs with the first weights.",
     "train": "Continue pretraining.",
     "export": "Write the trained model as a Hugging Face directory and verify it.",
 }

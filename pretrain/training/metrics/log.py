@@ -64,10 +64,15 @@ class MetricsLog:
         done = step - self._begin
         left = (self._total - step) * elapsed / done if done else 0.0
         share = line.get("throughput/mfu_full_attention")
+        quality = (
+            f"  bits/byte {line['train/bits_per_byte']:.4f}"
+            if "train/bits_per_byte" in line
+            else f"  accuracy {line['preference/accuracy']:.3f}  margin {line['preference/margin']:.4f}"
+        )
         return (
             f"step {step:>{len(str(self._total))}}/{self._total}"
             f"  loss {line['train/loss']:.4f}"
-            f"  bits/byte {line['train/bits_per_byte']:.4f}"
+            f"{quality}"
             f"  lr {line['train/learning_rate']:.2e}"
             f"  grad {line['train/grad_norm']:.3f}"
             f"  {line['throughput/tokens_per_second']:,.0f} tok/s"

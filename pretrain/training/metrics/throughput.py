@@ -157,7 +157,7 @@ class Throughput:
             "consumed_tokens": consumed,
             "phase": phase.name,
             "train/loss": loss,
-            "train/bits_per_byte": loss * self._bits_per_nat,
+            **self._of_objective(window),
             "train/learning_rate": rate,
             "train/grad_norm": window.norm,
             "train/consumed_tokens": consumed,
@@ -181,3 +181,10 @@ class Throughput:
             if self._peak is not None:
                 line[f"throughput/mfu_{convention}"] = achieved / self._processes / self._peak
         return line
+
+    def _of_objective(self, window: LogWindow) -> dict[str, float]:
+        """What says more than the loss: bits per byte of text, or the means over the pairs."""
+        if not window.measures:
+            return {"train/bits_per_byte": window.loss() * self._bits_per_nat}
+        pairs = max(window.tokens, 1.0)
+        return {f"preference/{name}": value / pairs for name, value in window.measures.items()}

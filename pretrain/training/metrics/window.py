@@ -40,13 +40,22 @@ class LogWindow:
 
     Args:
         total: sum of losses in nats.
-        tokens: tokens that count in the loss.
+        tokens: tokens that count in the loss, or pairs.
         norm: gradient norm of the last step.
         steps: steps; those before a restart count in the loss and not in the throughput.
+        measures: sums over pairs by name; empty where the objective is the next token.
     """
 
-    def __init__(self, total: float = 0.0, tokens: float = 0.0, norm: float = 0.0, steps: int = 0) -> None:
+    def __init__(
+        self,
+        total: float = 0.0,
+        tokens: float = 0.0,
+        norm: float = 0.0,
+        steps: int = 0,
+        measures: Mapping[str, float] | None = None,
+    ) -> None:
         self.total, self.tokens, self.norm, self.steps = total, tokens, norm, steps
+        self.measures = dict(measures or {})
         self.timed_steps = 0
         self._before = 0.0
         self.begin()
@@ -55,12 +64,15 @@ class LogWindow:
         """The next step begins now."""
         self._start = time.monotonic()
 
-    def sums(self) -> dict[str, float]:
+    def sums(self) -> dict[str, Any]:
         """What a checkpoint keeps: the arguments of another one that goes on from here."""
-        return {"total": self.total, "tokens": self.tokens, "norm": self.norm, "steps": self.steps}
+        sums = {"total": self.total, "tokens": self.tokens, "norm": self.norm, "steps": self.steps}
+        return {**sums, "measures": self.measures} if self.measures else sums
 
-    def add(self, loss: float, norm: float, tokens: float) -> None:
+    def add(self, loss: float, norm: float, tokens: float, measures: Mapping[str, float]) -> None:
         """One step."""
+        for name, value in measures.items():
+            self.measures[name] = self.measures.get(name, 0.0) + value
         self.total += loss * tokens
         self.tokens += tokens
         self.norm = norm
@@ -79,7 +91,7 @@ class LogWindow:
         return self._before
 
     def loss(self) -> float:
-        """Mean over tokens."""
+        """Mean over tokens, or pairs."""
         return self.total / max(self.tokens, 1.0)
 
 

@@ -9,11 +9,10 @@ Shapes: b micro batch, S whole sequence, s the part of this context-parallel ran
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,12 +27,29 @@ from tsugiki.experiment.files import sha256_file
 from tsugiki.experiment.text.chat_tokens import unmark
 from tsugiki.pretrain.config import Conversations, TrainConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
+from tsugiki.pretrain.training.preference.reference import LogProbabilities, load
 from tsugiki.pretrain.training.run import Run, Stretch
 from tsugiki.pretrain.training.samples.ledger import Passes
 from tsugiki.pretrain.training.samples.order import OrderedSamples, document_count, passes_of
 from tsugiki.pretrain.training.samples.packing import PackedSamples, Packing, Sample
 
 _OPENING_THREADS = 1
+References = Callable[[str, int], LogProbabilities]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a micro batch on one rank.
+
+    Attributes:
+        answers: which answer a prediction belongs to, 2 x pair + (0 chosen, 1 rejected), and 2P where to none: [b, s].
+        reference: log-probabilities of the answers by the reference model [P, 2].
+        lengths: tokens of the answers, those of all context-parallel ranks [P, 2].
+    """
+
+    answers: Tensor
+    reference: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,16 +62,19 @@ class Batch:
         loss_mask: 1.0 where the prediction counts, [b, s].
         boundaries: document number and position of every token, [2, b, S]; None where neither the
             attention nor the positions restart at documents.
+        pairs: of the preference objectives; None = there are none.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     boundaries: Tensor | None = None
+    pairs: Pairs | None = None
 
     def record_stream(self, stream: Any) -> None:
         """Keep the memory, which another stream allocated, until this one is done with it."""
-        for part in (self.tokens, self.labels, self.loss_mask, self.boundaries):
+        pairs = () if self.pairs is None else (self.pairs.answers, self.pairs.reference, self.pairs.lengths)
+        for part in (self.tokens, self.labels, self.loss_mask, self.boundaries, *pairs):
             if part is not None:
                 part.record_stream(stream)
 
@@ -68,6 +87,17 @@ class _DatasetTokenizer:
         self.pad = -1
         self.vocab_size = mixture.vocabulary_size
         self.unique_identifiers = {"vocabulary_size": mixture.vocabulary_size, "eod": mixture.eod_id}
+
+
+def no_reference(_prefix: str, pairs: int) -> LogProbabilities:
+    """Where the objective compares with no reference."""
+    return numpy.zeros((pairs, 2))
+
+
+def references_of(run: Run) -> References:
+    """What the reference model says of the pairs of a run."""
+    folder = run.job.reference_dir
+    return no_reference if folder is None else lambda prefix, _: load(folder, prefix)
 
 
 class TrainingData:
@@ -83,6 +113,7 @@ class TrainingData:
         stretches: of the run with one mixture each; None = the mixture's own shares all along.
         passes: over the documents of each source before the run, by name; empty = nothing was read.
         conversations: as ``train.conversations``.
+        references: makes the log-probabilities of a source of pairs [pairs, 2] from its prefix and number of pairs.
 
     Raises:
         DataError: a source is missing, unreadable or shorter than one sample.
@@ -100,6 +131,7 @@ class TrainingData:
         stretches: Sequence[Stretch] | None = None,
         passes: Passes | None = None,
         conversations: Conversations = "stream",
+        references: References = no_reference,
     ) -> None:
         from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -143,17 +175,19 @@ class TrainingData:
                     passes or {},
                     lambda name: configured(cache_dir / name),
                     sequence_length,
-                    dict.fromkeys(
-                        packed,
-                        lambda prefix, count, before: PackedSamples(
-                            prefix,
-                            sequence_length,
-                            count,
-                            seed,
-                            passes=before,
-                            apart=conversations == "apart",
-                        ),
-                    ),
+                    {
+                        source.name: partial(
+                            PackedSamples,
+                            length=sequence_length,
+                            seed=seed,
+                            apart=conversations != "shared" or source.kind == "preference",
+                            reference=references(source.prefix, source.documents // 2)
+                            if source.kind == "preference"
+                            else None,
+                        )
+                        for source in mixture.sources
+                        if source.name in packed
+                    },
                 )
 
     @classmethod
@@ -169,6 +203,7 @@ class TrainingData:
             stretches=run.stretches,
             passes=passes,
             conversations=run.config.conversations,
+            references=references_of(run),
         )
 
     @property
@@ -222,9 +257,8 @@ class TrainingData:
 
 def packed_sources(mixture: Mixture, conversations: Conversations) -> set[str]:
     """Names of the sources whose documents are packed whole."""
-    if conversations == "stream":
-        return set()
-    return {source.name for source in mixture.sources if source.kind == "instruction"}
+    kinds = ("preference",) if conversations == "stream" else ("preference", "instruction")
+    return {source.name for source in mixture.sources if source.kind in kinds}
 
 
 def _check_sources(mixture: Mixture, tokens_dir: Path, sequence_length: int, packed: set[str]) -> None:
@@ -303,6 +337,7 @@ class BatchLayout:
             for row, own in enumerate(known):
                 if own is not None:
                     boundaries[:, row] = own
+        pairs = _pairs(samples, loss_mask)
         tokens, labels, loss_mask = (
             _to_device(_context_chunks(part)) for part in (tokens, labels, loss_mask.float())
         )
@@ -311,6 +346,7 @@ class BatchLayout:
             labels,
             loss_mask,
             boundaries=None if boundaries is None else _to_device(boundaries),
+            pairs=pairs,
         )
 
     def _boundaries(self, ends: Tensor) -> Tensor:
@@ -324,6 +360,26 @@ class BatchLayout:
             starts[:, 1:] = torch.where(ends[:, :-1], count[:, 1:], 0)
             positions = count - starts.cummax(dim=1).values
         return torch.stack([documents, positions])
+
+
+def _pairs(samples: Sequence[Sample], loss_mask: Tensor) -> Pairs | None:
+    """The pairs of whole sequences; None where they are none."""
+    if all(sample.reference is None for sample in samples):
+        return None
+    # A sequence that only fills up a round of validation has none.
+    references = [
+        loss_mask.new_zeros(0, 2) if (own := sample.reference) is None else own for sample in samples
+    ]
+    reference = torch.cat(references)
+    answers = torch.full(loss_mask.shape, reference.numel(), dtype=torch.int64)
+    first = 0
+    for row, (sample, own) in enumerate(zip(samples, references, strict=True)):
+        if sample.boundaries is not None:
+            known = sample.boundaries[0] < own.numel()
+            answers[row] = torch.where(known, sample.boundaries[0] + first, reference.numel())
+        first += own.numel()
+    lengths = torch.bincount(answers[loss_mask > 0], minlength=reference.numel() + 1)[:-1].view_as(reference)
+    return Pairs(_to_device(_context_chunks(answers)), _to_device(reference), _to_device(lengths))
 
 
 def _context_chunks(whole: Tensor) -> Tensor:
@@ -341,66 +397,3 @@ def _to_device(tensor: Tensor) -> Tensor:
     if not has_gpu():
         return tensor
     return tensor.pin_memory().to(torch.cuda.current_device(), non_blocking=True)
-
-
-class BatchReader:
-    """Reads the batches of steps ahead of time in a thread; its copies to the GPU have their own stream.
-
-    Attributes:
-        waited_seconds: time the training loop has waited for data, in all.
-    """
-
-    def __init__(self, data: TrainingData, layout: BatchLayout, steps: int) -> None:
-        self._data = data
-        self._layout = layout
-        self._steps = steps
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        # A thread starts on GPU 0 whatever the rank: entering the stream chooses this rank's.
-        self._stream: Any = torch.cuda.Stream()
-        self._ahead: dict[int, Future[tuple[list[Batch], Any]]] = {}
-        self.waited_seconds = 0.0
-
-    def step(self, step: int) -> list[Batch]:
-        """The micro batches of this rank in a step, counted from 0."""
-        future = self._ahead.pop(step, None)
-        for stale in self._ahead.values():
-            stale.cancel()
-        self._ahead.clear()
-        if future is None:
-            future = self._reader.submit(self._read, step)
-        start = time.monotonic()
-        batches, copied = future.result()
-        self.waited_seconds += time.monotonic() - start
-        current: Any = torch.cuda.current_stream()
-        current.wait_event(copied)
-        for batch in batches if has_gpu() else ():
-            batch.record_stream(current)
-        if step + 1 < self._steps:
-            self._ahead[step + 1] = self._reader.submit(self._read, step + 1)
-        return batches
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
-
-    def _read(self, step: int) -> tuple[list[Batch], Any]:
-        """The batches, and the event of their arrival on the GPU."""
-        with torch.cuda.stream(self._stream):
-            return self._batches(step), self._stream.record_event()
-
-    def _batches(self, step: int) -> list[Batch]:
-        layout = self._layout
-        data_rank = parallel_state.get_data_parallel_rank()
-        data_parallel_size = parallel_state.get_data_parallel_world_size()
-        batches = []
-        for micro in range(layout.micro_batches):
-            number = micro * data_parallel_size + data_rank
-            first = step * layout.global_batch + number * layout.micro_batch
-            samples = [self._data.sample(first + offset) for offset in range(layout.micro_batch)]
-            batches.append(layout.build(samples))
-        return batches
-
-
-def iterators(batches: list[Batch], chunks: int) -> list[Iterator[Batch]]:
-    """One iterator over the same batches for every chunk of the model."""
-    return [iter(batches) for _ in range(chunks)]

@@ -91,8 +91,8 @@ class OrderedSamples:
         passes: over the documents of each source before, by name.
         config: makes Megatron's configuration for a cache folder of a name.
         sequence_length: tokens of a sample.
-        packed: makes the samples of a source that is packed whole, from its prefix, its number of samples and the
-            passes before; by name of the source.
+        packed: makes the samples of a source that is packed whole, from its prefix, `samples` and `passes`; by name of
+            the source.
 
     Attributes:
         dataset_index: number of the source of each sample: [samples].
@@ -107,7 +107,7 @@ class OrderedSamples:
         passes: Passes,
         config: Callable[[str], Any],
         sequence_length: int,
-        packed: Mapping[str, Callable[[Path, int, Any], PackedSamples]] | None = None,
+        packed: Mapping[str, Callable[..., PackedSamples]] | None = None,
     ) -> None:
         packed = packed or {}
         self.dataset_index, self._sample_index, counts = _blended(stretches, len(mixture.sources))
@@ -117,7 +117,7 @@ class OrderedSamples:
             if not count:
                 self.sources.append(None)
             elif source.name in packed:
-                self.sources.append(packed[source.name](prefix, int(count), before))
+                self.sources.append(packed[source.name](prefix, samples=int(count), passes=before))
             else:
                 self.sources.append(SourceSamples(prefix, int(count), before, config, sequence_length))
 

@@ -39,12 +39,15 @@ class Sample:
         labels: the next ids [S].
         loss_mask: 1.0 where the prediction counts [S].
         boundaries: document number and position of every token [2, S]; None = as the batch's layout finds them.
+        reference: log-probabilities [n, 2] that the reference gives the answers of pairs, of which document 2k is the
+            chosen and 2k + 1 the rejected one; None = no pairs.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     boundaries: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class Packing:
     """What became of the conversations of a source in a run.
 
     Attributes:
-        conversations: of the source.
+        conversations: of the source; pairs where it holds pairs.
         sequences: that the run reads.
         padding_share: of their tokens.
         shortened: conversations whose end does not fit into a sequence.
-        left_out: of which no learned token would be left.
+        left_out: of which no learned token would be left; pairs that do not fit.
     """
 
     conversations: int
@@ -90,13 +93,20 @@ def pack(lengths: Sequence[int] | NDArray[Any], capacity: int) -> list[list[int]
     return rows
 
 
-def row_of(parts: Sequence[Numbers], length: int, *, apart: bool) -> Sample:
+def row_of(
+    parts: Sequence[Numbers],
+    length: int,
+    *,
+    apart: bool = True,
+    reference: NDArray[numpy.float64] | None = None,
+) -> Sample:
     """One sequence of whole conversations, the rest padding.
 
     Args:
         parts: stored numbers of each, together at most `length`.
         length: S.
         apart: each sees only itself and begins at position 0.
+        reference: where the parts are pairs, chosen before rejected: log-probabilities [pairs, 2].
     """
     stored, following = (numpy.full(length, _PADDING, numpy.int64) for _ in range(2))
     documents, positions = (
@@ -114,7 +124,8 @@ def row_of(parts: Sequence[Numbers], length: int, *, apart: bool) -> Sample:
     tokens, _ = unmark(torch.from_numpy(stored))
     labels, counts = unmark(torch.from_numpy(following))
     boundaries = torch.from_numpy(numpy.stack([documents, positions])) if apart else None
-    return Sample(tokens, labels, counts.float(), boundaries)
+    compared = None if reference is None else torch.from_numpy(reference).float()
+    return Sample(tokens, labels, counts.float(), boundaries, compared)
 
 
 class PackedSamples:
@@ -127,6 +138,7 @@ class PackedSamples:
         seed: decides the order.
         passes: over each conversation before the run; None = nothing was read. What was read less often comes first.
         apart: conversations of a sequence do not see each other.
+        reference: of a source of pairs, two documents each: log-probabilities [pairs, 2]; None = conversations.
 
     Raises:
         DataError: no conversation can be learned from.
@@ -141,19 +153,22 @@ class PackedSamples:
         *,
         passes: Any | None = None,
         apart: bool = True,
+        reference: NDArray[numpy.float64] | None = None,
     ) -> None:
         self._indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
-        self._length, self._apart = length, apart
+        self._length, self._apart, self._reference = length, apart, reference
+        self._together = 1 if reference is None else 2
         lengths = numpy.asarray(self._indexed.sequence_lengths, numpy.int64)
+        lengths = lengths.reshape(-1, self._together).sum(axis=1)
         self.documents = len(lengths)
         long = numpy.flatnonzero(lengths > length)
         fits = numpy.ones(self.documents, bool)
-        fits[[number for number in long if not (self._part(number)[1:] >= 0).any()]] = False
+        fits[[number for number in long if not self._is_learned_from(number)]] = False
         if not fits.any():
             raise DataError(
-                "no conversation has an answer within train.sequence_length",
+                "no conversation has its answers within train.sequence_length",
                 where=prefix,
-                got=f"{self.documents:,} conversations, the shortest of {lengths.min():,} tokens",
+                got=f"{self.documents:,} of them, the shortest of {lengths.min(initial=0):,} tokens",
                 fix="raise train.sequence_length",
             )
         self._lengths = numpy.minimum(lengths, length)
@@ -180,13 +195,24 @@ class PackedSamples:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        return row_of([self._part(number) for number in self._rows[index]], self._length, apart=self._apart)
+        row = self._rows[index]
+        parts = [part for number in row for part in self._parts(number)]
+        reference = None if self._reference is None else self._reference[row]
+        return row_of(parts, self._length, apart=self._apart, reference=reference)
 
     def passes(self, samples: int) -> Any:
         """Passes over each conversation in the first samples: [conversations]."""
         read = numpy.concatenate([numpy.empty(0, numpy.int64), *self._rows[:samples]]).astype(numpy.int64)
         return numpy.bincount(read, minlength=self.documents).astype(numpy.uint16)
 
-    def _part(self, number: int) -> Numbers:
-        """Stored numbers of a conversation, as many as fit."""
-        return numpy.asarray(self._indexed[number], numpy.int64)[: self._length]
+    def _is_learned_from(self, number: int) -> bool:
+        """Whether the beginning of what is too long has a learned token; half a pair is none."""
+        return self._together == 1 and bool((self._parts(number)[0][1:] >= 0).any())
+
+    def _parts(self, number: int) -> list[Numbers]:
+        """Stored numbers of a conversation, as many as fit, or of both answers of a pair."""
+        first = number * self._together
+        return [
+            numpy.asarray(self._indexed[part], numpy.int64)[: self._length]
+            for part in range(first, first + self._together)
+        ]

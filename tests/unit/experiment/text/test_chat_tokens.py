@@ -97,6 +97,22 @@ def test_nothing_to_learn_is_an_error(tokenizer_dir: Path) -> None:
         chat(tokenizer_dir, "seallm-v2").encode(DIALOGUE[:1])
 
 
+def test_of_a_pair_the_last_answer_counts(tokenizer_dir: Path) -> None:
+    encoder = chat(tokenizer_dir, "seallm-v2")
+    other = [*DIALOGUE[:-1], {"role": "assistant", "content": "No."}]
+    for messages, stored in zip((DIALOGUE, other), encoder.encode_pair(DIALOGUE, other), strict=True):
+        ids, learned = unmark(np.array(stored))
+        whole, _ = unmark(np.array(encoder.encode(messages)))
+        before, _ = unmark(np.array(encoder.encode(DIALOGUE[:-2])))
+        assert ids.tolist() == whole.tolist()
+        first = int(learned.argmax())
+        assert first >= len(before) and learned[first:].all(), (
+            "all of the last answer, its end included, and no other"
+        )
+    with pytest.raises(DataError, match="writes two answers alike"):
+        encoder.encode_pair(DIALOGUE, DIALOGUE)
+
+
 @pytest.mark.slow
 def test_masks_survive_packing_in_megatron(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Three conversations packed into samples by GPTDataset: every label has its own flag."""

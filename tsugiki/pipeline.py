@@ -25,6 +25,7 @@ from tsugiki.experiment.config.strict import StrictModel, dump_yaml
 from tsugiki.experiment.config.validate import validate
 from tsugiki.experiment.errors import ConfigError, os_error
 from tsugiki.experiment.files import write_text_atomically
+from tsugiki.experiment.notify import NotifyConfig, notified
 from tsugiki.experiment.run.graph import Decision, Graph, Stage
 from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.run.stage_names import STAGE_NAMES
@@ -60,6 +61,8 @@ class ExperimentConfig(StrictModel):
     """Where artefacts go; null is ``runs/<name>``."""
     tracking: Annotated[TrackingConfig, NotFingerprinted] = TrackingConfig()
     """MLflow, Weights & Biases, TensorBoard, or none."""
+    notify: Annotated[NotifyConfig, NotFingerprinted] = NotifyConfig()
+    """Commands that are told when the run is done, failed or was stopped."""
     base: BaseConfig
     """The model to graft onto: ``path`` of a Hugging Face directory, or ``scratch``."""
     corpus: CorpusConfig
@@ -162,7 +165,9 @@ class Experiment:
         graph = self.graph(announce)
         selected = graph.select(from_stage, until)
         self.check_base(selected)
-        graph.run(selected, self.config, force=force, begin=self.save_config)
+        to_the_end = selected[-1].name == list(graph.stages)[-1]
+        with notified(self.config.notify, self.config.name, self.run_dir, to_the_end=to_the_end):
+            graph.run(selected, self.config, force=force, begin=self.save_config)
         return open_run(self.run_dir)
 
     @property

@@ -121,6 +121,11 @@ def refuse_stage_folder(folder: Path, what: str) -> None:
         )
 
 
+def is_ours(folder: Path, name: str) -> bool:
+    """Whether a folder carries the mark of a stage: its manifest, or the key of its unfinished work."""
+    return (folder / KEY_NAME).is_file() or _is_stage(folder, name)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder of ours, the files by which it is known as ours last: a kill leaves what we still recognise.
 

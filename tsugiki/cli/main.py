@@ -15,6 +15,7 @@ from tsugiki.cli import (
     compare,
     convert,
     doctor,
+    housekeeping,
     hub,
     plan,
     provenance,
@@ -68,7 +69,7 @@ for _name, _summary in run.STAGE_COMMANDS.items():
 for _command in (
     run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
     compare.compare, doctor.doctor, schema.schema,
-    provenance.provenance, push.push,
+    provenance.provenance, push.push, housekeeping.runs, housekeeping.clean,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -39,6 +39,10 @@ def plan(
     mfu: Annotated[
         float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPU's peak that training reaches.")
     ] = 0.4,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="AMOUNT", min=0.0, help="Of a GPU-hour, in any currency."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, GPU memory per pipeline stage, tokens, steps, hours, storage; starts nothing."""
@@ -51,4 +55,10 @@ def plan(
         gpus = gpus or wanted.nodes * wanted.gpus_per_node or None
     experiment = load(config, overrides, any_layout=True)
     made = experiment.plan(gpu, gpus, gpus_per_node or 8, mfu)
-    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else made.to_text())
+    cost = None if price is None else made.work.gpu_hours * price
+    if as_json:
+        typer.echo(json.dumps({**made.to_json(), **({} if cost is None else {"cost": cost})}, indent=2))
+        return
+    typer.echo(made.to_text())
+    if cost is not None:
+        typer.echo(f"  cost         {cost:,.2f} at {price:g} a GPU-hour")

@@ -195,3 +195,14 @@ def test_command_line() -> None:
     assert "CANNOT RUN" in done.stdout and "the model's 32 layers" in done.stdout
     assert "layouts that fit, best first" in done.stdout
     assert run("configs/quickstart.yaml", "--gpu", "abacus").returncode == 2
+
+
+def test_price() -> None:
+    from typer.testing import CliRunner
+
+    from tsugiki.cli.main import app
+
+    made = json.loads(CliRunner().invoke(app, ["plan", "swallow-7b", "--price", "2.5", "--json"]).stdout)
+    assert made["cost"] == pytest.approx(2.5 * made["gpu_hours"])
+    assert "at 2.5 a GPU-hour" in CliRunner().invoke(app, ["plan", "swallow-7b", "--price", "2.5"]).stdout
+    assert "cost" not in json.loads(CliRunner().invoke(app, ["plan", "swallow-7b", "--json"]).stdout)

@@ -134,18 +134,22 @@ def _map_tensors(value: Any, change: Any) -> Any:
     if isinstance(value, ShardedTensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: _map_tensors(item, change) for key, item in value.items()}
+        mapped = {key: _map_tensors(item, change) for key, item in value.items()}
+        return {key: item for key, item in mapped.items() if item is not None or value[key] is None}
     if isinstance(value, list):
         return [_map_tensors(item, change) for item in value]
     return value
 
 
-def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTensor:
-    """The same tensor (or optimizer moment) without the rows that only the running model has."""
+def _without_padding(tensor: ShardedTensor, vocabulary_size: int) -> ShardedTensor | None:
+    """The same tensor without the rows that only the running model has; None for a part of the optimizer that is
+    nothing else."""
     if not tensor.key.endswith(_VOCABULARY_KEYS) or tensor.global_shape[0] <= vocabulary_size:
         return tensor
     first = tensor.global_offset[0]
     rows = min(tensor.local_shape[0], vocabulary_size - first)
+    if rows <= 0 and tensor.key.startswith("optimizer."):
+        return None
     if rows <= 0:
         raise CheckpointError(
             "the vocabulary is too small for the tensor parallelism: a rank would hold only padding",

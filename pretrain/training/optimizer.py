@@ -13,6 +13,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from torch import Tensor
 
+from tsugiki.pretrain.checkpoint.own_parts import save_own_parts
 from tsugiki.pretrain.checkpoint.state import forget_schedule
 from tsugiki.pretrain.config import OptimizerConfig
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
@@ -80,7 +81,7 @@ class Optimizer:
                 use_gloo_process_groups=False,
             )
         self.rows: RowControl | None = None
-        self._keep_step_when_loading()
+        save_own_parts(self.megatron)
         for optimizer in self.torch_optimizers():
             optimizer.register_load_state_dict_pre_hook(_as_the_optimizer_keeps_it)
             forget_schedule(optimizer.param_groups)
@@ -105,24 +106,6 @@ class Optimizer:
                         state["exp_avg"] = torch.zeros_like(parameter)
                         state["exp_avg_sq"] = torch.zeros_like(parameter)
                     state["step"] = state["step"].clone()
-
-    def _keep_step_when_loading(self) -> None:
-        """Megatron loads every tensor of a parameter's state, and looks for torch's step counter, which
-        it keeps elsewhere, among what it has read."""
-        for item in getattr(self.megatron, "chained_optimizers", [self.megatron]):
-            original = getattr(item, "_set_main_param_and_optimizer_states", None)
-            if original is None:
-                continue
-
-            def load(
-                parameter: Any, tensors: dict[str, Any], *, item: Any = item, original: Any = original
-            ) -> None:
-                group, order = item.model_param_group_index_map[parameter]
-                state = item.optimizer.state[item.optimizer.param_groups[group]["params"][order]]
-                kept = {"step": state["step"]} if "step" in state else {}
-                original(parameter, {**kept, **tensors})
-
-            item._set_main_param_and_optimizer_states = load
 
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that do the arithmetic."""

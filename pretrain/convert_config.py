@@ -135,8 +135,32 @@ class GraftConfig(StrictModel):
         return self
 
 
+class SamplingConfig(StrictModel):
+    """How text is drawn unless the user says otherwise: transformers and vLLM read it from generation_config.json."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """Logits are divided by it; 0 takes the most likely token always."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Of the likeliest tokens, as few as have this probability together."""
+    top_k: int | None = Field(default=None, gt=0)
+    """This many likeliest tokens."""
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    """Above 1, tokens that stand in the text already become less likely."""
+
+    def settings(self) -> dict[str, Any]:
+        """As generation_config.json names them."""
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        if given.get("temperature") == 0:
+            del given["temperature"]
+            return {"do_sample": False, **given}
+        return {"do_sample": True, **given}
+
+
 class ExportConfig(StrictModel):
     """Megatron checkpoint -> Hugging Face directory."""
+
+    sampling: Annotated[SamplingConfig | None, OmittedIfNull] = None
+    """Sampling settings of generation_config.json; null keeps the base's."""
 
     iteration: int | None = Field(default=None, ge=0)
     """Checkpoint to export; null is the last one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.experiment.errors import CheckpointError, DataError
-from tsugiki.experiment.files import write_json_atomically
+from tsugiki.experiment.files import read_json, write_json_atomically
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.experiment.run.sums import sums_compared
 from tsugiki.experiment.text.tokenizer_files import tokenizer_size
@@ -24,7 +24,7 @@ from tsugiki.pretrain.conversion.trained_model import (
 )
 from tsugiki.pretrain.conversion.verify import VERIFY_NAME, verify_export
 from tsugiki.pretrain.conversion.weights import hf_tensors, weight_table
-from tsugiki.pretrain.convert_config import ExportConfig, WeightDtype
+from tsugiki.pretrain.convert_config import ExportConfig, SamplingConfig, WeightDtype
 from tsugiki.pretrain.formats.byte_ranges import byte_progress, copy_range
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME, LAYOUT, Journal, file_states
 from tsugiki.pretrain.formats.safetensors_files import HfWriter, dtype_name, torch_dtype
@@ -40,6 +40,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_SAMPLING_KEYS = ("do_sample", *SamplingConfig.model_fields)
 _CARRIED_FROM_BASE = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -52,6 +53,7 @@ def write_export(
     dtype: WeightDtype | None,
     shard_bytes: int,
     workers: int = 2,
+    sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
     """Write weights, configuration and tokenizer into an existing directory; returns the counts."""
     spec = model.spec
@@ -96,7 +98,7 @@ def write_export(
     writer.write_index()
     most = max((str(dtype) for _, _, dtype in planned), key=[dtype for _, _, dtype in planned].count)
     write_json_atomically(output_dir / "config.json", exported_config(model, most))
-    _write_generation_config(output_dir, model.hf_config, base_dir)
+    _write_generation_config(output_dir, model.hf_config, base_dir, sampling)
     _copy_tokenizer(output_dir, tokenizer_dir, base_dir)
     return {
         "parameters": spec.parameters,
@@ -142,7 +144,7 @@ def export_and_verify(
     def export(model: TrainedModel) -> tuple[TrainedModel, dict[str, Any], dict[str, Any]]:
         counts = write_export(
             model, output_dir, tokenizer_dir=tokenizer_dir, base_dir=base_dir, dtype=config.dtype,
-            shard_bytes=config.shard_bytes, workers=workers,
+            shard_bytes=config.shard_bytes, workers=workers, sampling=config.sampling,
         )  # fmt: skip
         if not config.verify:
             return model, counts, {}
@@ -223,15 +225,23 @@ def exported_config(model: TrainedModel, dtype: str) -> dict[str, Any]:
     return config
 
 
-def _write_generation_config(output_dir: Path, hf_config: dict[str, Any], base_dir: Path | None) -> None:
-    """The base's generation settings, or the token ids of its configuration."""
+def _write_generation_config(
+    output_dir: Path, hf_config: dict[str, Any], base_dir: Path | None, sampling: SamplingConfig | None
+) -> None:
+    """The base's generation settings, or the token ids of its configuration; with the sampling that is asked for."""
     path = base_dir / "generation_config.json" if base_dir is not None else None
     if path is not None and path.is_file():
-        shutil.copyfile(path, output_dir / path.name)
+        if sampling is None:
+            shutil.copyfile(path, output_dir / path.name)
+        else:
+            # All or nothing of the base's: its top_k would cut what another temperature is meant to draw.
+            kept = {key: value for key, value in read_json(path).items() if key not in _SAMPLING_KEYS}
+            write_json_atomically(output_dir / path.name, kept | sampling.settings())
         return
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {key: hf_config[key] for key in keys if hf_config.get(key) is not None}
-    write_json_atomically(output_dir / "generation_config.json", {"_from_model_config": True, **ids})
+    written = {"_from_model_config": True} if sampling is None else sampling.settings()
+    write_json_atomically(output_dir / "generation_config.json", written | ids)
 
 
 def _copy_tokenizer(output_dir: Path, tokenizer_dir: Path | None, base_dir: Path | None) -> None:

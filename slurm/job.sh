@@ -60,6 +60,17 @@ on_stop() { # slurmd and the scheduler may send several signals, in any order: a
   [ -n "$stopping" ] || say "$1: asking the ranks to save and stop"
   stopping=${stopping:-$1}
   [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true # srun passes it on to every rank
+  # KILL follows TERM after KillWait, by default 30 s, and ranks that save may take longer: the line comes first.
+  if [ "$stopping" = TERM ] && owned && ! cancelled; then ended_by_slurm || true; fi
+}
+
+ended_by_slurm() { # 0: the job no longer runs as far as Slurm is concerned; the history gets one line of it
+  [ -z "${ended:-}" ] || return 0
+  local phase
+  phase=$(scontrol show job "$SLURM_JOB_ID" -o 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
+  [ "$phase" != RUNNING ] || return 1
+  [ -n "${ended:-}" ] || record ended "ended by Slurm (${phase:-unknown job})" # a second TERM while scontrol was asked
+  ended=1
 }
 
 collect_failures() { # what every rank wrote in a file of its own: lines that many nodes append get lost on NFS
@@ -145,10 +156,7 @@ again() { # WHY: requeue, or leave the rest to the next link
   # TERM comes from `scancel`, `scontrol requeue`, a preemption. Once Slurm has ended the job, what becomes of it
   # is Slurm's business: requeueing here would bring a cancelled job back. After USR1 the time limit may have
   # passed while the checkpoint was written, and then the requeue is still ours.
-  local phase
-  phase=$(scontrol show job "$SLURM_JOB_ID" -o 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
-  if [ "$phase" != RUNNING ] && [ "$stopping" != USR1 ]; then
-    record ended "ended by Slurm (${phase:-unknown job})"
+  if [ "$stopping" != USR1 ] && ended_by_slurm; then
     say "ended by Slurm; the last checkpoint is kept"
     exit 1
   fi
@@ -172,7 +180,6 @@ again() { # WHY: requeue, or leave the rest to the next link
     exit 1
   fi
   leave_out "$SLURM_JOB_ID"
-  sleep 30
   exit 1
 }
 
@@ -210,7 +217,7 @@ run_stage() { # STAGE CONFIG [--set A.B=C]...
   stage=${1:?stage} config=${2:?configuration file}
   shift 2
   job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} restart=${SLURM_RESTART_COUNT:-0} token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-  step="" stopping="" interrupted="" failure="" first_status=""
+  step="" stopping="" interrupted="" ended="" failure="" first_status=""
   if [ -z "${TSUGIKI_RUN_DIR:-}" ]; then
     TSUGIKI_RUN_DIR=$("${CONTAINER[@]}" "${TSUGIKI_COMMAND[@]}" run "$config" "$@" --dry-run |
       sed -n 's/.* is valid; run directory //p' | head -n1)

@@ -21,14 +21,18 @@ if [ -n "${TSUGIKI_NODE_SCRATCH:-}" ] && mkdir -p "$TSUGIKI_NODE_SCRATCH"; then
   export TRITON_CACHE_DIR=$TMPDIR/triton TORCHINDUCTOR_CACHE_DIR=$TMPDIR/inductor
 fi
 
-# Slurm signals this shell together with the command. A handler, unlike `ignore`, is not inherited.
-trap : USR1 TERM INT
+# Slurm signals all processes of the rank: tee, too, which ends with the last line that it is given.
 if [ "$rank" = 0 ]; then
-  "$@" 2> >(tee -a "$errors" >&2) &
+  exec 3> >(trap '' USR1 TERM INT; exec tee -a "$errors" >&2)
 else
-  "$@" 2>>"$errors" &
+  exec 3>>"$errors"
 fi
+# A handler, unlike `ignore`, is not inherited. Where one runs while bash 5.2 reads a $(...) or >(...), both fail
+# ("unexpected EOF while looking for matching"): none of them while this one is set.
+trap : USR1 TERM INT
+"$@" 2>&3 3>&- &
 child=$!
+exec 3>&-
 
 # A rank can outlive its job when only the node's slurmd died; the requeued job then has another owner token,
 # and this rank must not write checkpoints beside it.
@@ -55,8 +59,10 @@ kill "$watcher" 2>/dev/null
 [ "$status" != 75 ] || sleep 5
 
 if [ "$status" != 0 ]; then
+  trap '' USR1 TERM INT
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$TSUGIKI_CHAIN" "$TSUGIKI_TOKEN" "$(date +%s.%N)" "$rank" \
     "${SLURMD_NODENAME:-$(hostname -s)}" "$status" >"$own.failed"
+  trap : USR1 TERM INT
 fi
 [ -s "$errors" ] || rm -f "$errors"
 # Killed: the others learn of it from the closed connection and write their stacks. The first to leave makes srun end

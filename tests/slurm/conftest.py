@@ -39,7 +39,7 @@ def up(**settings: int) -> str | None:
     variables = {f"TEST_SLURM_{key.upper()}": str(value) for key, value in settings.items()}
     environment = {**os.environ, **variables}
     answer = subprocess.run(
-        [HERE / "cluster-up"], capture_output=True, text=True, env=environment, timeout=400, check=False
+        [HERE / "cluster-up"], capture_output=True, text=True, env=environment, timeout=900, check=False
     )
     if answer.returncode == 0:
         return None
@@ -52,7 +52,7 @@ def up(**settings: int) -> str | None:
 def down(*arguments: str, instance: int = 0) -> None:
     """Stop the cluster, or crash one node or daemon of it."""
     environment = {**os.environ, "TEST_SLURM_INSTANCE": str(instance)}
-    subprocess.run([HERE / "cluster-down", *arguments], timeout=120, env=environment, check=True)
+    subprocess.run([HERE / "cluster-down", *arguments], timeout=600, env=environment, check=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import toy
 from conftest import wait_until
-from toy_run import Run, ranks, site
+from toy_run import Run, site
 
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.slurm import client, jobs
@@ -43,13 +43,15 @@ def ended(accounting: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_preempted_training_goes_on(
     qos: str, restart: dict[str, int], again: str, ended: dict[str, Run], tmp_path: Path
 ) -> None:
-    run = Run(tmp_path, "preempted", train={"steps": 100, "step_seconds": 0.1, "save_every": 5})
+    hang = {"kind": "hang", "rank": 0, "step": 13}  # until it is preempted, however long that takes
+    train = {"steps": 40, "step_seconds": 0.1, "save_every": 5, "fault": hang}
+    run = Run(tmp_path, "preempted", train=train)
     shape = {"nodes": 2, "tasks_per_node": 2, "exclusive": True, "qos": qos}
     run.submit(site(train=shape, restart={**restart, "stop_seconds_before_limit": 10}))
-    wait_until(lambda: ranks(run, 1), 120, run.log)
+    run.wait_for_fault()
     urgent = ["sbatch", "--parsable", "--qos=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     number = int(subprocess.check_output([*urgent, "--wrap=true"], text=True))
-    assert run.finish()["x"] == toy.expected_state(100)
+    assert run.finish()["x"] == toy.expected_state(40)
     assert client.states([number])[number].state == "COMPLETED"
     assert run.events() == ["start", "ended", "start", "complete"]
     status = run.status()
@@ -90,7 +92,7 @@ def test_status_knows_from_accounting_what_slurm_has_forgotten(ended: dict[str, 
         command = ["squeue", "-h", "-t", "all", "-o", "%i", f"--jobs={','.join(map(str, ids))}"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
-    wait_until(lambda: not remembered(), 240, remembered)
+    wait_until(lambda: not remembered(), 600, remembered)
     found = {name: {job.stage: job for job in jobs.status(run.dir).jobs} for name, run in ended.items()}
     assert {stage: job.state for stage, job in found["plain"].items()} == {
         "corpus": "COMPLETED", "train": "COMPLETED", "export": "COMPLETED",

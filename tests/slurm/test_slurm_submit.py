@@ -63,14 +63,14 @@ def test_array_task_that_failed_is_redone_alone(tmp_path: Path) -> None:
 
     first = attempt()
     assert first is not None
-    state = wait_until(lambda: _ended(first), 180, lambda: _outputs(folder))
+    state = wait_until(lambda: _ended(first), 600, lambda: _outputs(folder))
     assert state.state == "FAILED"
     assert state.reason == "3 tasks: 2 COMPLETED, 1 FAILED"  # six shards on at most four tasks: two each
     assert len(list(folder.glob("logs/slurm_logs/*.out"))) == 3
     (folder / "repaired").touch()
     second = attempt()
     assert second is not None
-    assert wait_until(lambda: _ended(second), 180, lambda: _outputs(folder)).state == "COMPLETED"
+    assert wait_until(lambda: _ended(second), 600, lambda: _outputs(folder)).state == "COMPLETED"
     runs = {rank: len((folder / f"rank-{rank}").read_text().split()) for rank in range(6)}
     # rank 3 shared the array task of rank 2, so it had not run before
     assert runs == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
@@ -84,18 +84,18 @@ def test_running_array_is_cancelled(requeue: bool, tmp_path: Path) -> None:
     assert number is not None
     job = jobs.Job(job_id=number, stage="corpus", kind="array", chain="c", cluster="test", submitted="-")
     jobs.JobRecord(jobs=[job]).save(tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 2, 120, lambda: _outputs(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 2, 600, lambda: _outputs(tmp_path))
     assert jobs.cancel(tmp_path, announce=lambda line: None) == [number]
-    state = wait_until(lambda: _ended(number), 60, lambda: str(client.states([number])))
+    state = wait_until(lambda: _ended(number), 600, lambda: str(client.states([number])))
     assert (state.state, state.reason) == ("CANCELLED", "2 tasks: 2 CANCELLED")
 
 
 def test_array_task_is_not_requeued_where_the_site_forbids_it(tmp_path: Path) -> None:
     number = array(tmp_path, Mark(tmp_path, bad=-1, seconds=300), 1, requeue=False)
     assert number is not None
-    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 1, 120, lambda: _outputs(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("rank-*"))) == 1, 600, lambda: _outputs(tmp_path))
     subprocess.run(["scancel", "--signal=USR1", str(number)], check=True)
-    assert wait_until(lambda: _ended(number), 60, lambda: _outputs(tmp_path)).state == "FAILED"
+    assert wait_until(lambda: _ended(number), 600, lambda: _outputs(tmp_path)).state == "FAILED"
     assert "Requeueing" not in _outputs(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
     Not the last of the file: a test process that has two tests left is given its next file, which would wait.
     """
     ids = {(job.stage, job.kind): job.job_id for job in jobs.JobRecord.load(smoke).jobs}
-    graft = wait_until(lambda: _ended(ids["graft", "stage"]), 900, lambda: log(smoke))
+    graft = wait_until(lambda: _ended(ids["graft", "stage"]), 1800, lambda: log(smoke))
     assert graft.state == "COMPLETED", log(smoke)
     assert client.states([ids["corpus", "array"]])[ids["corpus", "array"]].reason == "3 tasks: 3 COMPLETED"
     assert client.states([ids["tokens", "array"]])[ids["tokens", "array"]].reason == "2 tasks: 2 COMPLETED"
@@ -198,7 +198,7 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
         shutil.copytree(smoke / stage, by_hand / stage)
     train = ids["train", "stage"]
     subprocess.run(["scontrol", "release", str(train)], check=True)
-    wait_until(lambda: max(losses(smoke), default=0) >= 2, 600, lambda: log(smoke))
+    wait_until(lambda: max(losses(smoke), default=0) >= 2, 1200, lambda: log(smoke))
     _reach_the_time_limit(smoke, train)
 
     # While the job waits to be started again.
@@ -213,12 +213,12 @@ def test_smoke_experiment_over_two_time_limits_equals_a_run_by_hand(smoke: Path,
         cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     before = max(losses(smoke))
-    wait_until(lambda: max(losses(smoke)) > before, 600, lambda: log(smoke))
+    wait_until(lambda: max(losses(smoke)) > before, 1200, lambda: log(smoke))
     _reach_the_time_limit(smoke, train)
-    hand_state = wait_until(lambda: _ended(int(hand_job)), 600, lambda: (tmp_path / "train.log").read_text())
+    hand_state = wait_until(lambda: _ended(int(hand_job)), 1200, lambda: (tmp_path / "train.log").read_text())
     assert hand_state.state == "COMPLETED", (tmp_path / "train.log").read_text()
     last = ids["report", "stage"]
-    wait_until(lambda: _ended(last), 900, lambda: f"{jobs.status(smoke).to_text()}\n{log(smoke)}")
+    wait_until(lambda: _ended(last), 1800, lambda: f"{jobs.status(smoke).to_text()}\n{log(smoke)}")
 
     history = [event for event in jobs.history(smoke) if event.stage == "train"]
     requeues = [event.detail for event in history if event.event == "requeue"]
@@ -259,9 +259,9 @@ def _reach_the_time_limit(run_dir: Path, job: int) -> None:
     # step 0 was the check of the nodes
     subprocess.run(["scancel", "--signal=STOP", f"{job}.1"], check=True)
     subprocess.run(["scontrol", "update", f"JobId={job}", "EndTime=now+59"], check=True)
-    wait_until(lambda: count(asked) == starts, 200, lambda: log(run_dir))
+    wait_until(lambda: count(asked) == starts, 600, lambda: log(run_dir))
     subprocess.run(["scancel", "--signal=CONT", f"{job}.1"], check=True)
-    wait_until(lambda: count("; requeueing") == starts, 200, lambda: log(run_dir))
+    wait_until(lambda: count("; requeueing") == starts, 600, lambda: log(run_dir))
     # What the next start has, on a slow machine too.
     subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
 

@@ -53,7 +53,7 @@ def finished(job: int) -> client.JobState:
         state = client.states([job]).get(job)
         return None if state is None or state.live else state
 
-    return wait_until(ended, 240, f"job {job}")  # type: ignore[no-any-return]
+    return wait_until(ended, 600, f"job {job}")  # type: ignore[no-any-return]
 
 
 def test_failed_task_of_the_array_is_resumed_alone(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_corpus_as_an_array_from_a_wheel(tmp_path: Path) -> None:
             f"== {file.name}\n{file.read_text()[-2000:]}" for file in run_dir.glob("slurm/**/*.log")
         )
 
-    wait_until((run_dir / "corpus" / "manifest.json").is_file, 300, logs)
+    wait_until((run_dir / "corpus" / "manifest.json").is_file, 600, logs)
     assert json.loads((run_dir / "corpus" / "manifest.json").read_text())["counts"]
     assert len(list(run_dir.glob("slurm/logs/smoke-corpus-array-*_*.log"))) == 3, logs()
     assert str(CHECKOUT) not in logs() + "".join(file.read_text() for file in run_dir.glob("slurm/*.sbatch"))

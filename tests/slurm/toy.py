@@ -160,8 +160,7 @@ def _maybe_fail(fault: Fault | None, rank: int, step: int, output_dir: Path) -> 
     if fault is None or fault.step != step:
         return
     if fault.rank != rank:
-        if fault.kind != "hang":
-            time.sleep(600)  # the others wait in a collective for the one that failed
+        time.sleep(600)  # the others wait in a collective for the one that failed
         return
     with (output_dir / "faults").open("a") as file:
         file.write(f"{step}\n")

@@ -66,13 +66,17 @@ class Run:
         files = sorted((self.dir / "slurm" / "logs").glob("*.log"))
         return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
 
-    def wait_for(self, event: str, stage: str = "train", seconds: float = 180, count: int = 1) -> None:
+    def wait_for(self, event: str, stage: str = "train", seconds: float = 900, count: int = 1) -> None:
         wait_until(
             lambda: self.events(stage).count(event) >= count, seconds,
             lambda: f"{event} of {stage}: {self.events(stage)}\n{self.log()}",
         )  # fmt: skip
 
-    def finish(self, seconds: float = 240) -> dict[str, Any]:
+    def wait_for_fault(self) -> None:
+        """Until the fault of the training has happened: before that, another start would meet it."""
+        wait_until((self.dir / "train.partial" / "faults").is_file, 600, self.log)
+
+    def finish(self, seconds: float = 900) -> dict[str, Any]:
         """Wait until every job has ended; the exported state."""
         record = jobs.JobRecord.load(self.dir)
         ids = [job.job_id for job in record.jobs]

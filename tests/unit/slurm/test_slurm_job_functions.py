@@ -168,6 +168,29 @@ def test_where_requeue_is_forbidden_the_next_link_leaves_bad_nodes_out(last: boo
         assert events == [["excluded", "", "n1"], ["next-link", "", "a rank died"]]
 
 
+@pytest.mark.parametrize(
+    ("signals", "phase", "cancel", "events"),
+    [
+        (["TERM"], "PENDING", "", ["ended by Slurm (PENDING)"]),
+        (["TERM", "TERM"], "PREEMPTED", "", ["ended by Slurm (PREEMPTED)"]),
+        (["TERM"], "RUNNING", "", []),  # by hand, or before a preemption: `again` asks once more
+        (["USR1", "TERM"], "TIMEOUT", "", []),  # the requeue is ours
+        (["TERM"], "CANCELLED", "9", []),  # by `tsugiki cancel`, which has an event of its own
+    ],
+)
+def test_the_end_is_recorded_before_the_ranks_save(
+    signals: list[str], phase: str, cancel: str, events: list[str], tmp_path: Path
+) -> None:
+    """KILL follows TERM after KillWait seconds: on a busy node the script gets no further."""
+    commands(tmp_path, scontrol=f"echo JobId=9 JobState={phase} Requeue=1")
+    table(tmp_path, "train.owner", "9.1")
+    table(tmp_path, "cancel", cancel)
+    call('f() { step=""; for name; do on_stop "$name"; done; }; f', tmp_path, *signals)
+    history = tmp_path / "slurm/history.tsv"
+    found = [line.split("\t") for line in history.read_text().splitlines()] if history.exists() else []
+    assert [line[-1] for line in found] == events
+
+
 @pytest.mark.parametrize("stopping", ["", "USR1"])
 def test_failures_of_the_ranks_are_collected(stopping: str, tmp_path: Path) -> None:
     table(tmp_path, "train.failures", "c1 9.0 50.0 7 node9 137")

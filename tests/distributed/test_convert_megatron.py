@@ -48,7 +48,7 @@ def run_ranks(jobs: list[dict[str, Any]], world_size: int, folder: Path) -> None
         )
         for rank in range(world_size)
     ]
-    errors = [process.communicate(timeout=300)[1].decode() for process in processes]
+    errors = [process.communicate(timeout=900)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * world_size, "\n".join(
         error[-2000:] for error in errors
     )

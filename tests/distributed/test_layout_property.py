@@ -43,7 +43,7 @@ def megatron() -> Iterator[Callable[[dict[str, Any]], str]]:
 
     yield ask
     process.stdin.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     process.stdout.close()
     process.stderr.close()
 

@@ -183,7 +183,7 @@ def stopping(run_dir: Path, step: int, before: Callable[[], None] = lambda: None
     """Sends SIGTERM to the launcher of the ranks once that step is in metrics.jsonl."""
 
     def watch() -> None:
-        for _ in range(6000):
+        for _ in range(60_000):
             for path in run_dir.glob("*/metrics.jsonl"):
                 steps = re.findall(r'"step": (\d+)', path.read_text())
                 if steps and int(steps[-1]) >= step:

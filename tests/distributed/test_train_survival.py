@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import patience
 from training_case import (
     ROOT,
     STEPS,
@@ -105,7 +106,7 @@ def test_a_stop_saves_and_the_next_run_goes_on(case: Path, uninterrupted: Path) 
     process = start(case, output, save_interval_steps=100, parallel={"tensor": 2})
     wait_for_step(output, 3, process)
     process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
     assert 3 <= latest(output) < STEPS
     train(case, output, save_interval_steps=100, parallel={"tensor": 2})
@@ -144,7 +145,7 @@ def test_a_stop_during_start_up(case: Path, tmp_path: Path, number: signal.Signa
     while not launcher.children() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(number)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == INTERRUPTED_EXIT_CODE, (out, error)
     assert not (tmp_path / "checkpoints").exists()
 
@@ -169,7 +170,7 @@ def test_a_stop_of_the_command_before_it_trains(tmp_path: Path, number: signal.S
             break
         time.sleep(0.01)
     process.send_signal(number)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == INTERRUPTED_EXIT_CODE, error
     assert "run the same command again" in error
 
@@ -372,7 +373,7 @@ def test_a_dead_rank_ends_the_run(case: Path) -> None:
     ranks[1].kill()
     died = time.monotonic()
     status = server().wait(run.pid)
-    assert time.monotonic() - died < 30
+    assert time.monotonic() - died < patience(10)
     job = TrainJob.model_validate_json((output / ".work" / "job.json").read_bytes())
     with pytest.raises(TrainingError):
         raise_for_status(job, 2, status)
@@ -390,9 +391,9 @@ def test_a_hang_ends_with_its_reason(case: Path) -> None:
         "distributed.initialise = told\n"
     )
     with pytest.raises(TrainingError, match="training hangs") as caught:
-        train(case, case / "hang", fault=fault, watchdog_seconds=6.0, startup_watchdog_seconds=9.0)
+        train(case, case / "hang", fault=fault, watchdog_seconds=6.0, startup_watchdog_seconds=120.0)
     assert "after step 3" in str(caught.value) and "watchdog_seconds" in str(caught.value)
-    assert "ranks wait for 0:05:09\n" in console(case / "hang"), "longer than the watchdog, which says more"
+    assert "ranks wait for 0:07:00\n" in console(case / "hang"), "longer than the watchdog, which says more"
     assert "in _loop" in (case / "hang" / ".work" / "logs" / "rank_0.log").read_text(), "the stacks"
 
 
@@ -421,5 +422,5 @@ def test_running_is_a_process(case: Path) -> None:
     run.wait_for_step(1)
     ranks = psutil.Process(run.pid).children()
     run.kill()
-    psutil.wait_procs(ranks, timeout=5)
+    psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)

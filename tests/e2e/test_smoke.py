@@ -31,7 +31,7 @@ def command(run_dir: Path, *arguments: str) -> list[str]:
 
 def tsugiki(run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(run_dir, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+        command(run_dir, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
     )
 
 
@@ -55,7 +55,7 @@ def split_lines(text: str) -> list[str]:
 def in_new_process(code: str, *arguments: str) -> Any:
     """Run code in a fresh interpreter outside the checkout; it prints one JSON value."""
     answer = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd="/", capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", code, *arguments], cwd="/", capture_output=True, text=True, timeout=900,
         env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr[-3000:]

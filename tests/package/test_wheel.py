@@ -122,7 +122,7 @@ def test_a_checkout_on_the_path_is_enough(installed: Installation, tmp_path: Pat
     ):
         answer = subprocess.run(
             [str(installed.python), *command], cwd=installed.work, capture_output=True, text=True, check=False,
-            env={**installed.environment, "PYTHONPATH": str(CHECKOUT)}, timeout=120,
+            env={**installed.environment, "PYTHONPATH": str(CHECKOUT)}, timeout=600,
         )  # fmt: skip
         assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == str(CHECKOUT / "data" / "__init__.py")

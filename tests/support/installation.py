@@ -59,7 +59,7 @@ def build_wheel(folder: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
          "--no-build-isolation", "--wheel-dir", str(folder / "wheel"), str(source)],
-        check=True, timeout=300, env=clean_environment(),
+        check=True, timeout=900, env=clean_environment(),
     )  # fmt: skip
     shutil.rmtree(source)
     (wheel,) = (folder / "wheel").glob("*.whl")
@@ -106,11 +106,11 @@ def install(folder: Path) -> Installation:
     """
     wheel = build_wheel(folder)
     venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=600)
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--quiet",
          "--disable-pip-version-check", "--no-deps", "--no-index", str(wheel)],
-        check=True, timeout=120, env=clean_environment(),
+        check=True, timeout=600, env=clean_environment(),
     )  # fmt: skip
     site = next((venv / "lib").glob("python*/site-packages"))
     present = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})

@@ -295,7 +295,7 @@ class Running:
     pid: int
     output: Path
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, step: int, seconds: float = 600) -> None:
         """Until that step is on the console."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -379,7 +379,7 @@ def start(case: Path, output: Path, **changes: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[str], seconds: float = 600) -> None:
     """Until metrics.jsonl has that step."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

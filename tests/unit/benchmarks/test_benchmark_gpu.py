@@ -28,7 +28,7 @@ def test_one_command_gives_a_table_and_json(tmp_path: Path) -> None:
             *("--micro-batches", "2", "--sides", "ours", "ours-te-fp8", "trainer"),
             *("--out", str(tmp_path / "results.json")),
         ],
-        capture_output=True, text=True, check=True, timeout=300,
+        capture_output=True, text=True, check=True, timeout=900,
     )  # fmt: skip
     report = json.loads((tmp_path / "results.json").read_text())
     ours, fp8, trainer = report["rows"]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TOKENIZERS_"))}
     return subprocess.run(
-        [sys.executable, "-P", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-P", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600, check=False,
         env={**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1", **variables},
     )  # fmt: skip
 

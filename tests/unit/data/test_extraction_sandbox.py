@@ -22,6 +22,6 @@ with Sandbox(timeout=30, warmup_text="") as sandbox:
 
 
 def test_sandbox_ends_without_the_callers_signal_handler() -> None:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "PAGE\n")
     assert "Traceback" not in done.stderr

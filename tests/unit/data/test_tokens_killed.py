@@ -61,7 +61,7 @@ def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+        process.wait(timeout=600)
 
 
 def watch(process: subprocess.Popen[str], meanwhile: Callable[[], object], seconds: float = 90) -> None:
@@ -87,7 +87,7 @@ def workers(session: int) -> list[int]:
 
 def kill_a_worker(process: subprocess.Popen[str]) -> None:
     os.kill(workers(process.pid)[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "a worker process died during tokens encode" in output
     assert "finished shards are kept" in output
@@ -95,7 +95,7 @@ def kill_a_worker(process: subprocess.Popen[str]) -> None:
 
 def kill_everything(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
 
 
 @pytest.fixture(scope="module")

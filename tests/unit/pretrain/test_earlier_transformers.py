@@ -55,7 +55,7 @@ def read_by(python: str, directory: Path, texts: Path) -> dict[str, Any]:
         text=True,
         check=False,
         env=environment,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -14,6 +14,7 @@ import alembic.command
 import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
+from patience import patience
 from toy_stages import ToyConfig
 
 from tsugiki.experiment.run.graph import Graph, Stage
@@ -179,7 +180,7 @@ def test_a_silent_server_stops_nothing(
     graph = Graph(stages, tmp_path / "x", context, TrackingConfig(uri=silent_server), lambda line: None)
     started = time.monotonic()
     graph.run(stages, ToyConfig())
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < patience(3)
     assert all(graph.complete(name) for name in ("a", "b", "c"))
     assert "tracking fails, the work goes on: mlflow: " in capfd.readouterr().err
 
@@ -198,7 +199,7 @@ def test_a_server_that_falls_silent_is_left_alone_for_a_minute(
         opened.log_metrics({"train/loss": 1.0}, step)
         with pytest.raises(runs.TrackingFailed, match="left alone"):
             opened.log_points([Point(step, 1000, {"train/loss": 1.0})])
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < patience(1)
     monkeypatch.setattr(runs, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(runs, "_pauses", runs.Pauses())
     with pytest.raises(runs.TrackingFailed, match="mlflow: MlflowException"):

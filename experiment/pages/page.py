@@ -58,6 +58,7 @@ class Page:
         sections: in order.
         cards: (figure, what it is) at the top.
         warnings: remarks at the top.
+        refresh_seconds: how often a browser loads the page again; None never.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Page:
     sections: Sequence[Section]
     cards: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = ()
+    refresh_seconds: int | None = None
 
     @property
     def shown(self) -> list[Section]:

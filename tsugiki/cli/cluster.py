@@ -62,8 +62,22 @@ def cancel(
     cancel_jobs(run_dir, wait_seconds=0.0 if now else 90.0, announce=say)
 
 
-def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")], as_json: JsonOption = False) -> None:
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    as_json: JsonOption = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, with curves; also of a study's folder.")
+    ] = False,
+    every_seconds: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --watch: how often.")
+    ] = 5.0,
+) -> None:
     """Show the stages of a run, its Slurm jobs, the training step, loss, speed and time left."""
+    if watching:
+        from tsugiki.cli.live import watch
+
+        watch(run_dir, every_seconds)
+        return
     from tsugiki.slurm.jobs import status as read_status
 
     found = read_status(run_dir)

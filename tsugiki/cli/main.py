@@ -17,6 +17,7 @@ from tsugiki.cli import (
     doctor,
     housekeeping,
     hub,
+    live,
     plan,
     provenance,
     push,
@@ -69,7 +70,7 @@ for _name, _summary in run.STAGE_COMMANDS.items():
 for _command in (
     run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
     compare.compare, doctor.doctor, schema.schema,
-    provenance.provenance, push.push, housekeeping.runs, housekeeping.clean,
+    provenance.provenance, push.push, housekeeping.runs, housekeeping.clean, live.dashboard,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -147,6 +147,8 @@ def transformer_config(
         # interleaved schedule would meet the wrong receiver.
         batch_p2p_comm=parallel.virtual_pipeline is None,
         overlap_p2p_comm=parallel.virtual_pipeline is not None,
+        # Waiting for a message is enough since torch 1.13 (pytorch#82450); Megatron would stop the host for the device.
+        batch_p2p_sync=False,
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,

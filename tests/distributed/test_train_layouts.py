@@ -55,6 +55,60 @@ def test_same_curve_under_every_layout(case: Path, alone: Path, layout: str) -> 
     assert curve(case / layout, "train/grad_norm") == pytest.approx(norms, rel=1e-5, abs=1e-5)
 
 
+# A GPU's way to reduce gradients: bucket by bucket, while the backward pass goes on. Buckets of a few parameters.
+OVERLAPPED = """
+import tsugiki.pretrain.training.optimizer as room
+original = room.DistributedDataParallelConfig
+room.has_gpu = lambda: True
+room.DistributedDataParallelConfig = lambda **options: original(bucket_size=4000, **options)
+def counted(*arguments, original=room.DistributedDataParallel, **options):
+    wrapped = original(*arguments, **options)
+    assert all(group.ddp_config.overlap_grad_reduce for group in wrapped.bucket_groups)
+    # Megatron makes several buckets in the first pipeline stage and its first chunk only.
+    alone = options["disable_bucketing"] or room.parallel_state.get_pipeline_model_parallel_rank() > 0
+    assert alone or len(wrapped.bucket_groups) > 1
+    return wrapped
+room.DistributedDataParallel = counted
+"""
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"tensor": 2, "sequence": True, "data": 2}, {"pipeline": 2, "virtual_pipeline": 2, "data": 2}],
+    ids=["tp2sp-dp2", "vpp-dp2"],
+)
+def test_gradients_reduced_during_the_backward_pass(
+    case: Path, alone: Path, tmp_path: Path, parallel: dict[str, object]
+) -> None:
+    """As one process trains; validated, saved, and resumed in the middle."""
+    options = {"parallel": parallel, "save_interval_steps": 8, "validation_interval_steps": 8}
+    train(case, tmp_path, fault=OVERLAPPED, keep_last_checkpoints=9, **options)
+    assert curve(tmp_path) == pytest.approx(curve(alone), abs=1e-5)
+    saved, losses = weights(tmp_path, STEPS), curve(tmp_path)
+    for step in (16, STEPS):
+        shutil.rmtree(tmp_path / "checkpoints" / f"iter_{step:07d}")
+    train(case, tmp_path, fault=OVERLAPPED, **options)
+    assert curve(tmp_path) == losses and weights(tmp_path, STEPS) == saved
+
+
+NOT_WAITED_FOR = """
+import sys, torch
+from tsugiki.pretrain.runtime.megatron_cpu import import_megatron
+import_megatron()
+original = torch.cuda.synchronize
+def refused(*arguments):
+    assert "p2p_communication" not in sys._getframe(1).f_code.co_filename, "the host waits for a message"
+    return original(*arguments)
+torch.cuda.synchronize = refused
+"""
+
+
+def test_messages_between_stages_do_not_stop_the_host(case: Path, alone: Path, tmp_path: Path) -> None:
+    """Megatron waits for the whole device after each, for torch before 1.13."""
+    train(case, tmp_path, fault=NOT_WAITED_FOR, parallel={"pipeline": 2})
+    assert curve(tmp_path) == pytest.approx(curve(alone), abs=1e-5)
+
+
 @pytest.mark.parametrize("granularity", ["selective", "full"])
 def test_recomputing_activations_changes_nothing(case: Path, alone: Path, granularity: str) -> None:
     output = case / granularity

@@ -22,6 +22,7 @@ from tsugiki.evaluation.pages.compare import (
 )
 from tsugiki.evaluation.pages.compute_matched import compute_matched, curves, facts
 from tsugiki.evaluation.scoring.intervals import Resampler
+from tsugiki.experiment.config.flat import flatten
 from tsugiki.experiment.errors import ConfigError, DataError
 from tsugiki.experiment.pages.formats import short
 from tsugiki.experiment.pages.page import render
@@ -205,20 +206,7 @@ def _settings(run_dir: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise DataError("unreadable configuration of a run", where=path, got=error) from error
-    flat: dict[str, Any] = {}
-    _flatten(loaded, "", flat)
-    return {key: value for key, value in flat.items() if key.partition(".")[0] not in _NAMING}
-
-
-def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            _flatten(inner, f"{path}.{key}" if path else str(key), flat)
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        for position, item in enumerate(value):
-            _flatten(item, f"{path}.{item.get('name', position)}", flat)
-    else:
-        flat[path] = value
+    return {key: value for key, value in flatten(loaded).items() if key.partition(".")[0] not in _NAMING}
 
 
 def _differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -20,11 +20,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
 from tsugiki.experiment.config.fingerprint import fingerprint
+from tsugiki.experiment.config.flat import flatten
 from tsugiki.experiment.errors import CheckpointError, ConfigError, Interrupted, TsugikiError, os_error
 from tsugiki.experiment.files import remove_unfinished, sha256_json, write_json_atomically
 from tsugiki.experiment.run.digest import ExternalDigests
@@ -323,7 +324,7 @@ class Graph:
             self._tracking, self.run_dir, self._context.experiment_name, run_ids=self._run_ids.of(_PARENT)
         )
         self._run_ids.remember(_PARENT, tracker.run_ids)
-        tracker.log_params(_flatten(config.model_dump(mode="json"), depth=2))
+        tracker.log_params(flatten(config.model_dump(mode="json")))
         if (self.run_dir / "config.yaml").is_file():
             tracker.log_artifact(self.run_dir / "config.yaml")
         return tracker
@@ -374,7 +375,7 @@ class Graph:
         )
         self._run_ids.remember(stage.name, tracker.run_ids)
         if stage.config is not None:
-            tracker.log_params(_flatten(stage.config.model_dump(mode="json")))
+            tracker.log_params(flatten(stage.config.model_dump(mode="json")))
         tracker.set_tags(job_tags())
         return tracker
 
@@ -516,13 +517,3 @@ def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     changed = [name for name in new if old.get(name) != new[name]]
     changed += [name for name in old if name not in new]
     return "changed: " + ", ".join(changed) if changed else "changed"
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item and depth > 1:
-            flat.update(_flatten(item, f"{prefix}{key}.", depth - 1))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

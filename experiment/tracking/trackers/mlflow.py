@@ -12,17 +12,20 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tsugiki.experiment.errors import EnvironmentError_
+from tsugiki.experiment.run.manifest import git_revision
 from tsugiki.experiment.tracking.sqlite_store import ensure_store, sqlite_file, sqlite_uri
 from tsugiki.experiment.tracking.tracker import TRACKERS, Point, RunRequest, RunStatus, Tracker
 
 _METRICS_PER_CALL = 1000
 _PARAM_LENGTH = 6000
 _PARAMS_PER_CALL = 100
+_NOT_IN_A_NAME = re.compile(r"[^\w\-. /:]")
 _LOGGED_TAG = "tsugiki.logged_steps"
 _ANSWER_SECONDS = 5.0
 """Within which a server has to answer anything at all before a run is opened."""
@@ -80,7 +83,8 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         known = self._client.get_run(self._run_id).data.params
-        fresh = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in params.items() if key not in known]
+        named = {_NOT_IN_A_NAME.sub("_", key): value for key, value in params.items()}
+        fresh = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in named.items() if key not in known]
         for start in range(0, len(fresh), _PARAMS_PER_CALL):
             self._client.log_batch(self._run_id, params=fresh[start : start + _PARAMS_PER_CALL])
 
@@ -175,9 +179,25 @@ def _run_id(client: Any, request: RunRequest) -> str:
                 raise
         else:
             return request.run_id
-    tags = {} if request.parent_run_id is None else {MLFLOW_PARENT_RUN_ID: request.parent_run_id}
+    tags = _origin()
+    if request.parent_run_id is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = request.parent_run_id
     created = client.create_run(_experiment_id(client, request), tags=tags, run_name=request.name)
     return str(created.info.run_id)
+
+
+def _origin() -> dict[str, str]:
+    """Who ran what: tags of MLflow's own columns, which its client leaves out; whether the checkout was changed."""
+    from mlflow.tracking.context import registry
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+
+    tags: dict[str, str] = dict(registry.resolve_tags())
+    # MLflow looks for the repository of the script, which is that of a user's own where Tsugiki is installed.
+    tags.pop(MLFLOW_GIT_COMMIT, None)
+    if (revision := git_revision()) is not None:
+        tags[MLFLOW_GIT_COMMIT] = revision.removesuffix("-dirty")
+        tags["tsugiki.git.dirty"] = str(revision.endswith("-dirty")).lower()
+    return tags
 
 
 def _experiment_id(client: Any, request: RunRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from toy_stages import ToyConfig
 
 from tsugiki.experiment.errors import DataError
 from tsugiki.experiment.run.graph import Graph, Stage
+from tsugiki.experiment.run.manifest import git_revision
 from tsugiki.experiment.run.stage import StageContext
 from tsugiki.experiment.tracking.config import TrackingConfig
 from tsugiki.experiment.tracking.runs import Trackers, TrackingFailed, open_run
@@ -56,6 +58,12 @@ def test_parent_and_child_runs(run_dir: Path, client: MlflowClient) -> None:
     assert runs["second"].data.metrics["stage/seconds"] > 0
     assert [item.path for item in client.list_artifacts(runs["second"].info.run_id)] == ["out.txt"]
     assert (run_dir.parent / "mlflow.db").is_file()
+    for made_by in runs.values():
+        tags = made_by.data.tags
+        assert tags["mlflow.user"] == getpass.getuser() and tags["mlflow.source.name"]
+        if (revision := git_revision()) is not None:
+            assert tags["mlflow.source.git.commit"] == revision.removesuffix("-dirty")
+            assert tags["tsugiki.git.dirty"] == str("dirty" in revision).lower()
 
 
 def test_failure_is_recorded_and_the_next_run_continues_the_parent(

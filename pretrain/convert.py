@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tsugiki.experiment.config.paths import expand_path
 from tsugiki.experiment.errors import ConfigError, DataError, os_error
 from tsugiki.experiment.run.folders import (
     KEY_NAME,
@@ -26,6 +27,7 @@ from tsugiki.experiment.run.folders import (
 from tsugiki.experiment.run.graph import WORK_NAME
 from tsugiki.pretrain.convert_config import ExportConfig, GraftConfig
 from tsugiki.pretrain.formats.journal import JOURNAL_NAME
+from tsugiki.pretrain.merging.config import MergeConfig
 
 _MODELS = ("graft.json model.json", "config.json *.safetensors", "config.json *.bin")
 """What a folder has that ``--overwrite`` may replace: an imported checkpoint, a Hugging Face model."""
@@ -136,6 +138,29 @@ def export_checkpoint(
         inputs = {key: path for key, path in given.items() if path is not None}
         write_card(target, settings, model, inputs, output_dir.name, verification)
     return {**counts, "verification": verification}
+
+
+def merge_checkpoints(config: MergeConfig, output_dir: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Merge Hugging Face models into a new directory.
+
+    Args:
+        config: the merge.
+        output_dir: new directory.
+        overwrite: replace it.
+
+    Returns:
+        Counts.
+
+    Raises:
+        ConfigError: as :func:`import_checkpoint`.
+        CheckpointError: models of different architectures, or damaged ones.
+        DataError: a tokenizer that cannot be read.
+    """
+    from tsugiki.pretrain.merging.folders import merge_folders
+
+    with _whole_or_nothing(output_dir, [expand_path(path) for path in config.folders], overwrite) as target:
+        (target / JOURNAL_NAME).unlink(missing_ok=True)  # of a conversion that was interrupted here
+        return merge_folders(config, target)
 
 
 def verify_checkpoint(

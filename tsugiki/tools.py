@@ -97,6 +97,29 @@ def export_checkpoint(
     )
 
 
+def merge_checkpoints(recipe: PathLike, hf_dir: PathLike, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write a merge of Hugging Face models as a Hugging Face directory.
+
+    Args:
+        recipe: YAML of a :class:`tsugiki.pretrain.merging.config.MergeConfig`.
+        hf_dir: new directory.
+        overwrite: replace ``hf_dir``.
+
+    Returns:
+        Counts: tensors, bytes, pieces of the result, how many of them each model has.
+
+    Raises:
+        TsugikiError: see :func:`tsugiki.pretrain.convert.merge_checkpoints`.
+    """
+    from tsugiki.experiment.config.validate import load_config
+    from tsugiki.pretrain import convert
+    from tsugiki.pretrain.merging.config import MergeConfig
+
+    return convert.merge_checkpoints(
+        load_config(MergeConfig, Path(recipe)), Path(hf_dir), overwrite=overwrite
+    )
+
+
 def verify_checkpoint(
     hf_dir: PathLike,
     megatron_dir: PathLike,

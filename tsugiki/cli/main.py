@@ -18,6 +18,7 @@ from tsugiki.cli import (
     housekeeping,
     hub,
     live,
+    merge,
     plan,
     provenance,
     push,
@@ -70,7 +71,7 @@ for _name, _summary in run.STAGE_COMMANDS.items():
 for _command in (
     run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
     compare.compare, doctor.doctor, schema.schema,
-    provenance.provenance, push.push, housekeeping.runs, housekeeping.clean, live.dashboard,
+    provenance.provenance, push.push, housekeeping.runs, housekeeping.clean, live.dashboard, merge.merge,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(tokenizer.app, name="tokenizer")

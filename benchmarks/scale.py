@@ -145,6 +145,7 @@ def simulate(name: str, ranks: int, rank: int, passes: int = 0) -> dict[str, Any
             parallel,
             precision="bf16",
             recompute=train.recompute,
+            recompute_layers=train.recompute_layers,
             z_loss=train.z_loss,
             acceleration=fast,
         )

@@ -348,6 +348,9 @@ class TrainConfig(StrictModel):
     `shared` packs whole ones that see those before them in their sequence (SUS-Chat)."""
     recompute: Annotated[Literal["none", "selective", "full"], NotFingerprinted] = "none"
     """Recompute activations in the backward pass: `selective` only core attention, `full` whole layers."""
+    recompute_layers: Annotated[int | None, NotFingerprinted] = Field(default=None, ge=1)
+    """With `recompute: full`: only that many layers of each pipeline stage, or of each of its virtual_pipeline chunks,
+    the first ones; as many as memory asks for, each a third of its time more. Null = all."""
     save_interval_steps: Annotated[int, NotFingerprinted] = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_last_checkpoints: Annotated[int, NotFingerprinted, FingerprintedAs("keep_checkpoints")] = Field(
@@ -407,6 +410,10 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"keep_checkpoints_every_steps {self.keep_checkpoints_every_steps} must be a multiple of "
                 f"save_interval_steps {self.save_interval_steps}"
+            )
+        if self.recompute_layers is not None and self.recompute != "full":
+            raise ValueError(
+                f"recompute_layers belongs to recompute: full, not to recompute: {self.recompute}"
             )
         if self.conversations == "shared" and (self.reset_attention_mask or self.reset_position_ids):
             raise ValueError(

@@ -110,6 +110,7 @@ def transformer_config(
     *,
     precision: str = "fp32",
     recompute: str = "none",
+    recompute_layers: int | None = None,
     acceleration: Acceleration = REFERENCE,
 ) -> TransformerConfig:
     """Megatron's configuration of a model and its layout."""
@@ -119,8 +120,9 @@ def transformer_config(
         "selective": {"recompute_granularity": "selective"},
         "full": {
             "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
+            # Each layer on its own; "block" takes the first so many of a chunk.
+            "recompute_method": "uniform" if recompute_layers is None else "block",
+            "recompute_num_layers": recompute_layers or 1,
         },
     }
     config = TransformerConfig(
@@ -227,6 +229,7 @@ def build_model(
     *,
     precision: str = "fp32",
     recompute: str = "none",
+    recompute_layers: int | None = None,
     z_loss: float = 0.0,
     acceleration: Acceleration = REFERENCE,
 ) -> list[TrainingModel]:
@@ -236,7 +239,12 @@ def build_model(
     """
     prepare_megatron(acceleration)
     config = transformer_config(
-        spec, parallel, precision=precision, recompute=recompute, acceleration=acceleration
+        spec,
+        parallel,
+        precision=precision,
+        recompute=recompute,
+        recompute_layers=recompute_layers,
+        acceleration=acceleration,
     )
     chunks = []
     for stage in range(parallel.virtual_pipeline or 1):

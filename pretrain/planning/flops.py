@@ -78,6 +78,14 @@ class Work:
     storage_bytes: int
 
 
+def recomputed_share(spec: ModelSpec, train: TrainConfig) -> float:
+    """Layers that are recomputed whole, divided by all."""
+    if train.recompute != "full":
+        return 0.0
+    chunks = train.parallel.pipeline * (train.parallel.virtual_pipeline or 1)
+    return 1.0 if train.recompute_layers is None else min(train.recompute_layers * chunks / spec.layers, 1.0)
+
+
 def training_work(
     spec: ModelSpec, train: TrainConfig, total_tokens: int, gpu: Gpu, mfu: float, world_size: int
 ) -> Work:
@@ -90,7 +98,7 @@ def training_work(
     peak = gpu.peak_fp8_flops if train.precision == "fp8" and gpu.peak_fp8_flops else gpu.peak_flops
     # Recomputing repeats a forward pass, which the MFU of a measured run does not contain: full recompute
     # makes 4 products of 3.
-    repeated = 4 / 3 if train.recompute == "full" else 1.0
+    repeated = 1 + recomputed_share(spec, train) / 3
     hours = full * repeated / (world_size * peak * mfu) / 3600
     # bf16: 2 (weights) + 4 (fp32 copy) + 8 (two moments) bytes a parameter; fp32 needs no copy.
     per_parameter = 12 if train.precision == "fp32" else 14

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tsugiki.experiment.model.model_flops import forward_flops_per_token
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
-from tsugiki.pretrain.planning.flops import Gpu
+from tsugiki.pretrain.planning.flops import Gpu, recomputed_share
 from tsugiki.pretrain.planning.memory import Kernels, memory_per_stage
 from tsugiki.pretrain.planning.problems import layout_problems
 
@@ -98,7 +98,7 @@ def relative_time(spec: ModelSpec, train: TrainConfig, data_parallel_size: int, 
     whole = forward_flops_per_token(spec, train.sequence_length, causal=False)
     slowest = (whole - head) / parallel.pipeline + head
     balance = slowest * parallel.pipeline / whole
-    recompute = {"none": 1.0, "selective": 1.03, "full": 4 / 3}[train.recompute]
+    recompute = 1.03 if train.recompute == "selective" else 1 + recomputed_share(spec, train) / 3
     width = parallel.tensor * parallel.context
     communication = 0.03 * math.log2(width) * (1 if width <= machine.gpus_per_node else 6)
     # Without sequence parallelism norms are computed on every rank.
@@ -155,6 +155,7 @@ def _candidates(spec: ModelSpec, train: TrainConfig, world: int) -> Iterator[tup
                             update={
                                 "parallel": parallel,
                                 "recompute": recompute,
+                                "recompute_layers": None,
                                 "micro_batch": micro_batch,
                             }
                         ),

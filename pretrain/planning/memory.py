@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig, TrainConfig
+from tsugiki.pretrain.planning.flops import recomputed_share
 
 _LOSS_CHUNK_BYTES, _LOSS_KEPT_BYTES = 1 << 28, 1 << 30
 """Of `pretrain/model/fused_loss.py`: logits multiplied at a time, and kept for the backward pass at most."""
@@ -240,14 +241,19 @@ def stage_memory(
     micro_batches = max(1, train.global_batch // (train.micro_batch * data_parallel_size))
     layer = _layer_activations(spec, train, kernels)
     passes = chunks_in_flight(parallel, stage, micro_batches)
+    share = recomputed_share(spec, train)
+    kept_whole = train.model_copy(update={"recompute": "none"})
+    plain = _layer_activations(spec, kept_whole, kernels)
     # Sines and cosines of the positions are shared by all layers, and made again by recomputation.
-    angles = spec.head_dim * e / train.micro_batch if train.recompute == "none" else 0.0
+    keeps = share < 1 and train.recompute != "selective"
+    angles = spec.head_dim * e / train.micro_batch if keeps else 0.0
     hidden = tokens * spec.hidden_size * e
     own = hidden / (t if parallel.sequence else 1)
     # The schedule keeps what a stage sends on until its gradient comes back.
     sent_on = passes - 1 if last else passes
     ids = passes * tokens * _ID_BYTES if first else 0
-    kept = tokens * layer.kept * layers_in_flight(parallel, stage, spec.layers, micro_batches)
+    average = share * layer.kept + (1 - share) * plain.kept if 0 < share < 1 else layer.kept
+    kept = tokens * average * layers_in_flight(parallel, stage, spec.layers, micro_batches)
     activations = kept + sent_on * own + ids + tokens * angles
     # Sequence parallelism gathers the inputs of its products into a buffer that stays.
     gathered = hidden if parallel.sequence and t > 1 else 0
@@ -268,7 +274,14 @@ def stage_memory(
         head += hidden if kernels.fused_loss else own
         activations += head
         logits = besides + _logits(spec, train, tokens, rows, kernels)
-    workspace = pending - head + _workspace(spec, train, tokens, layer, kernels)
+    walking = _workspace(spec, train, tokens, layer, kernels)
+    if 0 < share < 1:
+        # The first layers are recomputed: when it is their turn, those behind them are gone.
+        gone = (1 - share) * layers_in_flight(parallel, stage, spec.layers, micro_batches) / passes
+        walking = max(
+            walking - gone * tokens * plain.kept, _workspace(spec, kept_whole, tokens, plain, kernels)
+        )
+    workspace = pending - head + walking
     if first:
         # The last moment: nothing else is left of this micro-batch.
         workspace = max(workspace, pending + embedding + 2 * hidden - activations / passes)

@@ -45,6 +45,7 @@ def layout_problems(
     found = list(_model(parallel, spec))
     found += sequence_problems(config)
     found += batch_problems(config, data_parallel_size)
+    found += _recomputation(config, spec)
     found += _phases(config, spec)
     if config.sequence_length > spec.max_positions:
         found.append(
@@ -96,6 +97,16 @@ def _model(parallel: ParallelConfig, spec: ModelSpec) -> Iterator[Problem]:
             + (f" x virtual_pipeline {parallel.virtual_pipeline}" if parallel.virtual_pipeline else ""),
             f"a product that is one of {choices(stages)}",
         )
+
+
+def _recomputation(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:
+    # Megatron would take as many as there are, and the plan would count what is not.
+    layers = spec.layers // (config.parallel.pipeline * (config.parallel.virtual_pipeline or 1))
+    if config.recompute_layers is not None and config.recompute_layers > max(layers, 1):
+        yield Problem(
+            "more layers are to be recomputed than a chunk of the model has", "train.recompute_layers",
+            config.recompute_layers, f"at most {layers}, or null for all",
+        )  # fmt: skip
 
 
 def _phases(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:

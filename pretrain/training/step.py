@@ -84,6 +84,7 @@ class TrainingStep:
             config.parallel,
             precision=config.precision,
             recompute=config.recompute,
+            recompute_layers=config.recompute_layers,
             z_loss=config.z_loss,
             acceleration=acceleration_of(config),
         )

@@ -109,10 +109,12 @@ def test_messages_between_stages_do_not_stop_the_host(case: Path, alone: Path, t
     assert curve(tmp_path) == pytest.approx(curve(alone), abs=1e-5)
 
 
-@pytest.mark.parametrize("granularity", ["selective", "full"])
-def test_recomputing_activations_changes_nothing(case: Path, alone: Path, granularity: str) -> None:
-    output = case / granularity
-    train(case, output, recompute=granularity)
+@pytest.mark.parametrize(("granularity", "some"), [("selective", None), ("full", None), ("full", 3)])
+def test_recomputing_activations_changes_nothing(
+    case: Path, alone: Path, granularity: str, some: int | None
+) -> None:
+    output = case / f"{granularity}-{some}"
+    train(case, output, recompute=granularity, recompute_layers=some)
     assert curve(output) == curve(alone)
     assert weights(output, STEPS) == weights(alone, STEPS)
 

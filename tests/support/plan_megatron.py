@@ -51,9 +51,11 @@ def tiny(kv_heads: int, layers: int, vocabulary: int) -> ModelSpec:
     )
 
 
-def saved_bytes(spec: ModelSpec, precision: str, recompute: str) -> int:
+def saved_bytes(spec: ModelSpec, precision: str, recompute: str, layers: int | None) -> int:
     """Storages that the graph of one forward pass holds, parameters left out."""
-    model = build_model(spec, ParallelConfig(), precision=precision, recompute=recompute)[0]
+    model = build_model(
+        spec, ParallelConfig(), precision=precision, recompute=recompute, recompute_layers=layers
+    )[0]
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: dict[int, torch.UntypedStorage] = {}
 
@@ -78,18 +80,20 @@ def activations() -> list[dict[str, Any]]:
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1)
     found = []
-    for precision, recompute, kv_heads, layers, vocabulary in itertools.product(
-        ("fp32", "bf16"), ("none", "selective", "full"), (4, 2), (2, 5), (128, 1024)
+    ways = (("none", None), ("selective", None), ("full", None), ("full", 1))
+    for precision, (recompute, some), kv_heads, layers, vocabulary in itertools.product(
+        ("fp32", "bf16"), ways, (4, 2), (2, 5), (128, 1024)
     ):
         spec = tiny(kv_heads, layers, vocabulary)
         found.append(
             {
                 "precision": precision,
                 "recompute": recompute,
+                "recompute_layers": some,
                 "kv_heads": kv_heads,
                 "layers": layers,
                 "vocabulary": vocabulary,
-                "bytes": saved_bytes(spec, precision, recompute),
+                "bytes": saved_bytes(spec, precision, recompute, some),
             }
         )
     return found

@@ -50,7 +50,7 @@ def tiny(kv_heads: int = 4, layers: int = 2, vocabulary: int = 128) -> ModelSpec
 def test_activations_are_what_autograd_keeps() -> None:
     """Every precision, recomputation, grouping, depth and vocabulary: within 1 % of the saved storages."""
     measured = megatron("activations")
-    assert len(measured) == 48
+    assert len(measured) == 64
     for case in measured:
         spec = tiny(case["kv_heads"], case["layers"], case["vocabulary"])
         train = TrainConfig(
@@ -59,6 +59,7 @@ def test_activations_are_what_autograd_keeps() -> None:
             global_batch=MICRO_BATCH,
             precision=case["precision"],
             recompute=case["recompute"],
+            recompute_layers=case["recompute_layers"],
         )
         planned = stage_memory(spec, train, 1, 0, CPU_KERNELS)
         # Of the logits, autograd keeps the fp32 exponentials.

@@ -71,6 +71,7 @@ WRONG_IN_ITSELF = [
     ({"milestone_interval_steps": 100}, "did you mean 'keep_checkpoints_every_steps'?"),
     ({"tier": "apex"}, "did you mean 'backend'?"),
     ({"recompute": "some"}, "'none', 'selective' or 'full'"),
+    ({"recompute": "selective", "recompute_layers": 2}, "belongs to recompute: full"),
     ({"z_loss": -1}, "greater than or equal to 0"),
     ({"phases": [{"trains": ["all"]}, {"trains": ["all"]}]}, "every phase but the last needs until_tokens"),
     ({"phases": [{"trains": []}]}, "at least 1 item"),
@@ -158,6 +159,11 @@ WRONG_FOR_THE_MODEL = [
     ({"parallel": {"tensor": 6}}, "4 key/value heads", "one of 1, 2, 4"),
     ({"parallel": {"pipeline": 4}}, "6 layers", "one of 1, 2, 3, 6"),
     ({"parallel": {"pipeline": 2, "virtual_pipeline": 2}}, "6 layers", "one of 1, 2, 3"),
+    (
+        {"parallel": {"pipeline": 2}, "recompute": "full", "recompute_layers": 4},
+        "chunk of the model",
+        "at most 3",
+    ),
     (
         {"parallel": {"pipeline": 3, "virtual_pipeline": 2}},
         "groups of the pipeline's size",

@@ -16,6 +16,9 @@ if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ] && command -v nvidia-smi >/dev/null; the
     while IFS=', ' read -r index errors; do
       case $errors in '' | *[!0-9]* | 0) ;; *) bad "GPU $index has $errors uncorrected memory errors" ;; esac
     done <<<"$found"
+    if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ] && [ -n "${TSUGIKI_CLI:-}" ]; then # is it as fast as the others?
+      eval "timeout 300 $TSUGIKI_CLI node-test" || [ $? != 124 ] || bad "node-test did not end in 300 s"
+    fi
   fi
 fi
 exit 0

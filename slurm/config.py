@@ -206,7 +206,8 @@ class RestartConfig(StrictModel):
     exclude_node_after_failures: int = Field(default=2, ge=1)
     """A node whose rank was the first to fail this many times is left out of the next attempt."""
     node_check: str | None = 'bash "$TSUGIKI_SCRIPTS/check-node.sh"'
-    """Run once on every node before training; a node where it fails is left out. Null = no check."""
+    """Run once on every node before training; a node for which it prints `BAD NODE: why` is left out. The default runs
+    `tsugiki node-test` on GPU nodes, as `eval "$TSUGIKI_CLI node-test"`. Null = no check."""
 
 
 class ArrayConfig(StrictModel):

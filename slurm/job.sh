@@ -197,11 +197,15 @@ free_port() { # BASE NUMBER: the first port from BASE + NUMBER mod 10000 on at w
 check_nodes() { # run the site's check once on every node; 1 when a node failed it
   [ -n "${TSUGIKI_NODE_CHECK:-}" ] || return 0
   local answer status=0
+  TSUGIKI_CLI=$(printf '%q ' "${CONTAINER[@]}" "${TSUGIKI_COMMAND[@]}")
+  TSUGIKI_CHECKED_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd' ') # in order of the tasks
+  export TSUGIKI_CLI TSUGIKI_CHECKED_NODES
   # shellcheck disable=SC2016  # expanded on the node
   answer=$(srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --input=none \
     bash -c 'eval "$TSUGIKI_NODE_CHECK" 2>&1 | sed "s/^/$SLURMD_NODENAME: /"; exit 0; ' 2>&1) || status=$?
   local bad
-  bad=$(sed -n 's/^\([^: ]*\): BAD NODE.*/\1/p' <<<"$answer" | sort -u)
+  # `BAD NODE at NAME` is of another node, which could not say so itself.
+  bad=$(sed -n -e 's/^[^: ]*: BAD NODE at \([^: ]*\):.*/\1/p;t' -e 's/^\([^: ]*\): BAD NODE.*/\1/p' <<<"$answer" | sort -u)
   [ -n "$bad$answer" ] && [ -z "$bad" ] && [ "$status" = 0 ] && { say "nodes checked"; return 0; }
   [ -n "$answer" ] || [ "$status" != 0 ] || return 0
   say "node check: ${answer:-failed with status $status}"

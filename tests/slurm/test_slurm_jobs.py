@@ -376,6 +376,30 @@ def test_dead_node_with_the_batch_script(breakable: None, tmp_path: Path) -> Non
     assert int(second[-1]) > 1  # from a checkpoint
 
 
+def test_a_slow_node_is_found_before_training(cluster: None, tmp_path: Path) -> None:
+    """`node-test` on three nodes, of which the one of task 1 multiplies matrices a hundred times more slowly."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import time\n"
+        "from tsugiki.pretrain.runtime import product\n"
+        "original = product.torch.mm\n"
+        "product.torch.mm = lambda *matrices: (time.sleep(0.5), original(*matrices))[1]\n"
+    )
+    command = f"{sys.executable} -m tsugiki node-test --compute 0.05 --memory 0 --network 0 --disk 0"
+    check = f'[ "$SLURM_PROCID" != 1 ] || export PYTHONPATH={slow}:$PWD:${{PYTHONPATH:-}}; {command}'
+    run = Run(tmp_path, "slow-node")
+    run.submit(site(
+        train={"nodes": 2, "tasks_per_node": 2, "spare_nodes": 1},
+        restart={"stop_seconds_before_limit": 10, "node_check": check},
+    ))  # fmt: skip
+    assert run.finish(300)["x"] == toy.expected_state(20), run.log()
+    found = re.findall(r"^(node\d+): BAD NODE: compute: .* of the median of 3 nodes", run.log(), re.MULTILINE)
+    assert len(found) == 1, run.log()
+    hosts = {host for host, _ in ranks(run, 1)}
+    assert len(hosts) == 2 and found[0] not in hosts
+
+
 def test_time_limit_twice_gives_the_same_result(runs: dict[str, Run]) -> None:
     run = runs["limit"]
     assert run.finish(1200)["x"] == toy.expected_state(60)

@@ -19,6 +19,7 @@ from tsugiki.cli import (
     hub,
     live,
     merge,
+    node_test,
     plan,
     provenance,
     push,
@@ -70,7 +71,7 @@ for _name, _summary in run.STAGE_COMMANDS.items():
     app.command(_name)(run.stage_command(_name, _summary))
 for _command in (
     run.evaluate, sweep.sweep, cluster.submit, cluster.cancel, cluster.status, verify.verify, plan.plan,
-    compare.compare, doctor.doctor, schema.schema,
+    compare.compare, doctor.doctor, node_test.node_test, schema.schema,
     provenance.provenance, push.push, housekeeping.runs, housekeeping.clean, live.dashboard, merge.merge,
 ):  # fmt: skip
     app.command()(_command)

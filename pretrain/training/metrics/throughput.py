@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from typing import Any, Literal, Self
 
 import psutil
@@ -16,28 +15,16 @@ from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.planning.schedule import Phase
 from tsugiki.pretrain.runtime.megatron_cpu import has_gpu
 from tsugiki.pretrain.runtime.process_groups import all_gather_numbers
+from tsugiki.pretrain.runtime.product import product_flops
 from tsugiki.pretrain.training.metrics.stragglers import SlowNode, Stragglers
 from tsugiki.pretrain.training.metrics.window import LogWindow, data_sheet_peak, tokens_per_byte
 from tsugiki.pretrain.training.run import Run
 
-_GPU_PRODUCT, _CPU_PRODUCT = 8192, 512
-"""Width of the square product that measures a peak; 8192 is what published figures take."""
-_MEASUREMENTS = 10
-
 
 def measured_peak(precision: str) -> float:
-    """FLOP/s of square matrix products on this process's device, the best of ten: 2 n^3 / seconds."""
-    size = _GPU_PRODUCT if has_gpu() else _CPU_PRODUCT
+    """FLOP/s of square matrix products on this process's device; see :func:`product_flops`."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    left, right = (torch.randn(size, size, device=torch.cuda.current_device()).to(dtype) for _ in range(2))
-    best = math.inf
-    for _ in range(_MEASUREMENTS):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        torch.mm(left, right)
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
+    return product_flops(torch.cuda.current_device(), dtype)
 
 
 def peak_flops(setting: float | Literal["measured"] | None, precision: str) -> float | None:

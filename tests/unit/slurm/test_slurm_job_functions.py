@@ -248,3 +248,16 @@ def test_port_of_the_rendezvous_is_one_where_nothing_listens(host: str, tmp_path
         assert call("free_port", tmp_path, str(base), "10007", MASTER_ADDR=host) == str(base + 9)
         listener.close()
         assert call("free_port", tmp_path, str(base), "10007", MASTER_ADDR=host) == str(base + 8)
+
+
+def test_the_check_gets_the_command_and_names_nodes(tmp_path: Path) -> None:
+    """Of a node that says nothing itself another one says so."""
+    said = 'echo "a: BAD NODE: compute: 3 FLOP/s"; echo "b: compute 9 FLOP/s"; echo "b: BAD NODE at c: no result in 120 s"'
+    answer = 'echo "$TSUGIKI_CHECKED_NODES|$TSUGIKI_CLI" >>"$TSUGIKI_RUN_DIR/told"; ' + said
+    commands(tmp_path, srun=answer, scontrol="printf 'a\\nb\\nc\\n'")
+    setting = "CONTAINER=(in 'my image') TSUGIKI_COMMAND=(python -m tsugiki); check_nodes"
+    call(setting, tmp_path, status=1, TSUGIKI_NODE_CHECK="x", SLURM_JOB_NODELIST="[a-c]")
+    assert (tmp_path / "told").read_text() == "a b c|in my\\ image python -m tsugiki \n"
+    lines = [line.split("\t") for line in (tmp_path / "slurm" / "train.failures").read_text().splitlines()]
+    assert [(line[3], line[4]) for line in lines] == [("check", "a"), ("check", "c")]
+    assert call("bad_nodes", tmp_path) == "a,c"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def _result(task: Task, number: int) -> Path:
     return task.folder / f"{number}.json"
 
 
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _until(get: Callable[[], Any], seconds: float) -> Any:
     """What the function gives once it gives something; None when the time is over."""
     deadline = time.monotonic() + seconds
@@ -134,10 +139,7 @@ def _until(get: Callable[[], Any], seconds: float) -> Any:
 def _everyone(task: Task, seconds: float) -> list[dict[str, Any] | None]:
     deadline = time.monotonic() + seconds
     return [
-        _until(
-            lambda number=number: json.loads(_result(task, number).read_text(encoding="utf-8")),
-            deadline - time.monotonic(),
-        )
+        _until(partial(_read, _result(task, number)), deadline - time.monotonic())
         for number in range(task.size)
     ]
 
@@ -207,7 +209,7 @@ def _store(task: Task, seconds: float) -> Any:
         store = TCPStore(socket.gethostname(), 0, is_master=True, wait_for_workers=False, timeout=timeout)
         write_json_atomically(path, {"host": socket.gethostname(), "port": store.port})
         return store
-    address = _until(lambda: json.loads(path.read_text(encoding="utf-8")), seconds)
+    address = _until(partial(_read, path), seconds)
     if address is None:
         return None
     with contextlib.suppress(Exception):

@@ -98,7 +98,9 @@ def test_commands_exist(path: Path) -> None:
     known = set(getattr(group, "commands"))  # noqa: B009 - click.Group or typer's own
     named = set(
         re.findall(
-            r"(?:`|^ {4})(?:\S*bin/)?tsugiki ([a-z]+)\b", path.read_text(encoding="utf-8"), re.MULTILINE
+            r"(?:`|^ {4})(?:\S*bin/)?tsugiki ([a-z]+(?:-[a-z]+)*)\b",
+            path.read_text(encoding="utf-8"),
+            re.MULTILINE,
         )
     )
     assert named <= known

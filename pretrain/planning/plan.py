@@ -247,6 +247,15 @@ def make_plan(
         notes.append(
             "train.parallel.data is null: planned for a data-parallel size of 1; --gpus N plans for more"
         )
+    work = training_work(
+        extended, train, total_tokens, machine.gpu, machine.mfu, model_parallel_size * data_parallel_size
+    )
+    if train.compares:
+        # Forward alone is a third of a step's arithmetic, and every pair is read once.
+        notes.append(
+            f"the stage reference reads every pair once, forward only: at most {work.flops / 3:.3e} FLOP, "
+            f"{_hours(work.hours / 3)} where the training is one epoch; no second model is held in training"
+        )
     problems = layout_problems(train, extended, data_parallel_size)
     stages = memory_per_stage(extended, train, data_parallel_size, kernels)
     plan = Plan(
@@ -257,9 +266,7 @@ def make_plan(
         data_parallel_size=data_parallel_size,
         machine=machine,
         stages=stages,
-        work=training_work(
-            extended, train, total_tokens, machine.gpu, machine.mfu, model_parallel_size * data_parallel_size
-        ),
+        work=work,
         problems=problems,
         notes=notes,
     )

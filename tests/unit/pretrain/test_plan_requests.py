@@ -161,6 +161,17 @@ def test_a_layout_that_cannot_run_says_why() -> None:
     assert found.proposals
 
 
+def test_preference_tuning_has_a_reference_to_read() -> None:
+    """A third of a step's arithmetic (forward of forward and backward), and no memory of its own in training."""
+    sizes = {"sequence_length": 2048, "global_batch": 64}
+    tuned = plan("llama-2-7b", TrainConfig(objective="dpo", **sizes))
+    plain = plan("llama-2-7b", TrainConfig(**sizes))
+    assert f"at most {plain.work.flops / 3:.3e} FLOP" in tuned.to_text()
+    assert len(tuned.notes) == len(plain.notes) + 1
+    assert tuned.stages == plain.stages
+    assert "stage reference" not in plan("llama-2-7b", TrainConfig(objective="simpo", **sizes)).to_text()
+
+
 def test_number_of_gpus() -> None:
     train = TrainConfig(parallel=ParallelConfig(tensor=2, pipeline=2, sequence=True))
     assert plan("llama-2-7b", train, world_size=32).data_parallel_size == 8

@@ -19,6 +19,8 @@ from tsugiki.experiment.errors import ConfigError, Interrupted
 from tsugiki.experiment.run.manifest import Manifest
 from tsugiki.study.config import StudyConfig
 from tsugiki.study.local import LocalRun, TrialState
+from tsugiki.study.page import csv_table
+from tsugiki.study.results import read_results
 from tsugiki.study.trials import Study, make_study
 
 COMMAND = (sys.executable, str(Path(toy_study.__file__)), "run")
@@ -26,6 +28,7 @@ RATES = [1e-4, 1e-3]
 
 
 def study(folder: Path, **options: Any) -> Study:
+    folder.mkdir(exist_ok=True)
     (folder / "toy.yaml").write_text("name: toy\n")
     options.setdefault("grid", {"train.rate": RATES, "train.replay": [0.0, 0.5]})
     config = StudyConfig(
@@ -43,25 +46,21 @@ def states(found: dict[str, TrialState]) -> list[str]:
 
 
 def test_shared_stages_are_made_once_and_hard_linked(tmp_path: Path) -> None:
-    """Two corpora, of which one has two token budgets: 2 corpora, 3 tokens, 6 trainings for 6 trials."""
-    points = [("a", 1e6), ("a", 2e6), ("b", 1e6)]
-    trials = [
-        {"corpus.text": text, "tokens": budget, "train.rate": rate}
-        for text, budget in points
-        for rate in RATES
-    ]
+    """Two corpora, of which one has two token budgets: 2 corpora, 3 tokens, 4 trainings for 4 trials."""
+    points = [("a", 1e6, 1e-4), ("a", 1e6, 1e-3), ("a", 2e6, 1e-4), ("b", 1e6, 1e-4)]
+    trials = [dict(zip(("corpus.text", "tokens", "train.rate"), point, strict=True)) for point in points]
     of = study(tmp_path, trials=trials, grid={}, resources={"cores": 3})
-    assert states(run(of)) == ["done"] * 6
+    assert states(run(of)) == ["done"] * 4
     counted = Counter(stage for stage, _ in toy_study.made(of.directory))
-    assert counted == {"corpus": 2, "tokens": 3, "train": 6, "evaluate": 6}
+    assert counted == {"corpus": 2, "tokens": 3, "train": 4, "evaluate": 4}
     files = [trial.run_dir / "corpus" / "deep" / "text" for trial in of.trials.values()]
-    assert [path.read_text() for path in files] == ["a"] * 4 + ["b"] * 2
-    assert [path.stat().st_nlink for path in files] == [4] * 4 + [2] * 2
+    assert [path.read_text() for path in files] == ["a"] * 3 + ["b"]
+    assert [path.stat().st_nlink for path in files] == [3] * 3 + [1]
     for trial in of.trials.values():
         manifest = Manifest.load(trial.run_dir / "corpus")
         assert manifest is not None and manifest.damage(trial.run_dir / "corpus") is None
     # again: nothing is left to do; one more rate: only what is new
-    assert states(run(of)) == ["done"] * 6
+    assert states(run(of)) == ["done"] * 4
     more = study(tmp_path, trials=[*trials, {**trials[0], "train.rate": 1e-2}], grid={})
     run(more)
     assert Counter(stage for stage, _ in toy_study.made(of.directory)) == counted + Counter(
@@ -143,7 +142,7 @@ def test_resources_bound_what_runs_at_once(tmp_path: Path) -> None:
     def watched(machine: Any) -> None:
         started.append([item.gpus[0] for item in runner._running])
         if len(runner._running) == 2:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while len(list(of.directory.glob("*.waits"))) < 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert len(list(of.directory.glob("*.waits"))) == 2
@@ -161,7 +160,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import test_study_run as case
-case.run(case.study(Path(sys.argv[1]), set={"train.wait_for": sys.argv[2]}, resources={"cores": 2}))
+rates = {"train.rate": case.RATES}
+case.run(case.study(Path(sys.argv[1]), grid=rates, set={"train.wait_for": sys.argv[2]}, resources={"cores": 2}))
 """
 
 
@@ -174,19 +174,28 @@ def test_killed_studies_end_as_others(tmp_path: Path, number: signal.Signals) ->
         [sys.executable, "-c", SCRIPT, str(tmp_path), str(never)], env={**os.environ, "PYTHONPATH": path}
     )
     directory = tmp_path / "runs" / "s"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(list(directory.glob("*.waits"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     with pytest.raises(ConfigError, match="another process works"):
-        run(study(tmp_path))
+        run(study(tmp_path, grid={"train.rate": RATES}))
     process.send_signal(number)
-    process.wait(timeout=120)
+    process.wait(timeout=600)
     never.touch()
-    of = study(tmp_path, set={"train.wait_for": str(never)})
-    assert states(run(of)) == ["done"] * 4
+    of = study(tmp_path, grid={"train.rate": RATES}, set={"train.wait_for": str(never)})
+    assert states(run(of)) == ["done"] * 2
     counted = Counter(stage for stage, _ in toy_study.made(directory))
-    assert counted == {"corpus": 1, "tokens": 1, "train": 4, "evaluate": 4}
+    assert counted == {"corpus": 1, "tokens": 1, "train": 2, "evaluate": 2}
+    # the same page as that of a study that was left alone, but for the seconds
+    page = csv_table(read_results(of)).csv()
+    alone = study(tmp_path / "alone", grid={"train.rate": RATES})
+    for trial in alone.trials.values():
+        rates = toy_study.known(trial.values["train.rate"], 0.5)
+        toy_study.write_evaluation(trial.run_dir / "evaluate", rates)
+    assert [line.split(",")[:-3] for line in page.splitlines()] == [
+        line.split(",")[:-3] for line in csv_table(read_results(alone)).csv().splitlines()
+    ]
 
 
 def test_a_trial_that_is_told_to_stop_stops_the_study(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ class Experiment:
             graft=self.config.graft,
             run_dir=self.run_dir,
             world_size=gpus,
+            mixture_changes=[change.from_tokens for change in self.config.tokens.mixture.changes],
         )
 
     def preview(self, from_stage: str | None = None, until: str | None = None) -> list[Decision]:

@@ -7,6 +7,7 @@ this machine, the base model's ``config.json``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from tsugiki.experiment.text.tokenizer_files import tokenizer_size
 from tsugiki.pretrain.config import BaseConfig, TrainConfig
 from tsugiki.pretrain.convert_config import GraftConfig
 from tsugiki.pretrain.model.context_extension import extended_context
+from tsugiki.pretrain.planning.described import course
 from tsugiki.pretrain.planning.divisions import Problem
 from tsugiki.pretrain.planning.flops import Work, training_work
 from tsugiki.pretrain.planning.layouts import Machine, Proposal, proposals
@@ -74,6 +76,7 @@ class Plan:
         problems: why the layout cannot run.
         proposals: layouts that fit, when this one does not.
         notes: what was assumed.
+        course: where it begins, its schedule, when its mixture changes.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Plan:
     problems: list[Problem] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    course: list[str] = field(default_factory=list)
 
     @property
     def world_size(self) -> int:
@@ -141,6 +145,7 @@ class Plan:
             "problems": [str(problem) for problem in self.problems],
             "proposals": [item.to_json() for item in self.proposals],
             "notes": self.notes,
+            "course": self.course,
         }
 
     def to_text(self) -> str:
@@ -154,6 +159,7 @@ class Plan:
             *self._context(),
             f"  training     {work.tokens:,} tokens in {work.steps:,} steps of {self.train.global_batch} x "
             f"{self.train.sequence_length}",
+            *(f"  {'course' * (number == 0):<13}{line}" for number, line in enumerate(self.course)),
             f"  layout       {self.world_size} GPUs: tensor {parallel.tensor} x pipeline {parallel.pipeline} "
             f"x context {parallel.context} x data {self.data_parallel_size}",
             f"  work         {work.flops:.3e} FLOP (attention counted causal: {work.causal_flops:.3e})",
@@ -206,6 +212,7 @@ def make_plan(
     run_dir: Path | None = None,
     world_size: int | None = None,
     kernels: Kernels = TORCH_KERNELS,
+    mixture_changes: Sequence[int] = (),
 ) -> Plan:
     """Plan an experiment.
 
@@ -220,6 +227,7 @@ def make_plan(
         run_dir: where finished stages tell more than the configuration (``size: auto``).
         world_size: GPUs; None takes ``train.parallel`` with its data (1 when null).
         kernels: what the kernels in use keep for the backward pass.
+        mixture_changes: tokens from which the mixture has other shares.
 
     Raises:
         ConfigError: the base's architecture is not known here, a context that cannot be made of its own, or
@@ -269,6 +277,7 @@ def make_plan(
         work=work,
         problems=problems,
         notes=notes,
+        course=course(train, total_tokens, mixture_changes),
     )
     if not plan.fits:
         plan.proposals.extend(proposals(extended, train, plan.world_size, machine, kernels))

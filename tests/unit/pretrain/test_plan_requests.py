@@ -13,6 +13,7 @@ import pytest
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import BaseConfig, ParallelConfig, ScratchConfig, TrainConfig
+from tsugiki.pretrain.planning.described import course
 from tsugiki.pretrain.planning.flops import GPUS, find_gpu, training_work
 from tsugiki.pretrain.planning.layouts import Machine, proposals
 from tsugiki.pretrain.planning.memory import TORCH_KERNELS
@@ -109,6 +110,35 @@ def test_steps_time_and_storage() -> None:
     )
     plain = training_work(model("llama-2-7b"), train, 10**11, GPUS["h100"], 0.5, 16)
     assert full.hours == pytest.approx(plain.hours * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"kind": "cosine", "warmup_tokens": 64}, "cosine, peak 0.0001, warm-up until 64, down to 1e-05 until 640"),
+        ({"kind": "constant"}, "constant, peak 0.0001, constant until 640"),
+        ({"kind": "wsd", "decay_tokens": 100, "decay_shape": "1-sqrt"},
+         "wsd, peak 0.0001, constant until 540, decay (1-sqrt) to 1e-05 until 640"),
+        ({"kind": "infinite", "warmup_tokens": 64, "constant_learning_rate": 3e-5},
+         "infinite, peak 0.0001, warm-up until 64, down to 3e-05 until 128, constant until 640"),
+        ({"kind": "cooldown"}, "cooldown, peak 0.0001, decay (linear) to 1e-05 until 640"),
+    ],
+)  # fmt: skip
+def test_the_course_of_a_training(schedule: dict[str, Any], said: str) -> None:
+    """10 steps of 64 tokens and 10 tokens more."""
+    train = TrainConfig.model_validate({"sequence_length": 16, "global_batch": 4, "schedule": schedule})
+    assert course(train, 650) == [said]
+
+
+def test_the_plan_says_where_a_training_begins_and_when_its_mixture_changes() -> None:
+    train = TrainConfig(continue_from="runs/a@25", continue_moments=False)
+    made = plan("llama-2-7b", train, mixture_changes=[10_000_000])
+    assert (
+        "  course       continues runs/a@25, without its moments, what was read comes last\n"
+        in made.to_text()
+    )
+    assert "               the mixture changes at 10,000,000 tokens, with step 4\n" in made.to_text()
+    assert len(made.to_json()["course"]) == 3
 
 
 def test_swallow_7b_fits_the_gpus_it_was_trained_on() -> None:

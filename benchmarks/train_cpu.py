@@ -7,6 +7,7 @@ counted. Prints the command, the machine, the tokens per second of both, and the
 to the first finished step. Then ours again with every step logged to MLflow (SQLite): by the launcher, as on
 one machine, and by the rank, as in a Slurm job. A log line's cost is what the rank spends on it (norms of the
 embedding rows included), its share that of a step at the default interval of ten steps.
+`train_loop.py` compares with a loop without Trainer, and at the size of a real model.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, SEQUENCE, BATCH = 8192, 256, 8
 LOG_INTERVAL = 10
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
     "intermediate_size": 352,
@@ -38,15 +40,17 @@ SHAPE = {
 }
 
 
-def documents(count: int) -> list[list[int]]:
+def documents(count: int, sequence: int = SEQUENCE, vocabulary: int = VOCABULARY) -> list[list[int]]:
     """Random documents of one sequence length each."""
     import numpy
 
     generator = numpy.random.default_rng(0)
-    return [[1, *generator.integers(3, VOCABULARY, SEQUENCE).tolist(), 2] for _ in range(count)]
+    return [[1, *generator.integers(3, vocabulary, sequence).tolist(), 2] for _ in range(count)]
 
 
-def prepare(directory: Path, steps: int) -> None:
+def prepare(
+    directory: Path, steps: int, shape: dict[str, Any] = SHAPE, batch: int = BATCH, sequence: int = SEQUENCE
+) -> None:
     """The model as a Hugging Face directory and imported; the tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,22 +60,25 @@ def prepare(directory: Path, steps: int) -> None:
     from tsugiki.pretrain.conversion.import_hf import write_import
     from tsugiki.pretrain.convert_config import GraftConfig
 
+    vocabulary = shape["vocab_size"]
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory / "hf")
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(directory / "hf")
     for name in ("graft", "tokens"):
         (directory / name).mkdir()
     write_import(directory / "hf", directory / "graft", tokenizer_dir=None, config=GraftConfig())
-    count, tokens = write_indexed(directory / "tokens" / "x", documents(steps * BATCH), VOCABULARY)
+    count, tokens = write_indexed(
+        directory / "tokens" / "x", documents(steps * batch, sequence, vocabulary), vocabulary
+    )
     source = MixtureSource(
         name="x", language="en", prefix="x", heldout_prefix=None, documents=count, tokens=tokens,
         bytes=tokens, heldout_documents=0, heldout_tokens=0, heldout_bytes=0, share=1.0,
         planned_tokens=tokens, epochs=1.0,
     )  # fmt: skip
     Mixture(
-        vocabulary_size=VOCABULARY,
+        vocabulary_size=vocabulary,
         bos_id=1,
         eod_id=2,
-        total_tokens=steps * BATCH * SEQUENCE,
+        total_tokens=steps * batch * sequence,
         sources=[source],
     ).save(directory / "tokens")
 

@@ -2,7 +2,8 @@
 
 | backend | norm | linear layers | attention | weight gradients | optimizer |
 |---|---|---|---|---|---|
-| reference (a CPU) | torch | Megatron | SDPA | torch | torch AdamW |
+| reference | torch | Megatron | SDPA | torch | torch AdamW |
+| a CPU in fp32 | [cpu_kernels.py](cpu_kernels.py) | Megatron | SDPA | torch, into the buffer | torch fused AdamW |
 | torch | compiled | Megatron | SDPA (flash), flex_attention | torch, into the buffer | torch fused AdamW |
 | apex | apex | Megatron | as above | apex, into the buffer | apex FusedAdam |
 | transformer_engine | in the linear layers | its own, bf16 or fp8 | as above | its own, likewise | its own |
@@ -37,7 +38,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What is fast in a run. The default is the plain path, which a CPU takes.
+    """What is fast in a run. The default is the plain path, which a CPU takes in half precision.
 
     Attributes:
         backend: what norm and linear layers are made of.
@@ -48,6 +49,7 @@ class Acceleration:
             flex_attention for windows and document boundaries.
         fp8_recipe: scaling of fp8 products; None = bf16 or fp32.
         deterministic: only kernels that give the same bits every time.
+        cpu_kernels: norm, SwiGLU and rotation of `cpu_kernels.py`, the fused loss of `blocked_loss.py`.
     """
 
     backend: Backend = "torch"
@@ -57,9 +59,12 @@ class Acceleration:
     attention: Literal["plain", "fast"] = "plain"
     fp8_recipe: str | None = None
     deterministic: bool = False
+    cpu_kernels: bool = False
 
 
 REFERENCE = Acceleration()
+CPU = Acceleration(fused_loss=True, accumulate=True, cpu_kernels=True)
+"""In fp32; in half precision products are faster than their sums in fp32."""
 
 
 def resolve(
@@ -76,7 +81,7 @@ def resolve(
     Args:
         backend: `auto` takes the best one installed.
         precision: fp8 needs transformer-engine.
-        gpu: whether there is a CUDA device; without one everything is plain.
+        gpu: whether there is a CUDA device.
         compile: let torch's compiler make the small kernels.
         fp8_recipe: used with precision fp8.
         deterministic: `auto` takes torch, which alone refuses what is not; the others have kernels of their own.
@@ -96,7 +101,8 @@ def resolve(
                 got="fp8 on a CPU",
                 fix="set train.precision: bf16",
             )
-        return replace(REFERENCE, deterministic=True) if deterministic else REFERENCE
+        plain = CPU if precision == "fp32" else REFERENCE
+        return replace(plain, deterministic=True) if deterministic else plain
     there = {"torch": True, "apex": has_nvidia_apex(), "transformer_engine": has_transformer_engine()}
     best: Backend = "torch" if deterministic else best_backend()
     chosen: Backend = best if backend == "auto" else backend
@@ -148,6 +154,10 @@ def prepare_megatron(acceleration: Acceleration) -> None:
     import megatron.core.optimizer as optimizers
     import megatron.core.optimizer.distrib_optimizer as distributed
     import megatron.core.tensor_parallel.layers as layers
+    import megatron.core.transformer.mlp as mlp
+    from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
+
+    from tsugiki.pretrain.model.cpu_kernels import swiglu
 
     adam, is_torch = _adam(acceleration.backend)
     optimizers.Adam = adam
@@ -160,6 +170,7 @@ def prepare_megatron(acceleration: Acceleration) -> None:
     if acceleration.accumulate:
         layers.fused_weight_gradient_mlp_cuda = _gradient_accumulation(acceleration.backend)
         layers._grad_accum_fusion_available = True
+    mlp.bias_swiglu_impl = swiglu if acceleration.cpu_kernels else bias_swiglu_impl
 
 
 def _adam(backend: Backend) -> tuple[Any, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor
 from tsugiki.experiment.model.model_spec import ModelSpec
 from tsugiki.pretrain.config import ParallelConfig
 from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, prepare_megatron
+from tsugiki.pretrain.model.blocked_loss import blocked_cross_entropy
+from tsugiki.pretrain.model.cpu_kernels import embedding
 from tsugiki.pretrain.model.fused_attention import BlockMasks
 from tsugiki.pretrain.model.fused_loss import linear_cross_entropy
 from tsugiki.pretrain.model.layers import RMSNorm, RotaryPositions, SelfAttentionCore
@@ -65,7 +68,12 @@ class TrainingModel(GPTModel):
             if self.config.sequence_parallel
             else copy_to_tensor_model_parallel_region(hidden_states, group=group)
         )  # [s, b, h]
-        losses = linear_cross_entropy(
+        function = (
+            blocked_cross_entropy
+            if self.acceleration.cpu_kernels
+            else partial(linear_cross_entropy, compile=self.acceleration.compile)
+        )
+        losses = function(
             whole.flatten(0, 1),
             weight,
             labels.transpose(0, 1).flatten(),
@@ -73,7 +81,6 @@ class TrainingModel(GPTModel):
             vocabulary_size=self.true_vocabulary_size,
             z_loss=self.z_loss,
             group=group,
-            compile=self.acceleration.compile,
             accumulate=self.acceleration.accumulate,
         )
         objective, entropy = (part.view(whole.shape[:2]).transpose(0, 1) for part in losses)
@@ -160,7 +167,8 @@ def transformer_config(
         attention_backend=AttnBackend.unfused,
         masked_softmax_fusion=False,
         # Megatron's SwiGLU and GeGLU are functions for torch's compiler.
-        bias_activation_fusion=acceleration.compile,
+        bias_activation_fusion=acceleration.compile
+        or (acceleration.cpu_kernels and spec.activation == "silu"),
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=acceleration.accumulate,
@@ -281,6 +289,9 @@ def _build_chunk(
     model.true_vocabulary_size = spec.vocabulary_size
     model.z_loss = z_loss
     model.acceleration = config.acceleration
+    if first and config.acceleration.cpu_kernels and parallel.tensor == 1:
+        rows = model.embedding.word_embeddings
+        rows.forward = partial(embedding, rows.weight)
     if first and spec.embedding_scale != 1.0:
         _scale_embedding(model.embedding, spec.embedding_scale)
     return model

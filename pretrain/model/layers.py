@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from tsugiki.experiment.model.model_spec import ModelSpec
+from tsugiki.pretrain.model import cpu_kernels
 from tsugiki.pretrain.model.backend import REFERENCE, Acceleration
 from tsugiki.pretrain.model.fused_attention import (
     BlockMasks,
@@ -68,7 +69,15 @@ def _norm_function(acceleration: Acceleration) -> Callable[..., Any]:
             return result
 
         return fused
-    return compiled(rms_norm) if acceleration.compile else rms_norm
+    return _variant(acceleration, rms_norm, cpu_kernels.rms_norm)
+
+
+def _variant(
+    acceleration: Acceleration, plain: Callable[..., Any], cpu: Callable[..., Any]
+) -> Callable[..., Any]:
+    if acceleration.cpu_kernels:
+        return cpu
+    return compiled(plain) if acceleration.compile else plain
 
 
 class _GatherSequence(torch.autograd.Function):
@@ -124,7 +133,7 @@ class SelfAttentionCore(torch.nn.Module):
         self.window: int | None = config.sliding_window
         self.context_ranks = config.context_parallel_size
         acceleration: Acceleration = config.acceleration
-        self.rotate: Callable[..., Any] = compiled(rotate_both) if acceleration.compile else rotate_both
+        self.rotate = _variant(acceleration, rotate_both, cpu_kernels.rotate_both)
         self.fast = acceleration.attention == "fast"
         self.masks: BlockMasks = config.masks
 

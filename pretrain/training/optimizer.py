@@ -40,7 +40,20 @@ def wrap_models(models: list[Any], *, distributed_optimizer: bool) -> list[Distr
                 disable_bucketing=number > 0,
             )
         )
+    if not has_gpu() and parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1:
+        _spare_exchange_with_itself(wrapped)
     return wrapped
+
+
+def _spare_exchange_with_itself(wrapped: list[Any]) -> None:
+    """gloo copies all gradients and all weights once a step where a rank exchanges them with itself alone."""
+
+    def nothing(**_: Any) -> None:
+        return None
+
+    for model in wrapped:
+        for group in model.bucket_groups:
+            group.start_grad_sync = group.start_param_sync = nothing
 
 
 def _gradients_of_norm(optimizer: Any) -> Any:
@@ -82,6 +95,7 @@ class Optimizer:
             )
         self.rows: RowControl | None = None
         save_own_parts(self.megatron)
+        self._spare_copies_onto_themselves()
         for optimizer in self.torch_optimizers():
             optimizer.register_load_state_dict_pre_hook(_as_the_optimizer_keeps_it)
             forget_schedule(optimizer.param_groups)
@@ -106,6 +120,26 @@ class Optimizer:
                         state["exp_avg"] = torch.zeros_like(parameter)
                         state["exp_avg_sq"] = torch.zeros_like(parameter)
                     state["step"] = state["step"].clone()
+
+    def _spare_copies_onto_themselves(self) -> None:
+        """In fp32 Adam's part of a weight is a view of it, and Megatron copies it to where it is."""
+        for item in getattr(self.megatron, "chained_optimizers", [self.megatron]):
+            if not hasattr(item, "shard_fp32_groups"):
+                continue
+            pairs = [
+                (shard, model)
+                for shards, models in (
+                    (item.shard_fp32_groups, item.model_fp32_groups),
+                    (item.shard_fp32_from_float16_groups, item.model_float16_groups),
+                )
+                for shard_group, model_group in zip(shards, models, strict=True)
+                for shard, model in zip(shard_group, model_group, strict=True)
+            ]
+            if all(
+                shard.untyped_storage().data_ptr() == model.untyped_storage().data_ptr()
+                for shard, model in pairs
+            ):
+                item._copy_main_params_to_model_params = lambda: None
 
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that do the arithmetic."""

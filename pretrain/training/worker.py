@@ -50,6 +50,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     import torch
 
     from tsugiki.pretrain.checkpoint.writer import reason
+    from tsugiki.pretrain.runtime.allocator import keep_freed_memory
     from tsugiki.pretrain.runtime.kernels import make_deterministic
     from tsugiki.pretrain.runtime.peers import connect, write_state
     from tsugiki.pretrain.runtime.process_groups import barrier, initialise
@@ -60,6 +61,7 @@ def train(job: TrainJob, world: World, stop: StopRequest, store: Any = None) -> 
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.config.threads or max(1, cores // world.size))
+        keep_freed_memory()
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED_COLLECTIVES)
     if job.config.deterministic:
         make_deterministic()

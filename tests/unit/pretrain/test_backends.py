@@ -11,7 +11,7 @@ import torch
 from tsugiki.experiment import accelerators
 from tsugiki.experiment.errors import ConfigError
 from tsugiki.pretrain.model import backend as backends
-from tsugiki.pretrain.model.backend import REFERENCE, Acceleration, resolve
+from tsugiki.pretrain.model.backend import CPU, REFERENCE, Acceleration, resolve
 
 ENGINE = {"transformer_engine", "transformer_engine_torch"}
 APEX = {"apex", "amp_C"}
@@ -69,10 +69,10 @@ def test_fp8(install) -> None:
         resolve("auto", precision="fp8", gpu=True)
 
 
-def test_a_cpu_takes_the_plain_path(install) -> None:
+def test_a_cpu_has_kernels_of_its_own_in_fp32(install) -> None:
     install(*APEX, *ENGINE)
     assert resolve("auto", precision="bf16", gpu=False) is REFERENCE
-    assert resolve("torch", precision="fp32", gpu=False) is REFERENCE
+    assert resolve("torch", precision="fp32", gpu=False) is CPU
     with pytest.raises(ConfigError, match="needs a GPU"):
         resolve("apex", precision="bf16", gpu=False)
     with pytest.raises(ConfigError, match=r"(?s)fp8.*train.precision: bf16"):

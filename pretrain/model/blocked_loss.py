@@ -99,8 +99,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             torch.distributed.all_reduce(both, group=plan.group)
             total, target = both.unbind(0)
         log_partition = total.log() + largest
-        entropy = log_partition - target
-        ctx.save_for_backward(hidden, column, log_partition)
+        entropy = total.log() + (largest - target)  # rounded once less than log_partition - target
+        ctx.save_for_backward(hidden, column, largest, total, log_partition)
         ctx.parameter, ctx.plan, ctx.buffer = parameter, plan, buffer
         ctx.mark_non_differentiable(entropy)
         objective = entropy + plan.z_loss * log_partition.square() if plan.z_loss else entropy.clone()
@@ -108,17 +108,18 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, column, log_partition = ctx.saved_tensors
+        hidden, column, largest, total, log_partition = ctx.saved_tensors
         parameter, plan = ctx.parameter, ctx.plan
         gradient = gradients[0]
         spread = gradient * (1 + 2 * plan.z_loss * log_partition) if plan.z_loss else gradient
+        scale = spread / total
         sink: Tensor | None = None
         if ctx.needs_input_grad[1]:
             sink = parameter.main_grad if plan.accumulate else torch.zeros_like(parameter)
         hidden_gradient = torch.zeros_like(hidden)
         for (token, row), logits in _views(ctx.buffer, hidden.shape[0], plan):
             # In place: this graph is walked once. spread * softmax(logits), less `gradient` in the label's column.
-            result = logits.sub_(log_partition[token, None]).exp_().mul_(spread[token, None])
+            result = logits.sub_(largest[token, None]).exp_().mul_(scale[token, None])
             local = column[token] - row.start
             inside = (local >= 0) & (local < result.shape[1])
             less = gradient[token].masked_fill(~inside, 0.0)

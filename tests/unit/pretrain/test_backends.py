@@ -112,7 +112,7 @@ def test_training_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.M
 
     (tmp_path / "checkpoint").mkdir()
     monkeypatch.setattr(train.ModelSpec, "load", lambda _: None)
-    monkeypatch.setattr(train.Mixture, "load", lambda _: SimpleNamespace(total_tokens=10**9))
+    monkeypatch.setattr(train.Mixture, "load", lambda _: SimpleNamespace(total_tokens=10**9, sources=[]))
     monkeypatch.setattr(train, "layout_problems", lambda *_, **__: [])
     with pytest.raises(ConfigError, match=r"train\.backend"):
         train.run(

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsugiki.pretrain.model.cpu_kernels import added
+
 _TOKENS, _ROWS = 1024, 512
 """Of a block: 2 MiB in fp32, a second-level cache."""
 
@@ -131,9 +133,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         ctx.buffer = None
         if sink is None or not plan.accumulate:
             return hidden_gradient, sink, None, None
-        # Without overlapped reduction no hook waits for a gradient. Megatron still adds the embedding's to the buffer.
-        parameter.grad_added_to_main_grad = True
-        return hidden_gradient, None, None, None
+        return hidden_gradient, added(parameter), None, None
 
 
 def blocked_cross_entropy(

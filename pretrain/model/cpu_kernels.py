@@ -101,6 +101,16 @@ def rotate_both(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tup
     )
 
 
+def added(parameter: Tensor) -> Tensor | None:
+    """What autograd gets for a gradient that is in Megatron's buffer already.
+
+    Nothing, or zeros where a hook waits for it to reduce gradients early (`reduced_early`, set by `wrap_models`).
+    Megatron still adds to the buffer what else autograd has for an embedding that is also the output matrix.
+    """
+    parameter.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.zeros_like(parameter) if getattr(parameter, "reduced_early", False) else None
+
+
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
@@ -119,8 +129,7 @@ class _Embedding(torch.autograd.Function):
         total.index_add_(0, ids.flatten(), gradients[0].flatten(0, -2))
         if not accumulate:
             return None, total
-        weight.grad_added_to_main_grad = True
-        return None, None
+        return None, added(weight)
 
 
 def embedding(weight: Tensor, ids: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ def wrap_models(models: list[Any], *, distributed_optimizer: bool) -> list[Distr
             use_distributed_optimizer=distributed_optimizer,
             check_for_nan_in_grad=False,  # the training loop looks at loss and gradient norm itself
         )
+        for parameter in model.parameters():
+            parameter.reduced_early = config.overlap_grad_reduce
         wrapped.append(
             DistributedDataParallel(
                 config=model.config,

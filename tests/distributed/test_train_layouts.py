@@ -20,9 +20,12 @@ LAYOUTS = {
     "dp2-plain-optimizer": {"parallel": {"data": 2}, "optimizer": {**OPTIMIZER, "distributed": False}},
     "tp2-dp2": {"parallel": {"tensor": 2, "data": 2}},
     "cp2": {"parallel": {"context": 2}},
-    "tp2-cp2-sp": {"parallel": {"tensor": 2, "context": 2, "sequence": True}},
+    "tp2-cp2-sp": {
+        "parallel": {"tensor": 2, "context": 2, "sequence": True},
+        "micro_batch": 8,
+    },  # dear on gloo
     "pp2-cp2": {"parallel": {"pipeline": 2, "context": 2}},
-    "micro-batch-1": {"micro_batch": 1},
+    "micro-batch-2": {"micro_batch": 2},
     "micro-batch-8": {"micro_batch": 8},
 }
 

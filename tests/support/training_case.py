@@ -147,7 +147,7 @@ def settings(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "sequence_length": SEQUENCE,
-            "micro_batch": 2,
+            "micro_batch": 4,
             "global_batch": GLOBAL_BATCH,
             "precision": "fp32",
             "optimizer": {"learning_rate": 3e-3, "minimum_learning_rate": 3e-4},

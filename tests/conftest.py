@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST = (
     "test_slurm_submit", "test_slurm_jobs", "test_recipes_tiny", "test_train_survival", "test_smoke", "test_train_layouts",
-    "test_slurm_accounting", "test_train_observed", "test_wheel", "test_slurm_wheel", "test_slurm_tokens",
+    "test_slurm_accounting", "test_rank_failures", "test_train_observed", "test_wheel", "test_slurm_wheel", "test_slurm_tokens",
     "test_train_anomalies", "test_train_reference", "test_plan_measured", "test_train_phases", "test_tokenizer_stage",
     "test_evaluation_benchmark_harness", "test_plan_memory", "test_convert_megatron", "test_layout_property",
     "test_tokenizer_word_lists", "test_tokens_stage", "test_training", "test_distill", "test_how_to_add",

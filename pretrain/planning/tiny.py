@@ -25,7 +25,7 @@ from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.run.folders import refuse_unusable
 
 PROCESSES = 4
-STEPS = 8
+STEPS = 4
 SEQUENCE_LENGTH = 64
 GLOBAL_BATCH = 8
 _STEP_TOKENS = SEQUENCE_LENGTH * GLOBAL_BATCH

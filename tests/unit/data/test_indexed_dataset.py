@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from tsugiki.experiment.artefacts.indexed_dataset import concatenate, token_type, write_indexed
 
@@ -15,18 +15,27 @@ SIZES = [10, 65_499, 65_500, 65_536, 65_537, 256_000]
 """Megatron writes uint16 for fewer than 65,500 ids."""
 
 
+@pytest.fixture(scope="module")
+def megatron() -> ModuleType:
+    """Imported by who runs these tests, not by every process that collects them."""
+    from megatron.core.datasets import indexed_dataset
+
+    return indexed_dataset
+
+
 def documents(vocabulary: int) -> list[list[int]]:
     return [[1, 5, vocabulary - 1, 2], [2], [1, *(number % vocabulary for number in range(3, 300)), 2]]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_type_of_ids_is_megatrons(size: int) -> None:
-    assert token_type(size) == np.dtype(DType.optimal_dtype(size))
+def test_type_of_ids_is_megatrons(megatron: ModuleType, size: int) -> None:
+    assert token_type(size) == np.dtype(megatron.DType.optimal_dtype(size))
 
 
 @pytest.mark.parametrize("vocabulary", SIZES)
-def test_bytes_are_those_of_megatrons_builder(tmp_path: Path, vocabulary: int) -> None:
-    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocabulary))
+def test_bytes_are_those_of_megatrons_builder(megatron: ModuleType, tmp_path: Path, vocabulary: int) -> None:
+    dtype = megatron.DType.optimal_dtype(vocabulary)
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
     for ids in documents(vocabulary):
         builder.add_item(torch.tensor(ids))
         builder.end_document()
@@ -38,9 +47,9 @@ def test_bytes_are_those_of_megatrons_builder(tmp_path: Path, vocabulary: int) -
 
 
 @pytest.mark.parametrize("vocabulary", [65_499, 65_500])
-def test_megatron_reads_it(tmp_path: Path, vocabulary: int) -> None:
+def test_megatron_reads_it(megatron: ModuleType, tmp_path: Path, vocabulary: int) -> None:
     write_indexed(tmp_path / "x", documents(vocabulary), vocabulary)
-    data = IndexedDataset(str(tmp_path / "x"))
+    data = megatron.IndexedDataset(str(tmp_path / "x"))
     assert [data[number].tolist() for number in range(len(data))] == documents(vocabulary)
     assert data.document_indices.tolist() == [0, 1, 2, 3]
     assert data[0].dtype == (np.uint16 if vocabulary == 65_499 else np.int32)

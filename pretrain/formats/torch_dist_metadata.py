@@ -46,7 +46,20 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no description of tensors needs")
+
+
+def _memory_format(kind: object, name: object) -> object:
+    """What stands for ``getattr``, by which Python 3.11.0 to 3.11.3 pickle an Enum's member: of this Enum alone."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(
+            f"it looks up {name!r} in {kind!r}, which no description of tensors needs"
+        )
+    return _MEM_FORMAT_ENCODING.__members__[str(name)]
 
 
 def read_metadata(directory: Path) -> Any:

@@ -6,12 +6,14 @@ import io
 import os
 import pickle
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from convert_material import CASES, make_model
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as MEMORY_FORMAT
 from torch.distributed.checkpoint.metadata import Metadata
 
 from tsugiki.experiment.errors import CheckpointError
@@ -82,6 +84,43 @@ def test_no_other_name_is_found(megatron: Path, module: str, name: str) -> None:
     )
     (megatron / "checkpoint" / ".metadata").write_bytes(opcodes)
     with pytest.raises(CheckpointError, match=f"{module}.{name}"):
+        read_metadata(megatron / "checkpoint")
+
+
+class ByAttribute(pickle.Pickler):
+    """Pickles an Enum's member as Python 3.11.0 to 3.11.3 do: ``getattr(class, name)``."""
+
+    given: tuple[Any, str] | None = None
+
+    def reducer_override(self, value: Any) -> Any:
+        return (
+            (getattr, self.given or (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+        )
+
+
+def put_by_attribute(checkpoint: Path, given: tuple[Any, str] | None = None) -> None:
+    stream = io.BytesIO()
+    pickler = ByAttribute(stream)
+    pickler.given = given
+    pickler.dump(metadata_of(checkpoint))
+    (checkpoint / ".metadata").write_bytes(stream.getvalue())
+
+
+def test_metadata_written_by_early_releases_of_python_311(megatron: Path) -> None:
+    """Debian 12 has 3.11.2."""
+    checkpoint = megatron / "checkpoint"
+    expected = metadata_of(checkpoint)
+    put_by_attribute(checkpoint)
+    assert b"getattr" in (checkpoint / ".metadata").read_bytes()
+    assert read_metadata(checkpoint).state_dict_metadata == expected.state_dict_metadata
+
+
+@pytest.mark.parametrize(
+    "given", [(Metadata, "__init__"), (torch.Size, "__reduce__"), (MEMORY_FORMAT, "__class__")]
+)
+def test_no_other_attribute_is_found(megatron: Path, given: tuple[Any, str]) -> None:
+    put_by_attribute(megatron / "checkpoint", given)
+    with pytest.raises(CheckpointError, match="unreadable checkpoint metadata"):
         read_metadata(megatron / "checkpoint")
 
 

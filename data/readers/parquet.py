@@ -148,7 +148,13 @@ def read_parquet(source: SourceConfig, file: InputFile) -> Records:
 
 
 def _row(
-    source: SourceConfig, file: InputFile, batch: Any, row: int, number: int, present: list[str], expanded: int
+    source: SourceConfig,
+    file: InputFile,
+    batch: Any,
+    row: int,
+    number: int,
+    present: list[str],
+    expanded: int,
 ) -> Document | BadRecord:
     """A row as a document; what is wrong with it costs no other one."""
     where, limit = f"{file.name}, row {number}", source.reader.maximum_document_bytes

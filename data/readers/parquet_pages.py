@@ -3,8 +3,8 @@
 Sizes and encodings stand in the footer and again in front of each page. A reader allocates by the latter, so those are
 what is judged. The headers are Thrift structures in its compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md) as
-https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift describes them; pyarrow reads them too,
-but does not hand them out.
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift describes them;
+pyarrow reads them too, but does not hand them out.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def filler(size: int) -> str:
     """Letters that zstd does not make much smaller."""
     import random
 
-    return "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", k=size))
+    return "".join(
+        random.Random(0).choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", k=size)
+    )
 
 
 def levels(value: int, count: int) -> bytes:
@@ -128,7 +130,9 @@ def later_blocks(count: int) -> bytes:
 def counted_lengths(path: Path) -> None:
     """One row; its page says that two thousand million lengths follow."""
     write_texts(path, [filler(70_000)])
-    content = levels(1, 1) + varint(1 << 30) + varint(4) + varint(2_000_000_000) + zigzag(0) + zigzag(0) + bytes(4)
+    content = (
+        levels(1, 1) + varint(1 << 30) + varint(4) + varint(2_000_000_000) + zigzag(0) + zigzag(0) + bytes(4)
+    )
     body = zstd_frame(content, 0)
     exchange_page(path, 0, page_header(len(content), len(body), 1, Encoding.DELTA_LENGTH_BYTE_ARRAY), body)
 

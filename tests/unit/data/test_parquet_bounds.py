@@ -46,7 +46,9 @@ def address_space(extra_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_row_group_that_asks_for_gigabytes_is_left_out(tmp_path: Path, bomb: Callable[[Path], None]) -> None:
+def test_a_row_group_that_asks_for_gigabytes_is_left_out(
+    tmp_path: Path, bomb: Callable[[Path], None]
+) -> None:
     path = tmp_path / "a.parquet"
     bomb(path)
     assert path.stat().st_size < 100_000

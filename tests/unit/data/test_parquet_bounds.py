@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tests.support.fuzzing import bounded
-from tests.support.hostile_parquet import (
+from fuzzing import bounded
+from hostile_parquet import (
     BOMBS,
     page_header,
     prefixes_in_a_page,
     write_texts,
 )
+
 from tsugiki.data.config import SourceConfig
 from tsugiki.data.inputs.planning import find_files
 from tsugiki.data.readers.base import BadRecord

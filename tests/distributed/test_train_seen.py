@@ -13,11 +13,11 @@ SLOW_FORWARD = """
 import os, time
 from tsugiki.pretrain.training import step
 original = step.forward_step
-def forward_step(data, model):
+def forward_step(*arguments, **options):
     import torch
     if torch.distributed.get_rank() == RANK:
         time.sleep(0.4)
-    return original(data, model)
+    return original(*arguments, **options)
 step.forward_step = forward_step
 """
 

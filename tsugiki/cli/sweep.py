@@ -69,7 +69,8 @@ def sweep(
         results = read_results(study, {name: state.detail for name, state in states.items()})
         say(f"best: {results.best or 'no trial keeps the bounds'}")
         found = predict(study, results)
-        say("\n".join(findings(found)))
+        for line in findings(found, refused=False):
+            say(line)
         say(f"page: {write_page(results, study.directory / FOLDER, found)[0]}")
     failed = [f"{name}: {state.detail}" for name, state in states.items() if state.state != "done"]
     if failed:

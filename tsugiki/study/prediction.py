@@ -168,8 +168,8 @@ def fits_table(prediction: Prediction) -> Table:
     )
 
 
-def findings(prediction: Prediction) -> list[str]:
-    """What was predicted, and what was not, in sentences."""
+def findings(prediction: Prediction, *, refused: bool = True) -> list[str]:
+    """What was predicted and, with ``refused``, what was not, in sentences."""
     found = []
     if prediction.critical is not None:
         share, (low, high) = prediction.critical
@@ -178,5 +178,6 @@ def findings(prediction: Prediction) -> list[str]:
         )
     for name, (value, (low, high)) in prediction.best.items():
         found.append(f"Best {name.replace('_', ' ')}: {value:.4g} [{low:.4g}, {high:.4g}].")
-    found += [f"Not predicted, {what}: {why}." for what, why in prediction.refused.items()]
+    if refused:
+        found += [f"Not predicted, {what}: {why}." for what, why in prediction.refused.items()]
     return found

@@ -204,15 +204,16 @@ def evaluate_benchmarks(
 
     import torch
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerFast
+
+    from tsugiki.evaluation.benchmarks.shared_context import SharedContextLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # The tokenizer as its file has it: AutoTokenizer rebuilds some from their class.
     tokenizer: Any = str(directory)
     if (directory / "tokenizer.json").is_file():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    model = HFLM(
+    model = SharedContextLM(
         pretrained=str(directory),
         tokenizer=tokenizer,
         dtype=dtype,

@@ -179,7 +179,7 @@ def test_a_chat_model_sees_its_own_template(
 @pytest.mark.slow
 @needs_harness
 def test_examples_of_an_exam_come_from_its_dev_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval.models.huggingface import HFLM
+    from tsugiki.evaluation.benchmarks.shared_context import SharedContextLM
 
     def item(number: int, passage: list[str]) -> dict[str, object]:
         options = [f"A. a{number}", f"B. b{number}"]
@@ -195,12 +195,12 @@ def test_examples_of_an_exam_come_from_its_dev_file(tmp_path: Path, monkeypatch:
     seen: list[tuple[str, str]] = []
 
     def record(
-        self: HFLM, requests: list[tuple[tuple[str, str], object, object]], **_: object
+        self: SharedContextLM, requests: list[tuple[tuple[str, str], object, object]], **_: object
     ) -> list[tuple[float, bool]]:
         seen.extend(request[0] for request in requests)
         return [(0.0, False)] * len(requests)
 
-    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", record)
+    monkeypatch.setattr(SharedContextLM, "_loglikelihood_tokens", record)
     config = HarnessConfig(tasks=["m3exam_th"], data=str(tmp_path), fewshot={"m3exam_th": 1})
     directory = write_model(tmp_path / "model", max_positions=512)
     evaluate_benchmarks(directory, check(config), config, dtype="float32", device="cpu", seed=1)

@@ -51,15 +51,16 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no description of tensors needs")
 
 
-def _memory_format(kind: object, name: object) -> object:
+def _memory_format(kind: Any, name: Any) -> Any:
     """What stands for ``getattr``, by which Python 3.11.0 to 3.11.3 pickle an Enum's member: of this Enum alone."""
-    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+    from torch.distributed.checkpoint import metadata
 
-    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+    known: Any = metadata._MEM_FORMAT_ENCODING
+    if kind is not known or name not in known.__members__:
         raise pickle.UnpicklingError(
             f"it looks up {name!r} in {kind!r}, which no description of tensors needs"
         )
-    return _MEM_FORMAT_ENCODING.__members__[str(name)]
+    return known.__members__[str(name)]
 
 
 def read_metadata(directory: Path) -> Any:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+_NOBODY_WRITES_SECONDS = 3600.0
+"""Since the last write to a shared file's partial one: small files, on whatever machine."""
 
 
 @contextmanager
 def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """A file that appears under its name when it is complete and on disk, or not at all.
 
-    What a kill leaves behind is ``<name>.partial``, which the next writer replaces.
+    What a kill leaves behind is ``<name>.partial``, which the next writer replaces; of a shared file
+    ``<name>.<process>.partial``, which the next writer removes when it is an hour old.
 
     Args:
         path: of the file; its folder is made.
@@ -23,6 +30,8 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
+    if shared:
+        _remove_left_behind(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -32,6 +41,13 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _remove_left_behind(path: Path) -> None:
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):  # another writer may have removed it, and it costs only its bytes
+            if left.stat().st_mtime < time.time() - _NOBODY_WRITES_SECONDS:
+                left.unlink()
 
 
 def remove_unfinished(directory: Path, *, below: bool = True) -> None:

@@ -11,6 +11,7 @@ import heapq
 import json
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -102,13 +103,14 @@ def find_files(source: SourceConfig) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for path in source.paths:
+        special: list[str] = []
         if "://" in path:
-            files = list(_remote_files(path))
+            files = list(_remote_files(path, special))
         elif path.startswith(debian.SCHEME):
             package, inside = debian.split_path(path)
-            files = list(_local_files(debian.unpacked(package), inside))
+            files = list(_local_files(debian.unpacked(package), inside, special))
         else:
-            files = list(_local_files(Path(), str(expand_path(path))))
+            files = list(_local_files(Path(), str(expand_path(path)), special))
         if not files:
             raise ConfigError(
                 f"source '{source.name}' has no input files",
@@ -118,6 +120,12 @@ def find_files(source: SourceConfig) -> list[InputFile]:
                 fix=f"relative paths start at {Path.cwd()}" if not Path(path).is_absolute() else None,
             )
         found.update((file.path, file) for file in files)
+        if special:
+            print(
+                f"source '{source.name}' passes over {len(special):,} of {path} that is no regular file, "
+                f"the first {special[0]}",
+                file=sys.stderr,
+            )
     return sorted(_named_apart(list(found.values())), key=lambda file: (file.name, file.path))
 
 
@@ -193,7 +201,8 @@ def _grouped(files: Sequence[InputFile], maximum_bytes: int, maximum_files: int)
         yield group
 
 
-def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
+def _local_files(base: Path, pattern: str, special: list[str]) -> Iterator[InputFile]:
+    """Regular files; what else a folder or pattern has besides folders is added to `special`."""
     parts = Path(pattern).parts
     fixed = next((place for place, part in enumerate(parts) if set(part) & _MAGIC), len(parts))
     root = base.joinpath(*parts[:fixed])
@@ -219,6 +228,8 @@ def _local_files(base: Path, pattern: str) -> Iterator[InputFile]:
             # A name that is not UTF-8 shows its bytes as \xff.
             name = os.fsencode(match.relative_to(root).as_posix()).decode(errors="backslashreplace")
             yield InputFile(str(match), name, status.st_size, status.st_mtime_ns)
+        elif match.exists() and not match.is_dir():
+            special.append(str(match))
 
 
 def _kind_of(path: Path) -> str:
@@ -232,7 +243,7 @@ def _kind_of(path: Path) -> str:
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "something else")
 
 
-def _remote_files(url: str) -> Iterator[InputFile]:
+def _remote_files(url: str, special: list[str]) -> Iterator[InputFile]:
     import fsspec
 
     try:
@@ -245,7 +256,10 @@ def _remote_files(url: str) -> Iterator[InputFile]:
     root = path.split("*", 1)[0].rsplit("/", 1)[0]
     for name in sorted(listing):
         entry = listing[name]
-        if entry.get("type") in ("directory", "other"):  # other: a pipe, socket or device
+        if entry.get("type") == "directory":
+            continue
+        if entry.get("type") == "other":  # a pipe, socket or device
+            special.append(name)
             continue
         relative = name.removeprefix(root).lstrip("/")
         address = filesystem.unstrip_protocol(name)

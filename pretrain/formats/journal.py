@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tsugiki.experiment.files import write_text_atomically
 from tsugiki.experiment.run.folders import KEY_NAME, remove_entry
 from tsugiki.experiment.run.graph import WORK_NAME
 
@@ -46,9 +47,9 @@ class Journal:
         else:
             empty(directory)
         self.folder.mkdir(exist_ok=True)
-        self._stream = self._path.open("w", encoding="utf-8")
-        self._stream.writelines(f"{line}\n" for line in [first, *sorted(self.done)])
-        self._stream.flush()
+        # Whole or as it was: an interruption here must not cost what is done.
+        write_text_atomically(self._path, "".join(f"{line}\n" for line in [first, *sorted(self.done)]))
+        self._stream = self._path.open("a", encoding="utf-8")
 
     def record(self, unit: str) -> None:
         """Note a unit as finished; its bytes have been handed to the kernel."""

@@ -491,7 +491,7 @@ def test_zstd_asks_for_memory_in_proportion(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "socket.jsonl"])
-def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text(json.dumps({"text": GOOD}))
@@ -501,8 +501,11 @@ def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(os.path.relpath(folder / name))
     assert [document.text for document in read(folder)[0]] == [GOOD]
+    said = f"source 's' passes over 1 of {{}} that is no regular file, the first {folder / name}"
+    assert said.format(folder) in capsys.readouterr().err
     address = {"name": "s", "language": "en", "format": "jsonl", "path": f"file://{folder}"}
     assert [file.name for file in find_files(SourceConfig.model_validate(address))] == ["in/a.jsonl"]
+    assert said.format(address["path"]) in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no regular file"):
         read(folder / name)
     with pytest.raises(OSError, match="not a regular file"), open_stream(str(folder / name)):

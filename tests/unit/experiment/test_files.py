@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,12 @@ def test_sha256_of_files_and_values(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "b").write_text(json.dumps({"a": 1, "b": "é"}, ensure_ascii=False), encoding="utf-8")
     assert sha256_json({"b": "é", "a": 1}) == sha256_file(tmp_path / "b")
+
+
+def test_what_kills_leave_of_shared_files_goes_when_nobody_can_still_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for name, age in {"a.json.1.partial": 7200, "a.json.2.partial": 0, "b.json.1.partial": 7200}.items():
+        (tmp_path / name).write_text("{")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_json_atomically(path, {}, shared=True)
+    assert names(tmp_path) == ["a.json", "a.json.2.partial", "b.json.1.partial"]

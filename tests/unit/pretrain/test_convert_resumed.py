@@ -16,6 +16,7 @@ import tsugiki.experiment.run.graph
 from tsugiki.experiment.run.folders import KEY_NAME
 from tsugiki.pretrain.conversion.trained_model import find_checkpoint
 from tsugiki.pretrain.formats.byte_ranges import copy_range
+from tsugiki.pretrain.formats.journal import JOURNAL_NAME, Journal
 
 PROGRAM = Path(__file__).parents[2] / "support" / "conversion_graph.py"
 WEIGHTS = {"graft": "checkpoint/*.distcp", "export": "*.safetensors"}
@@ -145,3 +146,27 @@ def test_a_failed_verification_is_not_gone_on_with(folder: Path, monkeypatch: py
         with pytest.raises(CheckpointError, match="logits differ"):
             run(folder, "export", export=verified)
     assert len(calls) > 20, "all is written again"
+
+
+def test_the_journal_is_whole_wherever_its_rewriting_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that goes on writes its journal anew, without the line that the interruption cut."""
+    with Journal(tmp_path, {"request": 1}) as journal:
+        journal.record("a")
+        journal.record("b")
+    with (tmp_path / JOURNAL_NAME).open("a") as stream:
+        stream.write("cut")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            Journal(tmp_path, {"request": 1})
+    with Journal(tmp_path, {"request": 1}) as journal:
+        assert journal.done == {"a", "b"}
+        journal.record("c")
+    with Journal(tmp_path, {"request": 1}) as journal:
+        assert journal.done == {"a", "b", "c"}

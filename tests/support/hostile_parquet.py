@@ -128,10 +128,10 @@ def later_blocks(count: int) -> bytes:
 
 
 def counted_lengths(path: Path) -> None:
-    """One row; its page says that two thousand million lengths follow."""
+    """One row; its page says that a thousand million lengths follow."""
     write_texts(path, [filler(70_000)])
     content = (
-        levels(1, 1) + varint(1 << 30) + varint(4) + varint(2_000_000_000) + zigzag(0) + zigzag(0) + bytes(4)
+        levels(1, 1) + varint(1 << 30) + varint(4) + varint(1_000_000_000) + zigzag(0) + zigzag(0) + bytes(4)
     )
     body = zstd_frame(content, 0)
     exchange_page(path, 0, page_header(len(content), len(body), 1, Encoding.DELTA_LENGTH_BYTE_ARRAY), body)

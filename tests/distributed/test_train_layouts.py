@@ -84,7 +84,9 @@ def test_gradients_reduced_during_the_backward_pass(
     case: Path, alone: Path, tmp_path: Path, parallel: dict[str, object]
 ) -> None:
     """As one process trains; validated, saved, and resumed in the middle."""
-    options = {"parallel": parallel, "save_interval_steps": 8, "validation_interval_steps": 8}
+    options = {
+        "parallel": parallel, "micro_batch": 2, "save_interval_steps": 8, "validation_interval_steps": 8,
+    }  # fmt: skip
     train(case, tmp_path, fault=OVERLAPPED, keep_last_checkpoints=9, **options)
     assert curve(tmp_path) == pytest.approx(curve(alone), abs=1e-5)
     saved, losses = weights(tmp_path, STEPS), curve(tmp_path)

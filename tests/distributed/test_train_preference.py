@@ -18,7 +18,7 @@ from tsugiki.pretrain.training.preference import reference
 STEPS = 3
 CASES = trl_script().CASES
 DPO: dict[str, Any] = {
-    **CASES["dpo"], "validation_interval_steps": 1, "save_interval_steps": 1, "keep_last_checkpoints": 9,
+    **CASES["dpo"], "micro_batch": 2, "validation_interval_steps": 1, "save_interval_steps": 1, "keep_last_checkpoints": 9,
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, object]] = {
     "tp2-pp2-sp": {"tensor": 2, "pipeline": 2, "sequence": True},

@@ -35,7 +35,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_slow_rank_is_named(rank: int, layout: dict[str, int], case: Path, tmp_path: Path) -> None:
     """Of a pipeline, the stage that is slow and not the one that waits for it. Others may be slow, too, by chance."""
-    train(case, tmp_path / "out", fault=SLOW_FORWARD.replace("RANK", str(rank)), parallel=layout)
+    slow = SLOW_FORWARD.replace("RANK", str(rank))
+    train(case, tmp_path / "out", fault=slow, parallel=layout, micro_batch=2)
     found = [line for line in lines(tmp_path / "out") if "train/loss" in line]
     assert [line["ranks/slowest"] for line in found] == [rank] * STEPS
     windows = [
@@ -51,8 +52,9 @@ def test_the_slow_rank_is_named(rank: int, layout: dict[str, int], case: Path, t
 
 
 def test_a_trace_has_the_steps_and_their_parts(case: Path, tmp_path: Path) -> None:
-    train(case, tmp_path / "plain", parallel={"pipeline": 2})
-    train(case, tmp_path / "out", parallel={"pipeline": 2}, profile={"steps": [2, 3], "ranks": [1]})
+    options = {"parallel": {"pipeline": 2}, "micro_batch": 2}
+    train(case, tmp_path / "plain", **options)
+    train(case, tmp_path / "out", **options, profile={"steps": [2, 3], "ranks": [1]})
     assert not (tmp_path / "plain" / "profiles").exists()
     assert weights(tmp_path / "plain", STEPS) == weights(tmp_path / "out", STEPS)
     (path,) = (tmp_path / "out" / "profiles").iterdir()

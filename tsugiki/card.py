@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tsugiki.experiment.errors import DataError
+from tsugiki.experiment.files import read_json
 from tsugiki.pretrain.conversion.model_card import markdown_table
 from tsugiki.results import Run
 
@@ -41,7 +42,7 @@ def complete_card(run: Run, name: str) -> str:
         )
     metadata = yaml.safe_load(head) or {}
     manifests = run.manifests
-    extended = (run.directory / "tokenizer" / "pieces.tsv").is_file()
+    extended = _added_pieces(run) > 0
     licence = (run.config.get("export") or {}).get("license")
     if licence and "license" not in metadata:
         metadata["license"] = licence
@@ -96,8 +97,13 @@ def _data(run: Run) -> list[str]:
     return ["## Where the data come from", "", *markdown_table(header, rows), ""]
 
 
+def _added_pieces(run: Run) -> int:
+    path = run.directory / "tokenizer" / "report.json"
+    return int(read_json(path).get("pieces", 0)) if path.is_file() else 0
+
+
 def _vocabulary(run: Run) -> list[str]:
-    if not (run.directory / "tokenizer" / "report.json").is_file():
+    if not _added_pieces(run):  # the report of the base's own vocabulary says no more than that
         return []
     relative = run.tokenizer_report.tokens_relative_to_base
     if not relative:

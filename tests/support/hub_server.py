@@ -22,6 +22,7 @@ class Hub:
         files: repository -> path -> content, as committed.
         objects: LFS objects by sha256 that arrived whole.
         received: objects in the order of their arrival, repeats included.
+        begun: uploads of objects that were begun.
         cut_after: uploads of objects that succeed before the connection breaks; None = all.
     """
 
@@ -30,13 +31,14 @@ class Hub:
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     received: list[str] = field(default_factory=list)
+    begun: int = 0
     cut_after: int | None = None
     commits: int = 0
 
 
 @contextmanager
 def hub_server(token: str = "hf_secretOfTheTest") -> Iterator[Hub]:
-    hub = Hub(token)
+    hub, turns = Hub(token), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -64,7 +66,9 @@ def hub_server(token: str = "hf_secretOfTheTest") -> Iterator[Hub]:
 
         def do_PUT(self) -> None:
             oid = self.path.rsplit("/", 1)[1]
-            if hub.cut_after is not None and len(hub.received) >= hub.cut_after:
+            with turns:  # the client sends several at once
+                number, hub.begun = hub.begun, hub.begun + 1
+            if hub.cut_after is not None and number >= hub.cut_after:
                 self.rfile.read(10)  # some of it, then the line is dead
                 self.close_connection = True
                 self.connection.close()

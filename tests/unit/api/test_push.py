@@ -30,6 +30,12 @@ def finished(run: Path) -> Path:
     (export / "model.safetensors").write_bytes(b"weights" * 5000)
     (export / "tokenizer.model").write_bytes(b"pieces" * 900)
     seal(export, "export")
+    kept = {"pieces": 0, "vocabulary_size": 32000, "gates": []}  # `tokenizer.extend: null`
+    (run / "tokenizer").mkdir(exist_ok=True)
+    (run / "tokenizer" / "report.json").write_text(json.dumps(kept))
+    (run / "tokenizer" / "pieces.tsv").touch()
+    (run / "tokenizer" / "manifest.json").unlink(missing_ok=True)
+    seal(run / "tokenizer", "tokenizer")
     (run / "evaluate").mkdir()
     sides = {"base": {"bits_per_byte": {"ja": 2.5}}, "result": {"bits_per_byte": {"ja": 1.25}}}
     difference = {"ja": {"bits_per_byte": -1.25, "interval": [-1.5, -1.0]}}

@@ -1,5 +1,6 @@
 """Which rank is named when several report, and which error is a rank's own."""
 
+import contextlib
 import json
 import socket
 import time
@@ -70,8 +71,9 @@ def test_a_scanned_port_changes_nothing(noise: bytes) -> None:
     for number, line in enumerate(ranks):
         line.say(hello=number, secret=hub.secret)
     stranger = Line(hub)
-    stranger.connection.sendall(noise)
-    stranger.say(failed="error")
+    with contextlib.suppress(ConnectionError):  # hung up on, perhaps before all is said
+        stranger.connection.sendall(noise)
+        stranger.say(failed="error")
     stranger.connection.close()
     time.sleep(0.2)
     ranks[1].say(failed="error", position=3)
